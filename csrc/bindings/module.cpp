@@ -1,0 +1,9 @@
+// The extension module only lists what it registers; each subject binds itself.
+#include "bindings/register.h"
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "resfuse's native core: programs of fused layers over NumPy views. Knows no torch.";
+    register_info(m);
+    register_program(m);
+    register_plan(m);
+}

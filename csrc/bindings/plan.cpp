@@ -1,0 +1,103 @@
+// Planning a program for one input size and running it.
+#include "engine/plan.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "bindings/register.h"
+#include "bindings/views.h"
+#include "engine/cost.h"
+#include "engine/run.h"
+
+namespace py = pybind11;
+using namespace resfuse;
+
+namespace {
+
+void check_shape(const Array4& array, const Plan& plan, int buffer, const std::string& what) {
+    const Extent extent = plan.extent(buffer);
+    const std::array<index_t, 4> want = {plan.batch(), plan.program().channels(buffer), extent.h, extent.w};
+    if (array.shape != want)
+        throw py::value_error(what + ": got shape " + shape_text(array.shape) + ", want " + shape_text(want));
+}
+
+void run_plan(const Plan& plan, py::handle weights_object, const std::vector<py::array>& inputs,
+              const std::vector<py::array>& outputs) {
+    WeightSet& weights = bound_weights(weights_object);
+    if (&weights.program() != &plan.program()) throw py::value_error("weights: made for another program than the plan");
+    const Program& program = plan.program();
+    if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size())
+        throw py::value_error("inputs, outputs: got " + std::to_string(inputs.size()) + " and " +
+                              std::to_string(outputs.size()) + " arrays, want " +
+                              std::to_string(program.inputs().size()) + " and " + std::to_string(program.outputs().size()));
+    std::vector<Tensor> in, out;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const std::string what = "inputs[" + std::to_string(i) + "]";
+        const Array4 array = array4(inputs[i], what);
+        check_shape(array, plan, program.inputs()[i], what);
+        if (plan.input_dense(i) && !is_dense_nhwc(array))
+            throw py::value_error(what + ": the plan was made for dense channels_last memory");
+        in.push_back(to_tensor(array));
+    }
+    for (std::size_t o = 0; o < outputs.size(); ++o) {
+        const std::string what = "outputs[" + std::to_string(o) + "]";
+        const Array4 array = array4(outputs[o], what);
+        check_shape(array, plan, program.outputs()[o], what);
+        if (!is_dense_nhwc(array) || !outputs[o].writeable())
+            throw py::value_error(what + ": want writable, dense channels_last memory");
+        out.push_back(to_tensor(array));
+    }
+    const py::gil_scoped_release release;
+    weights.prepare(plan.algorithms(), plan.threads());
+    run(plan, weights, in, out);
+}
+
+py::list describe_layers(const Plan& plan) {
+    py::list rows;
+    for (std::size_t l = 0; l < plan.program().layers().size(); ++l) {
+        const Layer& layer = plan.program().layers()[l];
+        const Extent out = plan.extent(layer.output);
+        py::dict row;
+        row["name"] = layer.name;
+        row["images_per_wave"] = plan.wave_images(l);
+        row["output"] = py::make_tuple(layer.out_channels, out.h, out.w);
+        const bool conv = layer.kind == LayerKind::conv;
+        row["algorithm"] = conv ? algorithm_name(plan.algorithms()[l])
+                           : layer.kind == LayerKind::max_pool ? "max_pool" : "global_avg_pool";
+        row["packed_bytes"] = conv ? packed_bytes(layer, plan.algorithms()[l], plan.program().kernels()) : 0;
+        row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
+                                          layer.window.kernel_w * (layer.in_channels / layer.groups)
+                                    : 0;
+        rows.append(row);
+    }
+    return rows;
+}
+
+}  // namespace
+
+void register_plan(py::module_& m) {
+    py::class_<Plan>(m, "Plan", "A program made ready for one batch and image size.")
+        .def(py::init([](std::shared_ptr<Program> program, index_t batch,
+                         const std::vector<std::tuple<index_t, index_t, bool>>& inputs, int threads) {
+                 std::vector<InputShape> shapes;
+                 for (const auto& [h, w, dense] : inputs) shapes.push_back({h, w, dense});
+                 return std::make_unique<Plan>(std::move(program), batch, shapes, threads);
+             }),
+             py::arg("program"), py::arg("batch"), py::arg("inputs"), py::arg("threads"))
+        .def("output_shape", [](const Plan& plan, std::size_t output) {
+            const int buffer = plan.program().outputs().at(output);
+            const Extent extent = plan.extent(buffer);
+            return py::make_tuple(plan.batch(), plan.program().channels(buffer), extent.h, extent.w);
+        }, py::arg("output"))
+        .def("prepare", [](const Plan& plan, py::handle weights) {
+            WeightSet& set = bound_weights(weights);
+            const py::gil_scoped_release release;
+            set.prepare(plan.algorithms(), plan.threads());
+        }, py::arg("weights"), "Packs the weights that this plan needs; idempotent.")
+        .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"))
+        .def("layers", &describe_layers, "What each layer does under this plan.")
+        .def_property_readonly("workspace_bytes", &Plan::workspace_bytes);
+    m.def("is_dense_nhwc", [](const py::array& array) { return is_dense_nhwc(array4(array, "array")); }, py::arg("array"));
+}

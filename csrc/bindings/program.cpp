@@ -1,0 +1,92 @@
+// Building programs and handing them weights.
+#include "engine/program.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "bindings/register.h"
+#include "bindings/views.h"
+#include "engine/weights.h"
+
+namespace py = pybind11;
+using namespace resfuse;
+
+namespace {
+
+using Pair = std::array<index_t, 2>;
+
+Window make_window(Pair kernel_size, Pair stride, Pair dilation, std::array<index_t, 4> padding, bool ceil_mode) {
+    return {kernel_size[0], kernel_size[1], stride[0],  stride[1],  dilation[0], dilation[1],
+            padding[0],     padding[1],     padding[2], padding[3], ceil_mode};
+}
+
+int add_conv(Program& program, const std::string& name, int input, index_t out_channels, Pair kernel_size, Pair stride,
+             Pair dilation, std::array<index_t, 4> padding, index_t groups, const std::string& activation, int residual,
+             const std::string& algorithm) {
+    Layer layer{.kind = LayerKind::conv, .name = name, .input = input, .output = -1, .window = {}};
+    layer.residual = residual;
+    layer.window = make_window(kernel_size, stride, dilation, padding, false);
+    layer.out_channels = out_channels;
+    layer.groups = groups;
+    layer.activation = parse_activation(activation);
+    layer.algorithm = parse_algorithm(algorithm);
+    return program.add_conv(std::move(layer));
+}
+
+// A WeightSet and the arrays that it reads.
+struct BoundWeights {
+    explicit BoundWeights(std::shared_ptr<const Program> program) : weights(std::move(program)) {}
+
+    void set(std::size_t layer, const py::array& weight, std::vector<double> scale, std::vector<float> bias) {
+        if (layer >= weights.program().layers().size())
+            throw std::invalid_argument("layer: got " + std::to_string(layer) + ", want less than " +
+                                        std::to_string(weights.program().layers().size()));
+        const Layer& l = weights.program().layers()[layer];
+        const std::array<index_t, 4> want = {l.out_channels, l.in_channels / l.groups, l.window.kernel_h, l.window.kernel_w};
+        const Array4 view = array4(weight, l.name + ": weight");
+        if (view.shape != want)
+            throw std::invalid_argument(l.name + ": weight has shape " + shape_text(view.shape) + ", want " + shape_text(want));
+        weights.set(layer, {view.data, view.strides, std::move(scale), std::move(bias)});
+        keep_alive[layer] = weight;
+    }
+
+    WeightSet weights;
+    std::map<std::size_t, py::array> keep_alive;
+};
+
+}  // namespace
+
+WeightSet& bound_weights(py::handle object) { return object.cast<BoundWeights&>().weights; }
+
+void register_program(py::module_& m) {
+    py::class_<Program, std::shared_ptr<Program>>(m, "Program", "Layers over buffers, without shapes or weights.")
+        .def(py::init([](const std::optional<std::string>& isa) {
+                 return std::make_shared<Program>(isa ? parse_isa(*isa) : active_isa());
+             }),
+             py::arg("isa") = py::none())
+        .def("add_input", &Program::add_input, py::arg("channels"))
+        .def("add_conv", &add_conv, py::arg("name"), py::arg("input"), py::arg("out_channels"), py::arg("kernel_size"),
+             py::arg("stride"), py::arg("dilation"), py::arg("padding"), py::arg("groups"), py::arg("activation"),
+             py::arg("residual"), py::arg("algorithm"))
+        .def("add_max_pool",
+             [](Program& program, const std::string& name, int input, Pair kernel_size, Pair stride, Pair dilation,
+                std::array<index_t, 4> padding, bool ceil_mode) {
+                 return program.add_max_pool(name, input, make_window(kernel_size, stride, dilation, padding, ceil_mode));
+             },
+             py::arg("name"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("dilation"),
+             py::arg("padding"), py::arg("ceil_mode"))
+        .def("add_global_avg_pool", &Program::add_global_avg_pool, py::arg("name"), py::arg("input"))
+        .def("add_output", &Program::add_output, py::arg("buffer"))
+        .def_property_readonly("isa", [](const Program& program) { return std::string(isa_name(program.isa())); })
+        .def_property_readonly("layers", [](const Program& program) {
+            std::vector<std::string> names;
+            for (const Layer& layer : program.layers()) names.push_back(layer.name);
+            return names;
+        });
+
+    py::class_<BoundWeights>(m, "WeightSet", "One version of a program's parameters, packed on demand.")
+        .def(py::init([](std::shared_ptr<Program> program) { return std::make_unique<BoundWeights>(std::move(program)); }),
+             py::arg("program"))
+        .def("set", &BoundWeights::set, py::arg("layer"), py::arg("weight"), py::arg("scale"), py::arg("bias"))
+        .def_property_readonly("packed_bytes", [](const BoundWeights& self) { return self.weights.bytes(); });
+}

@@ -1,0 +1,7 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void register_info(pybind11::module_& m);
+void register_program(pybind11::module_& m);
+void register_plan(pybind11::module_& m);

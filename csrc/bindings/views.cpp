@@ -1,0 +1,41 @@
+#include "bindings/views.h"
+
+#include <stdexcept>
+
+namespace py = pybind11;
+using namespace resfuse;
+
+std::string shape_text(const std::array<index_t, 4>& shape) {
+    std::string text = "[";
+    for (const index_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+    return text + "]";
+}
+
+Array4 array4(const py::array& array, const std::string& what) {
+    if (!py::isinstance<py::array_t<float>>(array))
+        throw py::type_error(what + ": got dtype " + std::string(py::str(array.dtype())) + ", want float32");
+    if (array.ndim() != 4)
+        throw py::value_error(what + ": got " + std::to_string(array.ndim()) + " dimensions, want 4 (N, C, H, W)");
+    Array4 view{static_cast<float*>(const_cast<void*>(array.data())), {}, {}};
+    for (int i = 0; i < 4; ++i) {
+        view.shape[static_cast<std::size_t>(i)] = array.shape(i);
+        const index_t bytes = array.strides(i);
+        if (bytes % static_cast<index_t>(sizeof(float)) != 0)
+            throw py::value_error(what + ": strides must be multiples of the item size");
+        view.strides[static_cast<std::size_t>(i)] = bytes / static_cast<index_t>(sizeof(float));
+    }
+    return view;
+}
+
+bool is_dense_nhwc(const Array4& a) {
+    const auto [n, c, h, w] = a.shape;
+    const auto fits = [](index_t size, index_t stride, index_t want) { return size == 1 || stride == want; };
+    return fits(c, a.strides[1], 1) && fits(w, a.strides[3], c) && fits(h, a.strides[2], w * c) &&
+           fits(n, a.strides[0], h * w * c);
+}
+
+Tensor to_tensor(const Array4& a) {
+    const auto [n, c, h, w] = a.shape;
+    if (is_dense_nhwc(a)) return {a.data, h * w * c, w * c, c, 1};
+    return {a.data, a.strides[0], a.strides[2], a.strides[3], a.strides[1]};
+}

@@ -1,0 +1,31 @@
+// NumPy arrays as plain pointers and strides; every check of outside memory is made here, once.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <array>
+#include <string>
+
+#include "engine/step.h"
+
+struct Array4 {
+    float* data;
+    std::array<resfuse::index_t, 4> shape;
+    std::array<resfuse::index_t, 4> strides;  // in floats
+};
+
+std::string shape_text(const std::array<resfuse::index_t, 4>& shape);
+
+// A float32 array of four dimensions; throws TypeError or ValueError that names `what`.
+Array4 array4(const pybind11::array& array, const std::string& what);
+
+// Whether an [N, C, H, W] array lies in memory as dense NHWC.
+bool is_dense_nhwc(const Array4& array);
+
+// The array as a core tensor; a dense one gets the canonical strides even where a dimension is 1.
+resfuse::Tensor to_tensor(const Array4& array);
+
+namespace resfuse {
+class WeightSet;
+}
+resfuse::WeightSet& bound_weights(pybind11::handle object);

@@ -1,0 +1,21 @@
+// Placement of buffers with known lifetimes in one block of memory: buffers that are never alive together may overlap.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+namespace resfuse {
+
+struct Interval {
+    std::size_t first, last;  // steps, inclusive
+    std::size_t floats;
+    std::size_t offset = 0;  // filled in by place_intervals
+};
+
+// Rounds up to whole cache lines, plus one line so that neighbouring buffers do not share cache sets.
+std::size_t arena_round_up(std::size_t floats);
+
+// Sets every offset (largest first, lowest free place) and returns the floats needed in all.
+std::size_t place_intervals(std::vector<Interval>& intervals);
+
+}  // namespace resfuse

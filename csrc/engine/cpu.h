@@ -1,0 +1,20 @@
+// What this machine is: the instruction sets it has and the sizes of its caches.
+#pragma once
+
+#include <cstddef>
+
+namespace resfuse {
+
+// Ordered: every level contains the ones before it.
+enum class Isa : int { generic, avx2, avx512, avx512_bf16 };
+
+Isa detect_isa();
+
+struct CacheSizes {
+    std::size_t l2;  // bytes per core
+    std::size_t l3;  // bytes, shared
+};
+
+const CacheSizes& cache_sizes();
+
+}  // namespace resfuse

@@ -1,0 +1,211 @@
+// Direct convolution as an implicit GEMM, and linear layers and 1x1 convolutions as plain ones.
+//
+// flat: a pointwise layer is one matrix product over all pixels of the wave.
+// rows: each output row is a product whose A rows lie stride_w pixels apart. Where there is padding, or the input is
+//       not dense NHWC, a task first copies the input rows that it needs into a zero-padded band in cache.
+#include <algorithm>
+
+#include "engine/step.h"
+
+namespace resfuse {
+
+namespace {
+
+class DirectStep final : public Step {
+  public:
+    DirectStep(const StepContext& context, std::size_t index)
+        : index_(index),
+          layer_(context.program.layers()[index]),
+          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
+          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
+          grid_(panel_grid(layer_, context.kernels())),
+          flat_(layer_.window.is_pointwise() && layer_.groups == 1 && context.dense[static_cast<std::size_t>(layer_.input)]),
+          band_(!flat_ && (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])) {
+        const Window& w = layer_.window;
+        band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
+        pitch_ = (band_ ? band_cols_ : in_.w) * layer_.in_channels;
+        set_segments();
+        if (flat_) {
+            plan_flat(context);
+        } else {
+            plan_rows(context);
+        }
+    }
+
+    index_t tasks(int, index_t images) const override {
+        return flat_ ? row_blocks(images) * panel_chunks_ : images * bands_ * panel_chunks_;
+    }
+
+    void run(int, index_t task, const Wave& wave, float* scratch) const override {
+        const Range panels = part(grid_.total, task % panel_chunks_, panel_chunks_);
+        if (flat_) {
+            run_flat(part(wave.images * out_.h * out_.w, task / panel_chunks_, row_blocks(wave.images)), panels, wave);
+        } else {
+            const index_t band = task / panel_chunks_;
+            run_rows(band / bands_, part(out_.h, band % bands_, bands_), panels, wave, scratch);
+        }
+    }
+
+  private:
+    static constexpr index_t kBlockFloats = 64 * 1024;  // of A that a task keeps in L2
+
+    void set_segments() {
+        const Window& w = layer_.window;
+        const index_t channels = layer_.in_channels;
+        if (layer_.groups == 1 && w.dilation_w == 1) {
+            segment_length_ = w.kernel_w * channels;
+            for (index_t r = 0; r < w.kernel_h; ++r) segments_.push_back(r * w.dilation_h * pitch_);
+            return;
+        }
+        segment_length_ = channels / layer_.groups;
+        for (index_t r = 0; r < w.kernel_h; ++r)
+            for (index_t s = 0; s < w.kernel_w; ++s)
+                segments_.push_back(r * w.dilation_h * pitch_ + s * w.dilation_w * channels);
+    }
+
+    void plan_flat(const StepContext& context) {
+        const index_t rows = context.images * out_.h * out_.w;
+        const index_t tile = context.kernels().tile_rows;
+        const index_t wanted = 4 * context.threads;
+        block_ = std::max(4 * tile, kBlockFloats / layer_.in_channels / tile * tile);
+        if (layer_.in_channels * rows < layer_.in_channels * layer_.out_channels) {
+            // Weights are the larger operand: each should be read by one thread only.
+            panel_chunks_ = std::min(grid_.total, wanted);
+        } else {
+            block_ = std::clamp(ceil_div(ceil_div(rows, wanted), tile) * tile, tile, block_);
+            panel_chunks_ = std::clamp<index_t>(wanted / ceil_div(rows, block_), 1, grid_.total);
+        }
+    }
+
+    void plan_rows(const StepContext& context) {
+        const Window& w = layer_.window;
+        const index_t row_floats = w.stride_h * band_cols_ * layer_.in_channels;
+        const index_t most_rows = std::max<index_t>(1, kBlockFloats / row_floats);
+        bands_ = ceil_div(out_.h, most_rows);
+        const index_t wanted = 4 * context.threads;
+        if (context.images * bands_ < wanted) {
+            if (static_cast<index_t>(segments_.size()) * segment_length_ * layer_.out_channels > kBlockFloats) {
+                panel_chunks_ = std::min(grid_.total, ceil_div(wanted, context.images * bands_));
+            } else {
+                bands_ = std::min(out_.h, ceil_div(wanted, context.images));
+            }
+        }
+        if (band_)
+            thread_scratch = static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * band_cols_ * layer_.in_channels);
+    }
+
+    index_t row_blocks(index_t images) const { return ceil_div(images * out_.h * out_.w, block_); }
+
+    index_t band_rows(index_t out_rows) const {
+        const Window& w = layer_.window;
+        return (out_rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
+    }
+
+    // The parts of a product that do not depend on where its rows are.
+    GemmArgs panel_args(index_t panel, const Wave& wave) const {
+        const index_t group_cols = layer_.out_channels / layer_.groups;
+        const index_t in_group = panel % grid_.per_group * grid_.tile_cols;
+        GemmArgs g{};
+        g.segment_offset = segments_.data();
+        g.segments = static_cast<index_t>(segments_.size());
+        g.segment_length = segment_length_;
+        g.b = wave.weights.packed(index_, Algorithm::direct) + panel * grid_.reduction * grid_.tile_cols;
+        g.cols = std::min(grid_.tile_cols, group_cols - in_group);
+        g.bias = wave.weights.bias(index_) + panel * grid_.tile_cols;
+        g.floor = activation_floor(layer_.activation);
+        return g;
+    }
+
+    // First output channel of a panel.
+    index_t panel_channel(index_t panel) const {
+        return panel / grid_.per_group * (layer_.out_channels / layer_.groups) + panel % grid_.per_group * grid_.tile_cols;
+    }
+
+    void multiply(GemmArgs& g, const Wave& wave) const {
+        wave.kernels.gemm(g);
+        if (layer_.activation == Activation::tanh || layer_.activation == Activation::sigmoid)
+            for (index_t i = 0; i < g.rows; ++i) wave.kernels.activate(layer_.activation, g.c + i * g.ldc, g.cols);
+    }
+
+    void run_flat(Range rows, Range panels, const Wave& wave) const {
+        const Tensor& x = wave.tensors[layer_.input];
+        const Tensor& y = wave.tensors[layer_.output];
+        for (index_t p = panels.begin; p < panels.end; ++p) {
+            GemmArgs g = panel_args(p, wave);
+            g.a = x.data + rows.begin * x.pixel;
+            g.lda = x.pixel;
+            g.rows = rows.size();
+            g.c = y.data + rows.begin * y.pixel + panel_channel(p);
+            g.ldc = y.pixel;
+            if (layer_.residual >= 0) {
+                const Tensor& residual = wave.tensors[layer_.residual];
+                g.residual = residual.data + rows.begin * residual.pixel + panel_channel(p);
+                g.ldr = residual.pixel;
+            }
+            multiply(g, wave);
+        }
+    }
+
+    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch) const {
+        const Window& w = layer_.window;
+        const Tensor& x = wave.tensors[layer_.input];
+        const Tensor& y = wave.tensors[layer_.output];
+        const float* first = x.data + image * x.image + rows.begin * w.stride_h * x.row;
+        if (band_) {
+            wave.kernels.copy_band({.image = x.data + image * x.image,
+                                    .height = in_.h,
+                                    .width = in_.w,
+                                    .channels = layer_.in_channels,
+                                    .stride_h = x.row,
+                                    .stride_w = x.pixel,
+                                    .stride_c = x.channel,
+                                    .y0 = rows.begin * w.stride_h - w.pad_top,
+                                    .rows = band_rows(rows.size()),
+                                    .x0 = -w.pad_left,
+                                    .cols = band_cols_,
+                                    .fill = 0.0f,
+                                    .band = scratch});
+            first = scratch;
+        }
+        for (index_t p = panels.begin; p < panels.end; ++p) {
+            GemmArgs g = panel_args(p, wave);
+            const index_t channel = panel_channel(p);
+            const index_t group_offset = p / grid_.per_group * (layer_.in_channels / layer_.groups);
+            g.lda = w.stride_w * layer_.in_channels;
+            g.rows = out_.w;
+            g.ldc = y.pixel;
+            for (index_t oy = rows.begin; oy < rows.end; ++oy) {
+                g.a = first + (oy - rows.begin) * w.stride_h * pitch_ + group_offset;
+                g.c = y.data + image * y.image + oy * y.row + channel;
+                if (layer_.residual >= 0) {
+                    const Tensor& residual = wave.tensors[layer_.residual];
+                    g.residual = residual.data + image * residual.image + oy * residual.row + channel;
+                    g.ldr = residual.pixel;
+                }
+                multiply(g, wave);
+            }
+        }
+    }
+
+    std::size_t index_;
+    const Layer& layer_;
+    Extent in_, out_;
+    PanelGrid grid_;
+    bool flat_;
+    bool band_;
+    index_t band_cols_ = 0;
+    index_t pitch_ = 0;  // floats between input rows as the kernel reads them
+    std::vector<index_t> segments_;
+    index_t segment_length_ = 0;
+    index_t block_ = 1;         // rows of a flat task
+    index_t bands_ = 1;         // bands of output rows of an image
+    index_t panel_chunks_ = 1;  // parts that the panels are cut into
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<DirectStep>(context, layer);
+}
+
+}  // namespace resfuse

@@ -1,0 +1,171 @@
+// The steps whose tasks are bands of rows, or ranges of channels, of single images: depthwise convolution, max-pool,
+// global average pool, layout change.
+#include <algorithm>
+
+#include "engine/step.h"
+
+namespace resfuse {
+
+namespace {
+
+class ImageStep : public Step {
+  public:
+    ImageStep(const StepContext& context, int input, int output, index_t parts_of)
+        : input_(input),
+          output_(output),
+          in_(context.extents[static_cast<std::size_t>(input)]),
+          out_(context.extents[static_cast<std::size_t>(output)]),
+          parts_of_(parts_of),
+          parts_(std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, std::max<index_t>(parts_of, 1))) {}
+
+    index_t tasks(int, index_t images) const override { return images * parts_; }
+
+    void run(int, index_t task, const Wave& wave, float*) const override {
+        run_part(task / parts_, part(parts_of_, task % parts_, parts_), wave);
+    }
+
+  protected:
+    virtual void run_part(index_t image, Range range, const Wave& wave) const = 0;
+
+    int input_, output_;
+    Extent in_, out_;
+    index_t parts_of_;  // rows or channel vectors of an image
+    index_t parts_;     // tasks that they are cut into
+};
+
+class DepthwiseStep final : public ImageStep {
+  public:
+    DepthwiseStep(const StepContext& context, std::size_t index, const Layer& layer)
+        : ImageStep(context, layer.input, layer.output, context.extents[static_cast<std::size_t>(layer.output)].h),
+          index_(index),
+          layer_(layer) {}
+
+  private:
+    void run_part(index_t image, Range rows, const Wave& wave) const override {
+        const Window& w = layer_.window;
+        const Tensor& y = wave.tensors[output_];
+        const Tensor* residual = layer_.residual >= 0 ? &wave.tensors[layer_.residual] : nullptr;
+        wave.kernels.depthwise({.image = image_view(wave.tensors[input_], image, in_),
+                                .channels = layer_.out_channels,
+                                .kernel_h = w.kernel_h,
+                                .kernel_w = w.kernel_w,
+                                .stride_h = w.stride_h,
+                                .stride_w = w.stride_w,
+                                .dilation_h = w.dilation_h,
+                                .dilation_w = w.dilation_w,
+                                .pad_top = w.pad_top,
+                                .pad_left = w.pad_left,
+                                .weight = wave.weights.packed(index_, Algorithm::depthwise),
+                                .bias = wave.weights.bias(index_),
+                                .y = y.data + image * y.image,
+                                .out_width = out_.w,
+                                .out_row_begin = rows.begin,
+                                .out_row_end = rows.end,
+                                .residual = residual ? residual->data + image * residual->image : nullptr,
+                                .floor = activation_floor(layer_.activation)});
+        if (layer_.activation == Activation::tanh || layer_.activation == Activation::sigmoid)
+            wave.kernels.activate(layer_.activation, y.data + image * y.image + rows.begin * y.row,
+                                  rows.size() * y.row);
+    }
+
+    std::size_t index_;
+    const Layer& layer_;
+};
+
+class MaxPoolStep final : public ImageStep {
+  public:
+    MaxPoolStep(const StepContext& context, const Layer& layer)
+        : ImageStep(context, layer.input, layer.output, context.extents[static_cast<std::size_t>(layer.output)].h),
+          layer_(layer) {}
+
+  private:
+    void run_part(index_t image, Range rows, const Wave& wave) const override {
+        const Window& w = layer_.window;
+        const Tensor& y = wave.tensors[output_];
+        wave.kernels.max_pool({.image = image_view(wave.tensors[input_], image, in_),
+                               .channels = layer_.out_channels,
+                               .kernel_h = w.kernel_h,
+                               .kernel_w = w.kernel_w,
+                               .stride_h = w.stride_h,
+                               .stride_w = w.stride_w,
+                               .dilation_h = w.dilation_h,
+                               .dilation_w = w.dilation_w,
+                               .pad_top = w.pad_top,
+                               .pad_left = w.pad_left,
+                               .y = y.data + image * y.image + rows.begin * y.row,
+                               .y_row = y.row,
+                               .out_width = out_.w,
+                               .out_row_begin = rows.begin,
+                               .out_row_end = rows.end});
+    }
+
+    const Layer& layer_;
+};
+
+class GlobalAvgPoolStep final : public ImageStep {
+  public:
+    GlobalAvgPoolStep(const StepContext& context, const Layer& layer)
+        : ImageStep(context, layer.input, layer.output,
+                    ceil_div(layer.out_channels, context.kernels().vector_floats)),
+          channels_(layer.out_channels),
+          vector_(context.kernels().vector_floats) {}
+
+  private:
+    void run_part(index_t image, Range vectors, const Wave& wave) const override {
+        const Tensor& y = wave.tensors[output_];
+        wave.kernels.global_avg_pool({.image = image_view(wave.tensors[input_], image, in_),
+                                      .channel_begin = vectors.begin * vector_,
+                                      .channel_end = std::min(vectors.end * vector_, channels_),
+                                      .y = y.data + image * y.image});
+    }
+
+    index_t channels_, vector_;
+};
+
+class LayoutStep final : public ImageStep {
+  public:
+    LayoutStep(const StepContext& context, int from, int to)
+        : ImageStep(context, from, to, context.extents[static_cast<std::size_t>(to)].h),
+          channels_(context.program.channels(from)) {}
+
+  private:
+    void run_part(index_t image, Range rows, const Wave& wave) const override {
+        const Tensor& x = wave.tensors[input_];
+        const Tensor& y = wave.tensors[output_];
+        wave.kernels.copy_band({.image = x.data + image * x.image,
+                                .height = in_.h,
+                                .width = in_.w,
+                                .channels = channels_,
+                                .stride_h = x.row,
+                                .stride_w = x.pixel,
+                                .stride_c = x.channel,
+                                .y0 = rows.begin,
+                                .rows = rows.size(),
+                                .x0 = 0,
+                                .cols = in_.w,
+                                .fill = 0.0f,
+                                .band = y.data + image * y.image + rows.begin * y.row});
+    }
+
+    index_t channels_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_depthwise_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<DepthwiseStep>(context, layer, context.program.layers()[layer]);
+}
+
+std::unique_ptr<Step> make_max_pool_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<MaxPoolStep>(context, context.program.layers()[layer]);
+}
+
+std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<GlobalAvgPoolStep>(context, context.program.layers()[layer]);
+}
+
+std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int to) {
+    return std::make_unique<LayoutStep>(context, from, to);
+}
+
+}  // namespace resfuse

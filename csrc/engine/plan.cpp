@@ -1,0 +1,198 @@
+#include "engine/plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "engine/arena.h"
+#include "engine/cost.h"
+
+namespace resfuse {
+
+Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vector<InputShape>& inputs, int threads)
+    : program_(std::move(program)), batch_(batch), threads_(threads) {
+    program_->freeze();
+    if (batch < 1) throw std::invalid_argument("batch: got " + std::to_string(batch) + ", want at least 1");
+    if (threads < 1) throw std::invalid_argument("threads: got " + std::to_string(threads) + ", want at least 1");
+    if (inputs.size() != program_->inputs().size())
+        throw std::invalid_argument("inputs: got " + std::to_string(inputs.size()) + " tensors, want " +
+                                    std::to_string(program_->inputs().size()));
+    infer_extents(inputs);
+    choose_algorithms();
+    place_inputs(inputs);
+    make_segments();
+    make_steps();
+    place_buffers();
+    zeros_.assign(static_cast<std::size_t>(*std::max_element(channels_.begin(), channels_.end())), 0.0f);
+}
+
+void Plan::infer_extents(const std::vector<InputShape>& inputs) {
+    for (int b = 0; b < program_->buffers(); ++b) channels_.push_back(program_->channels(b));
+    extents_.resize(channels_.size(), {0, 0});
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+        if (inputs[i].height < 1 || inputs[i].width < 1)
+            throw std::invalid_argument("input " + std::to_string(i) + ": an image of " +
+                                        std::to_string(inputs[i].height) + " x " + std::to_string(inputs[i].width) +
+                                        " has no pixels");
+        extents_[static_cast<std::size_t>(program_->inputs()[i])] = {inputs[i].height, inputs[i].width};
+    }
+    for (const Layer& layer : program_->layers()) {
+        const Extent in = extents_[static_cast<std::size_t>(layer.input)];
+        const Extent out =
+            layer.kind == LayerKind::global_avg_pool ? Extent{1, 1} : window_extent(layer.window, in, layer.name);
+        if (layer.residual >= 0) {
+            const Extent residual = extents_[static_cast<std::size_t>(layer.residual)];
+            if (residual.h != out.h || residual.w != out.w)
+                throw std::invalid_argument(layer.name + ": the residual is " + std::to_string(residual.h) + " x " +
+                                            std::to_string(residual.w) + ", want " + std::to_string(out.h) + " x " +
+                                            std::to_string(out.w));
+        }
+        extents_[static_cast<std::size_t>(layer.output)] = out;
+    }
+}
+
+void Plan::choose_algorithms() {
+    for (const Layer& layer : program_->layers())
+        algorithms_.push_back(layer.kind == LayerKind::conv
+                                  ? choose_algorithm(layer, extents_[static_cast<std::size_t>(layer.output)], batch_,
+                                                     program_->kernels())
+                                  : Algorithm::direct);
+}
+
+// A direct convolution reads any strides while it fills its band; every other reader wants dense NHWC. The input's own
+// buffer number then names the dense copy and a new one the caller's tensor.
+void Plan::place_inputs(const std::vector<InputShape>& inputs) {
+    placements_.resize(channels_.size());
+    dense_.assign(channels_.size(), true);
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const int buffer = program_->inputs()[i];
+        input_dense_.push_back(inputs[i].dense);
+        bool needs_dense = false;
+        for (std::size_t l = 0; l < program_->layers().size(); ++l) {
+            const Layer& layer = program_->layers()[l];
+            needs_dense |= layer.residual == buffer;
+            needs_dense |= layer.input == buffer &&
+                           (layer.kind != LayerKind::conv || algorithms_[l] != Algorithm::direct);
+        }
+        if (inputs[i].dense || !needs_dense) {
+            placements_[static_cast<std::size_t>(buffer)].external_input = static_cast<int>(i);
+            dense_[static_cast<std::size_t>(buffer)] = inputs[i].dense;
+            continue;
+        }
+        layouts_.push_back({static_cast<int>(channels_.size()), buffer});
+        channels_.push_back(channels_[static_cast<std::size_t>(buffer)]);
+        extents_.push_back(extents_[static_cast<std::size_t>(buffer)]);
+        dense_.push_back(false);
+        placements_.push_back({.external_input = static_cast<int>(i)});
+    }
+    for (std::size_t o = 0; o < program_->outputs().size(); ++o)
+        placements_[static_cast<std::size_t>(program_->outputs()[o])].external_output = static_cast<int>(o);
+    for (std::size_t b = 0; b < channels_.size(); ++b)
+        placements_[b].image_floats = extents_[b].h * extents_[b].w * channels_[b];
+}
+
+// Layers of one output extent (a stage) go depth first together: as many images a wave as keep its activations in
+// cache, or many where its weights are too large to be streamed once per few images.
+void Plan::make_segments() {
+    const std::vector<Layer>& layers = program_->layers();
+    const auto out_extent = [&](std::size_t l) { return extents_[static_cast<std::size_t>(layers[l].output)]; };
+    for (std::size_t first = 0; first < layers.size();) {
+        std::size_t last = first, weights = 0, activations = 0;
+        const Extent extent = out_extent(first);
+        while (last < layers.size() && out_extent(last).h == extent.h && out_extent(last).w == extent.w) {
+            const Layer& layer = layers[last];
+            index_t floats = placements_[static_cast<std::size_t>(layer.input)].image_floats +
+                             placements_[static_cast<std::size_t>(layer.output)].image_floats;
+            if (layer.residual >= 0) floats += placements_[static_cast<std::size_t>(layer.residual)].image_floats;
+            activations = std::max(activations, static_cast<std::size_t>(floats) * sizeof(float));
+            if (layer.kind == LayerKind::conv)
+                weights = std::max(weights, packed_bytes(layer, algorithms_[last], program_->kernels()));
+            ++last;
+        }
+        const index_t images = images_per_wave(weights, activations, batch_, threads_);
+        if (!segments_.empty() && segments_.back().images == images) {
+            segments_.back().last_step = step_of_layer(last - 1);
+        } else {
+            segments_.push_back({segments_.empty() ? 0 : step_of_layer(first), step_of_layer(last - 1), images});
+        }
+        first = last;
+    }
+}
+
+std::size_t Plan::segment_of(std::size_t step) const {
+    std::size_t s = 0;
+    while (segments_[s].last_step < step) ++s;
+    return s;
+}
+
+index_t Plan::wave_images(std::size_t layer) const { return segments_[segment_of(step_of_layer(layer))].images; }
+
+void Plan::make_steps() {
+    for (std::size_t s = 0; s < layouts_.size() + program_->layers().size(); ++s) {
+        const StepContext context{*program_, extents_, dense_, segments_[segment_of(s)].images, threads_};
+        if (s < layouts_.size()) {
+            const StepContext layout{*program_, extents_, dense_, context.images, threads_};
+            steps_.push_back(make_layout_step(layout, layouts_[s].from, layouts_[s].to));
+            continue;
+        }
+        const std::size_t l = s - layouts_.size();
+        const Layer& layer = program_->layers()[l];
+        if (layer.kind == LayerKind::max_pool) {
+            steps_.push_back(make_max_pool_step(context, l));
+        } else if (layer.kind == LayerKind::global_avg_pool) {
+            steps_.push_back(make_global_avg_pool_step(context, l));
+        } else if (algorithms_[l] == Algorithm::depthwise) {
+            steps_.push_back(make_depthwise_step(context, l));
+        } else if (algorithms_[l] == Algorithm::direct) {
+            steps_.push_back(make_direct_step(context, l));
+        } else {
+            steps_.push_back(make_winograd_step(context, l, algorithms_[l]));
+        }
+    }
+}
+
+void Plan::place_buffers() {
+    const std::size_t none = steps_.size();
+    std::vector<std::size_t> defined(channels_.size(), none), last_use(channels_.size(), 0);
+    const auto touch = [&](int buffer, std::size_t step) {
+        const std::size_t b = static_cast<std::size_t>(buffer);
+        defined[b] = std::min(defined[b], step);
+        last_use[b] = std::max(last_use[b], step);
+    };
+    for (std::size_t s = 0; s < layouts_.size(); ++s) touch(layouts_[s].to, s);
+    for (std::size_t l = 0; l < program_->layers().size(); ++l) {
+        const Layer& layer = program_->layers()[l];
+        touch(layer.output, step_of_layer(l));
+        touch(layer.input, step_of_layer(l));
+        if (layer.residual >= 0) touch(layer.residual, step_of_layer(l));
+    }
+
+    std::vector<Interval> intervals;
+    for (std::size_t b = 0; b < channels_.size(); ++b) {
+        Placement& place = placements_[b];
+        if (place.external_input >= 0 || place.external_output >= 0 || defined[b] == none) continue;
+        const std::size_t from = segment_of(defined[b]), to = segment_of(last_use[b]);
+        place.whole_batch = from != to;
+        const index_t images = place.whole_batch ? batch_ : segments_[from].images;
+        intervals.push_back({.first = place.whole_batch ? segments_[from].first_step : defined[b],
+                             .last = place.whole_batch ? segments_[to].last_step : last_use[b],
+                             .floats = static_cast<std::size_t>(images * place.image_floats)});
+    }
+    std::size_t shared = 0;
+    for (const auto& step : steps_) {
+        shared = std::max(shared, step->shared_scratch);
+        thread_scratch_floats_ = std::max(thread_scratch_floats_, step->thread_scratch);
+    }
+    shared_scratch_offset_ = place_intervals(intervals);
+    thread_scratch_floats_ = arena_round_up(thread_scratch_floats_);
+    thread_scratch_offset_ = shared_scratch_offset_ + arena_round_up(shared);
+    workspace_floats_ = thread_scratch_offset_ + thread_scratch_floats_ * static_cast<std::size_t>(threads_);
+
+    std::size_t next = 0;
+    for (std::size_t b = 0; b < channels_.size(); ++b) {
+        Placement& place = placements_[b];
+        if (place.external_input >= 0 || place.external_output >= 0 || defined[b] == none) continue;
+        place.offset = intervals[next++].offset;
+    }
+}
+
+}  // namespace resfuse

@@ -1,0 +1,97 @@
+// A Program: layers over buffers, without shapes of images and without weights. Building one fixes the structure only;
+// a Plan (plan.h) fixes everything for one input size, a WeightSet (weights.h) holds one version of the parameters.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/dispatch.h"
+
+namespace resfuse {
+
+enum class LayerKind { conv, max_pool, global_avg_pool };
+
+// How a convolution is computed. `automatic` and `winograd` are requests; the plan holds one of the others.
+enum class Algorithm : int { direct, winograd_f2, winograd_f4, depthwise, automatic, winograd };
+
+const char* algorithm_name(Algorithm algorithm);
+Algorithm parse_algorithm(const std::string& name);
+Activation parse_activation(const std::string& name);
+
+struct Window {
+    index_t kernel_h = 1, kernel_w = 1;
+    index_t stride_h = 1, stride_w = 1;
+    index_t dilation_h = 1, dilation_w = 1;
+    index_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
+    bool ceil_mode = false;  // max-pool only
+
+    bool is_pointwise() const {
+        return kernel_h == 1 && kernel_w == 1 && stride_h == 1 && stride_w == 1 && !has_padding();
+    }
+    bool has_padding() const { return pad_top || pad_left || pad_bottom || pad_right; }
+};
+
+// Height and width of an image.
+struct Extent {
+    index_t h, w;
+};
+
+// Output extent of a window over an image, as torch computes it; throws std::invalid_argument when it is not positive.
+Extent window_extent(const Window& window, Extent in, const std::string& layer);
+
+struct Layer {
+    LayerKind kind;
+    std::string name;
+    int input;
+    int output;
+    int residual = -1;  // buffer added before the activation, or -1
+    Window window;
+    index_t in_channels = 0;
+    index_t out_channels = 0;
+    index_t groups = 1;
+    Activation activation = Activation::none;
+    Algorithm algorithm = Algorithm::automatic;
+
+    bool is_depthwise() const { return groups == in_channels && groups == out_channels && groups > 1; }
+    bool winograd_applies() const {
+        return kind == LayerKind::conv && groups == 1 && window.kernel_h == 3 && window.kernel_w == 3 &&
+               window.stride_h == 1 && window.stride_w == 1 && window.dilation_h == 1 && window.dilation_w == 1 &&
+               (activation == Activation::none || activation == Activation::relu);
+    }
+};
+
+class Program {
+  public:
+    explicit Program(Isa isa) : isa_(isa) {}
+
+    // Each returns the number of the buffer that it makes. All throw std::invalid_argument for what cannot be.
+    int add_input(index_t channels);
+    int add_conv(Layer layer);
+    int add_max_pool(const std::string& name, int input, const Window& window);
+    int add_global_avg_pool(const std::string& name, int input);
+    void add_output(int buffer);
+
+    // Plans and weight sets refer to the layers, so the first of them ends the building.
+    void freeze() const { frozen_ = true; }
+
+    Isa isa() const { return isa_; }
+    const KernelTable& kernels() const { return kernels_of(isa_); }
+    const std::vector<Layer>& layers() const { return layers_; }
+    const std::vector<int>& inputs() const { return inputs_; }
+    const std::vector<int>& outputs() const { return outputs_; }
+    int buffers() const { return static_cast<int>(channels_.size()); }
+    index_t channels(int buffer) const { return channels_[static_cast<std::size_t>(buffer)]; }
+
+  private:
+    void check_buffer(int buffer, const std::string& what) const;
+    int add_buffer(index_t channels);
+
+    Isa isa_;
+    mutable bool frozen_ = false;
+    std::vector<index_t> channels_;
+    std::vector<Layer> layers_;
+    std::vector<int> inputs_;
+    std::vector<int> outputs_;
+};
+
+}  // namespace resfuse

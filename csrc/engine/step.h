@@ -1,0 +1,73 @@
+// A Step computes one layer for one wave of images. It is cut into stages (a barrier between them) and each stage into
+// tasks that any thread may take in any order.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/weights.h"
+
+namespace resfuse {
+
+// Where a buffer lies while a wave runs: image i of the wave starts at data + i * image. Strides in floats.
+struct Tensor {
+    float* data = nullptr;
+    index_t image = 0, row = 0, pixel = 0, channel = 0;
+};
+
+struct Wave {
+    const KernelTable& kernels;
+    const WeightSet& weights;
+    index_t images;
+    const Tensor* tensors;  // one per buffer
+    float* shared;          // scratch that all threads of a step see
+    const float* zeros;     // as many zeros as the widest buffer has channels
+};
+
+// What a step needs to know of the plan it is made for.
+struct StepContext {
+    const Program& program;
+    const std::vector<Extent>& extents;  // per buffer
+    const std::vector<bool>& dense;      // per buffer: dense NHWC
+    index_t images;                      // per wave, at most
+    int threads;
+    const KernelTable& kernels() const { return program.kernels(); }
+};
+
+class Step {
+  public:
+    virtual ~Step() = default;
+    virtual int stages() const { return 1; }
+    virtual index_t tasks(int stage, index_t images) const = 0;
+    virtual void run(int stage, index_t task, const Wave& wave, float* scratch) const = 0;
+
+    std::size_t thread_scratch = 0;  // floats
+    std::size_t shared_scratch = 0;  // floats
+};
+
+std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
+std::unique_ptr<Step> make_depthwise_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_max_pool_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer);
+// Copies a strided buffer into a dense NHWC one.
+std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int to);
+
+inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+// Part i of n of [0, total), as even as possible.
+struct Range {
+    index_t begin, end;
+    index_t size() const { return end - begin; }
+};
+inline Range part(index_t total, index_t i, index_t n) { return {total * i / n, total * (i + 1) / n}; }
+
+inline float activation_floor(Activation activation) {
+    return activation == Activation::relu ? 0.0f : -__builtin_inff();
+}
+
+inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) {
+    return {tensor.data + image * tensor.image, extent.h, extent.w, tensor.row, tensor.pixel};
+}
+
+}  // namespace resfuse

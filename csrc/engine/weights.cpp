@@ -1,0 +1,137 @@
+#include "engine/weights.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace resfuse {
+
+namespace {
+
+index_t frequencies(Algorithm algorithm) {
+    if (algorithm == Algorithm::winograd_f2) return 16;
+    if (algorithm == Algorithm::winograd_f4) return 36;
+    return 0;
+}
+
+std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
+    if (algorithm == Algorithm::depthwise)
+        return static_cast<std::size_t>(layer.window.kernel_h * layer.window.kernel_w * layer.out_channels);
+    const PanelGrid grid = panel_grid(layer, kernels);
+    const index_t reduction =
+        algorithm == Algorithm::direct ? grid.reduction : frequencies(algorithm) * layer.in_channels;
+    return static_cast<std::size_t>(grid.total * reduction * grid.tile_cols);
+}
+
+void pack_depthwise(const Layer& layer, const WeightSource& source, float* packed) {
+    for (index_t r = 0; r < layer.window.kernel_h; ++r)
+        for (index_t s = 0; s < layer.window.kernel_w; ++s)
+            for (index_t c = 0; c < layer.out_channels; ++c) {
+                const float w = source.weight[c * source.strides[0] + r * source.strides[2] + s * source.strides[3]];
+                const double scale = source.scale.empty() ? 1.0 : source.scale[static_cast<std::size_t>(c)];
+                *packed++ = static_cast<float>(scale * w);
+            }
+}
+
+}  // namespace
+
+PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels) {
+    const index_t group_cols = layer.out_channels / layer.groups;
+    const index_t per_group = (group_cols + kernels.tile_cols - 1) / kernels.tile_cols;
+    return {per_group, per_group * layer.groups,
+            layer.window.kernel_h * layer.window.kernel_w * (layer.in_channels / layer.groups), kernels.tile_cols};
+}
+
+std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
+    return packed_floats(layer, algorithm, kernels) * sizeof(float);
+}
+
+WeightSet::WeightSet(std::shared_ptr<const Program> program) : program_(std::move(program)) {
+    program_->freeze();
+    entries_.resize(program_->layers().size());
+}
+
+void WeightSet::set(std::size_t index, WeightSource source) {
+    if (index >= entries_.size() || program_->layers()[index].kind != LayerKind::conv)
+        throw std::invalid_argument("layer " + std::to_string(index) + " takes no weights");
+    const Layer& layer = program_->layers()[index];
+    const std::size_t channels = static_cast<std::size_t>(layer.out_channels);
+    if (!source.scale.empty() && source.scale.size() != channels)
+        throw std::invalid_argument(layer.name + ": scale has " + std::to_string(source.scale.size()) +
+                                    " values, want " + std::to_string(channels));
+    if (!source.bias.empty() && source.bias.size() != channels)
+        throw std::invalid_argument(layer.name + ": bias has " + std::to_string(source.bias.size()) +
+                                    " values, want " + std::to_string(channels));
+    Entry& entry = entries_[index];
+    // Depthwise kernels read the bias by channel, all others by panel; padding serves both.
+    const PanelGrid grid = panel_grid(layer, program_->kernels());
+    entry.bias = AlignedFloats(static_cast<std::size_t>(grid.total * grid.tile_cols));
+    std::fill_n(entry.bias.data(), entry.bias.size(), 0.0f);
+    if (!source.bias.empty()) {
+        const index_t group_cols = layer.is_depthwise() ? layer.out_channels : layer.out_channels / layer.groups;
+        const index_t group_pitch = layer.is_depthwise() ? 0 : grid.per_group * grid.tile_cols;
+        for (index_t k = 0; k < layer.out_channels; ++k)
+            entry.bias.data()[k / group_cols * group_pitch + k % group_cols] = source.bias[static_cast<std::size_t>(k)];
+    }
+    entry.source = std::move(source);
+}
+
+void WeightSet::prepare(const std::vector<Algorithm>& algorithms, int threads) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+        if (program_->layers()[i].kind != LayerKind::conv) continue;
+        if (entries_[i].source.weight == nullptr)
+            throw std::invalid_argument(program_->layers()[i].name + ": weights were not set");
+        if (entries_[i].packed[static_cast<std::size_t>(algorithms[i])].empty()) pack(i, algorithms[i], threads);
+    }
+}
+
+void WeightSet::pack(std::size_t index, Algorithm algorithm, int threads) {
+    const Layer& layer = program_->layers()[index];
+    const KernelTable& kernels = program_->kernels();
+    const WeightSource& source = entries_[index].source;
+    AlignedFloats packed(packed_floats(layer, algorithm, kernels));
+    if (algorithm == Algorithm::depthwise) {
+        pack_depthwise(layer, source, packed.data());
+    } else {
+        const PanelGrid grid = panel_grid(layer, kernels);
+        const index_t group_cols = layer.out_channels / layer.groups;
+        const index_t panel_floats = static_cast<index_t>(packed.size()) / grid.total;
+        const auto pack_panel = algorithm == Algorithm::direct        ? kernels.pack_direct
+                                : algorithm == Algorithm::winograd_f2 ? kernels.pack_winograd[0]
+                                                                      : kernels.pack_winograd[1];
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (index_t p = 0; p < grid.total; ++p) {
+            const index_t in_group = p % grid.per_group * grid.tile_cols;
+            pack_panel({.weight = source.weight,
+                        .stride_k = source.strides[0],
+                        .stride_c = source.strides[1],
+                        .stride_h = source.strides[2],
+                        .stride_w = source.strides[3],
+                        .scale = source.scale.empty() ? nullptr : source.scale.data(),
+                        .first_k = p / grid.per_group * group_cols + in_group,
+                        .cols = std::min<index_t>(grid.tile_cols, group_cols - in_group),
+                        .channels = layer.in_channels / layer.groups,
+                        .kernel_h = layer.window.kernel_h,
+                        .kernel_w = layer.window.kernel_w,
+                        .packed = packed.data() + p * panel_floats});
+        }
+    }
+    entries_[index].packed[static_cast<std::size_t>(algorithm)] = std::move(packed);
+}
+
+const float* WeightSet::packed(std::size_t layer, Algorithm algorithm) const {
+    return entries_[layer].packed[static_cast<std::size_t>(algorithm)].data();
+}
+
+std::size_t WeightSet::bytes() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::size_t floats = 0;
+    for (const Entry& entry : entries_) {
+        floats += entry.bias.size();
+        for (const AlignedFloats& packed : entry.packed) floats += packed.size();
+    }
+    return floats * sizeof(float);
+}
+
+}  // namespace resfuse

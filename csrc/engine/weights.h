@@ -1,0 +1,65 @@
+// One version of a Program's parameters, packed on demand in the layouts that plans ask for.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "engine/aligned.h"
+#include "engine/program.h"
+
+namespace resfuse {
+
+// The weight tensor [out_channels, in_channels / groups, kernel_h, kernel_w] as the user holds it (never copied) with
+// the folded batch norm beside it: effective weight = scale[k] * weight[k], bias[k].
+struct WeightSource {
+    const float* weight = nullptr;
+    std::array<index_t, 4> strides{};  // in floats
+    std::vector<double> scale;         // empty: all ones
+    std::vector<float> bias;           // empty: none
+};
+
+// Panels of a convolution: groups never share one.
+struct PanelGrid {
+    index_t per_group;   // panels of one group
+    index_t total;       // panels of all groups
+    index_t reduction;   // kernel_h * kernel_w * channels of one group
+    index_t tile_cols;
+};
+PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels);
+
+// Packed bytes of one convolution under one algorithm.
+std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels);
+
+class WeightSet {
+  public:
+    explicit WeightSet(std::shared_ptr<const Program> program);
+
+    // Layers are numbered as in the Program. Throws std::invalid_argument where shapes do not fit.
+    void set(std::size_t layer, WeightSource source);
+
+    // Packs what `algorithms` (one per layer) asks for and is not there yet. Thread-safe.
+    void prepare(const std::vector<Algorithm>& algorithms, int threads);
+
+    // Valid after prepare().
+    const float* packed(std::size_t layer, Algorithm algorithm) const;
+    const float* bias(std::size_t layer) const { return entries_[layer].bias.data(); }
+
+    std::size_t bytes() const;
+    const Program& program() const { return *program_; }
+
+  private:
+    struct Entry {
+        WeightSource source;
+        AlignedFloats bias;  // tile_cols floats per panel
+        std::array<AlignedFloats, 4> packed;
+    };
+    void pack(std::size_t layer, Algorithm algorithm, int threads);
+
+    std::shared_ptr<const Program> program_;
+    std::vector<Entry> entries_;
+    mutable std::mutex mutex_;
+};
+
+}  // namespace resfuse

@@ -1,0 +1,35 @@
+// Collects the kernels of the including translation unit, compiled under its own instruction-set flags, into one table.
+#pragma once
+
+#include "kernels/activation.h"
+#include "kernels/depthwise.h"
+#include "kernels/gemm.h"
+#include "kernels/layout.h"
+#include "kernels/pack.h"
+#include "kernels/pool.h"
+#include "kernels/winograd.h"
+
+namespace resfuse {
+namespace {
+
+constexpr KernelTable make_table(const char* name) {
+    return KernelTable{
+        .name = name,
+        .vector_floats = kVectorFloats,
+        .tile_rows = kTileRows,
+        .tile_cols = kTileCols,
+        .gemm = gemm,
+        .winograd_input = {winograd_input<F2x2>, winograd_input<F4x4>},
+        .winograd_output = {winograd_output<F2x2>, winograd_output<F4x4>},
+        .pack_direct = pack_direct,
+        .pack_winograd = {pack_winograd<F2x2>, pack_winograd<F4x4>},
+        .copy_band = copy_band,
+        .depthwise = depthwise,
+        .max_pool = max_pool,
+        .global_avg_pool = global_avg_pool,
+        .activate = activate,
+    };
+}
+
+}  // namespace
+}  // namespace resfuse

@@ -1,0 +1,76 @@
+// The one SIMD type: a GCC/Clang vector of floats as wide as the instruction set this file is compiled for.
+//
+// Everything in the kernel headers lives in an unnamed namespace: each ISA's translation unit gets its own copy with
+// internal linkage, so the linker can never keep an AVX-512 body for a function that an older CPU calls.
+#pragma once
+
+#include <cstring>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#include "kernels/table.h"
+
+namespace resfuse {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorFloats = 16;
+#elif defined(__AVX__)
+constexpr int kVectorFloats = 8;
+#else
+constexpr int kVectorFloats = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kVectorFloats * sizeof(float))));
+typedef float VecUnaligned __attribute__((vector_size(kVectorFloats * sizeof(float)), aligned(4), may_alias));
+typedef int VecMask __attribute__((vector_size(kVectorFloats * sizeof(float))));
+
+inline Vec zero() { return Vec{}; }
+
+// x - 0 is x for every float (0 + x would turn -0 into +0), so the compiler folds this into a plain broadcast.
+inline Vec broadcast(float x) { return x - Vec{}; }
+
+inline Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
+
+inline void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
+
+// The first n floats at p (0 <= n <= kVectorFloats), zeros after them; reads nothing past p + n.
+inline Vec load_first(const float* p, index_t n) {
+    if (n >= kVectorFloats) return load(p);
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+#else
+    float lanes[kVectorFloats] = {};
+    std::memcpy(lanes, p, static_cast<std::size_t>(n) * sizeof(float));
+    return load(lanes);
+#endif
+}
+
+// Writes the first n lanes of v to p (0 <= n <= kVectorFloats) and nothing past them.
+inline void store_first(float* p, Vec v, index_t n) {
+    if (n >= kVectorFloats) {
+        store(p, v);
+        return;
+    }
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), v);
+#else
+    float lanes[kVectorFloats];
+    store(lanes, v);
+    std::memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof(float));
+#endif
+}
+
+// max(v, floor) with NaN kept, as torch's ReLU keeps it.
+inline Vec clamp_below(Vec v, Vec floor) { return floor > v ? floor : v; }
+
+// Maximum with NaN kept once seen, as torch's max-pool keeps it.
+inline Vec max_keep_nan(Vec accumulated, Vec v) {
+    const VecMask take = (v > accumulated) | (v != v);
+    return take ? v : accumulated;
+}
+
+}  // namespace
+}  // namespace resfuse

@@ -1,0 +1,167 @@
+// The interface between the engine and the kernels: plain argument structs and one table of function pointers per ISA.
+//
+// This header is included by translation units compiled for different instruction sets, so it holds plain data only:
+// no inline function bodies that a wide-ISA build could emit and the linker then keep for everybody.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace resfuse {
+
+using index_t = std::ptrdiff_t;
+
+// One panel of C = act(A * B + bias + residual). Row i of A starts at a + i * lda; its reduction dimension is made of
+// `segments` runs of `segment_length` contiguous floats at a + i * lda + segment_offset[s] (an implicit im2col).
+// B is packed [segments * segment_length][tile_cols].
+struct GemmArgs {
+    const float* a;
+    index_t lda;
+    const index_t* segment_offset;
+    index_t segments;
+    index_t segment_length;
+    const float* b;
+    float* c;
+    index_t ldc;
+    index_t rows;
+    index_t cols;           // valid columns, at most tile_cols
+    const float* bias;      // tile_cols floats, or null
+    const float* residual;  // addressed like c with ldr, or null
+    index_t ldr;
+    float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
+};
+
+// A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
+struct ImageView {
+    const float* data;
+    index_t height;
+    index_t width;
+    index_t row;
+    index_t pixel;
+};
+
+// Input transform V = B^T d B of `tiles` Winograd tiles of one image, tile numbers counted row by row.
+struct WinogradInputArgs {
+    ImageView image;
+    index_t channels;
+    index_t pad_top;
+    index_t pad_left;
+    index_t tiles_per_row;
+    index_t first_tile;
+    index_t tiles;
+    float* v;                // element (frequency f, tile t, channel c) at f * frequency_stride + t * channels + c
+    index_t frequency_stride;
+    const float* zeros;      // at least `channels` zeros, read for padding
+};
+
+// Output transform y = act(A^T m A + bias + residual) of `tiles` tiles of one image, for one panel of channels.
+struct WinogradOutputArgs {
+    const float* m;  // element (f, t, k) at f * frequency_stride + t * tile_stride + k
+    index_t frequency_stride;
+    index_t tile_stride;
+    float* y;  // NHWC image of the whole layer, already advanced to the panel's first channel
+    index_t height;
+    index_t width;
+    index_t pixel;  // floats between pixels of y and of the residual
+    index_t cols;   // valid channels, at most tile_cols
+    index_t tiles_per_row;
+    index_t first_tile;
+    index_t tiles;
+    const float* bias;
+    const float* residual;
+    float floor;
+};
+
+// Copies rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into a dense NHWC band; what lies outside
+// the image becomes `fill`.
+struct BandArgs {
+    const float* image;
+    index_t height;
+    index_t width;
+    index_t channels;
+    index_t stride_h;
+    index_t stride_w;
+    index_t stride_c;
+    index_t y0;
+    index_t rows;
+    index_t x0;
+    index_t cols;
+    float fill;
+    float* band;
+};
+
+struct DepthwiseArgs {
+    ImageView image;
+    index_t channels;
+    index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    const float* weight;  // [kernel_h * kernel_w][channels]
+    const float* bias;    // channels floats
+    float* y;
+    index_t out_width;
+    index_t out_row_begin;
+    index_t out_row_end;
+    const float* residual;  // addressed like y, or null
+    float floor;
+};
+
+struct MaxPoolArgs {
+    ImageView image;
+    index_t channels;
+    index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    float* y;
+    index_t y_row;  // floats between output rows
+    index_t out_width;
+    index_t out_row_begin;
+    index_t out_row_end;
+};
+
+// Mean over the pixels of one image, for channels [channel_begin, channel_end).
+struct GlobalAvgPoolArgs {
+    ImageView image;
+    index_t channel_begin;
+    index_t channel_end;
+    float* y;
+};
+
+// One panel of direct-convolution weights: w[k][c][r][s] (float, torch's order, strides in floats) scaled per output
+// channel in double precision, packed [kernel_h][kernel_w][channels][tile_cols] with zeros past `cols`.
+struct PackPanelArgs {
+    const float* weight;
+    index_t stride_k, stride_c, stride_h, stride_w;
+    const double* scale;  // per output channel, or null
+    index_t first_k;
+    index_t cols;
+    index_t channels;
+    index_t kernel_h, kernel_w;
+    float* packed;
+};
+
+enum class Activation : int { none, relu, tanh, sigmoid };
+
+// The functions of one instruction set. Everything here is a pure function on pointers and strides: no allocation,
+// no threads, no torch.
+struct KernelTable {
+    const char* name;
+    int vector_floats;
+    int tile_rows;  // rows of a full register tile
+    int tile_cols;  // columns of a weight panel
+    void (*gemm)(const GemmArgs&);
+    // Index 0: F(2x2, 3x3), index 1: F(4x4, 3x3).
+    void (*winograd_input[2])(const WinogradInputArgs&);
+    void (*winograd_output[2])(const WinogradOutputArgs&);
+    void (*pack_direct)(const PackPanelArgs&);
+    void (*pack_winograd[2])(const PackPanelArgs&);  // packs [frequencies][channels][tile_cols]
+    void (*copy_band)(const BandArgs&);
+    void (*depthwise)(const DepthwiseArgs&);
+    void (*max_pool)(const MaxPoolArgs&);
+    void (*global_avg_pool)(const GlobalAvgPoolArgs&);
+    void (*activate)(Activation, float*, index_t);  // in place, for activations that are not a clamp
+};
+
+const KernelTable& generic_kernels();
+#if defined(RESFUSE_X86)
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+#endif
+
+}  // namespace resfuse
