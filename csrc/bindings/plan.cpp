@@ -56,8 +56,8 @@ void run_plan(const Plan& plan, py::handle weights_object, const std::vector<py:
 
 py::list describe_layers(const Plan& plan) {
     py::list rows;
-    for (std::size_t l = 0; l < plan.program().layers().size(); ++l) {
-        const Layer& layer = plan.program().layers()[l];
+    for (std::size_t l = 0; l < plan.layers().size(); ++l) {
+        const Layer& layer = plan.layers()[l];
         const Extent out = plan.extent(layer.output);
         py::dict row;
         row["name"] = layer.name;

@@ -15,13 +15,16 @@ namespace {
 
 using Pair = std::array<index_t, 2>;
 
-Window make_window(Pair kernel_size, Pair stride, Pair dilation, std::array<index_t, 4> padding, bool ceil_mode) {
-    return {kernel_size[0], kernel_size[1], stride[0],  stride[1],  dilation[0], dilation[1],
-            padding[0],     padding[1],     padding[2], padding[3], ceil_mode};
+// No padding stands for TensorFlow's "same".
+Window make_window(Pair kernel_size, Pair stride, Pair dilation, const std::optional<std::array<index_t, 4>>& padding,
+                   bool ceil_mode) {
+    const std::array<index_t, 4> pad = padding.value_or(std::array<index_t, 4>{});
+    return {kernel_size[0], kernel_size[1], stride[0], stride[1], dilation[0], dilation[1],
+            pad[0],         pad[1],         pad[2],    pad[3],    ceil_mode,   !padding.has_value()};
 }
 
 int add_conv(Program& program, const std::string& name, int input, index_t out_channels, Pair kernel_size, Pair stride,
-             Pair dilation, std::array<index_t, 4> padding, index_t groups, const std::string& activation, int residual,
+             Pair dilation, const std::optional<std::array<index_t, 4>>& padding, index_t groups, const std::string& activation, int residual,
              const std::string& algorithm) {
     Layer layer{.kind = LayerKind::conv, .name = name, .input = input, .output = -1, .window = {}};
     layer.residual = residual;
@@ -70,8 +73,9 @@ void register_program(py::module_& m) {
              py::arg("residual"), py::arg("algorithm"))
         .def("add_max_pool",
              [](Program& program, const std::string& name, int input, Pair kernel_size, Pair stride, Pair dilation,
-                std::array<index_t, 4> padding, bool ceil_mode) {
-                 return program.add_max_pool(name, input, make_window(kernel_size, stride, dilation, padding, ceil_mode));
+                const std::optional<std::array<index_t, 4>>& padding, bool ceil_mode) {
+                 return program.add_max_pool(name, input,
+                                             make_window(kernel_size, stride, dilation, padding, ceil_mode));
              },
              py::arg("name"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("dilation"),
              py::arg("padding"), py::arg("ceil_mode"))

@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
+void register_fingerprint(pybind11::module_& m);
 void register_info(pybind11::module_& m);
 void register_program(pybind11::module_& m);
 void register_plan(pybind11::module_& m);

@@ -15,7 +15,7 @@ class DirectStep final : public Step {
   public:
     DirectStep(const StepContext& context, std::size_t index)
         : index_(index),
-          layer_(context.program.layers()[index]),
+          layer_(context.layers[index]),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
@@ -47,6 +47,7 @@ class DirectStep final : public Step {
     }
 
   private:
+    static constexpr index_t kChain = 128;
     static constexpr index_t kBlockFloats = 64 * 1024;  // of A that a task keeps in L2
 
     void set_segments() {
@@ -111,8 +112,10 @@ class DirectStep final : public Step {
         g.segment_length = segment_length_;
         g.b = wave.weights.packed(index_, Algorithm::direct) + panel * grid_.reduction * grid_.tile_cols;
         g.cols = std::min(grid_.tile_cols, group_cols - in_group);
+        g.scale = wave.weights.scale(index_) + panel * grid_.tile_cols;
         g.bias = wave.weights.bias(index_) + panel * grid_.tile_cols;
         g.floor = activation_floor(layer_.activation);
+        g.chain = kChain;
         return g;
     }
 

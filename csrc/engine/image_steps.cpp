@@ -56,6 +56,7 @@ class DepthwiseStep final : public ImageStep {
                                 .pad_top = w.pad_top,
                                 .pad_left = w.pad_left,
                                 .weight = wave.weights.packed(index_, Algorithm::depthwise),
+                                .scale = wave.weights.scale(index_),
                                 .bias = wave.weights.bias(index_),
                                 .y = y.data + image * y.image,
                                 .out_width = out_.w,
@@ -126,7 +127,7 @@ class LayoutStep final : public ImageStep {
   public:
     LayoutStep(const StepContext& context, int from, int to)
         : ImageStep(context, from, to, context.extents[static_cast<std::size_t>(to)].h),
-          channels_(context.program.channels(from)) {}
+          channels_(context.program.channels(to)) {}
 
   private:
     void run_part(index_t image, Range rows, const Wave& wave) const override {
@@ -153,15 +154,15 @@ class LayoutStep final : public ImageStep {
 }  // namespace
 
 std::unique_ptr<Step> make_depthwise_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<DepthwiseStep>(context, layer, context.program.layers()[layer]);
+    return std::make_unique<DepthwiseStep>(context, layer, context.layers[layer]);
 }
 
 std::unique_ptr<Step> make_max_pool_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<MaxPoolStep>(context, context.program.layers()[layer]);
+    return std::make_unique<MaxPoolStep>(context, context.layers[layer]);
 }
 
 std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<GlobalAvgPoolStep>(context, context.program.layers()[layer]);
+    return std::make_unique<GlobalAvgPoolStep>(context, context.layers[layer]);
 }
 
 std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int to) {

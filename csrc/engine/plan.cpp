@@ -35,8 +35,10 @@ void Plan::infer_extents(const std::vector<InputShape>& inputs) {
                                         " has no pixels");
         extents_[static_cast<std::size_t>(program_->inputs()[i])] = {inputs[i].height, inputs[i].width};
     }
-    for (const Layer& layer : program_->layers()) {
+    layers_ = program_->layers();
+    for (Layer& layer : layers_) {
         const Extent in = extents_[static_cast<std::size_t>(layer.input)];
+        layer.window = resolve_padding(layer.window, in);
         const Extent out =
             layer.kind == LayerKind::global_avg_pool ? Extent{1, 1} : window_extent(layer.window, in, layer.name);
         if (layer.residual >= 0) {
@@ -51,7 +53,7 @@ void Plan::infer_extents(const std::vector<InputShape>& inputs) {
 }
 
 void Plan::choose_algorithms() {
-    for (const Layer& layer : program_->layers())
+    for (const Layer& layer : layers_)
         algorithms_.push_back(layer.kind == LayerKind::conv
                                   ? choose_algorithm(layer, extents_[static_cast<std::size_t>(layer.output)], batch_,
                                                      program_->kernels())
@@ -67,8 +69,8 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
         const int buffer = program_->inputs()[i];
         input_dense_.push_back(inputs[i].dense);
         bool needs_dense = false;
-        for (std::size_t l = 0; l < program_->layers().size(); ++l) {
-            const Layer& layer = program_->layers()[l];
+        for (std::size_t l = 0; l < layers_.size(); ++l) {
+            const Layer& layer = layers_[l];
             needs_dense |= layer.residual == buffer;
             needs_dense |= layer.input == buffer &&
                            (layer.kind != LayerKind::conv || algorithms_[l] != Algorithm::direct);
@@ -93,7 +95,7 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
 // Layers of one output extent (a stage) go depth first together: as many images a wave as keep its activations in
 // cache, or many where its weights are too large to be streamed once per few images.
 void Plan::make_segments() {
-    const std::vector<Layer>& layers = program_->layers();
+    const std::vector<Layer>& layers = layers_;
     const auto out_extent = [&](std::size_t l) { return extents_[static_cast<std::size_t>(layers[l].output)]; };
     for (std::size_t first = 0; first < layers.size();) {
         std::size_t last = first, weights = 0, activations = 0;
@@ -127,15 +129,15 @@ std::size_t Plan::segment_of(std::size_t step) const {
 index_t Plan::wave_images(std::size_t layer) const { return segments_[segment_of(step_of_layer(layer))].images; }
 
 void Plan::make_steps() {
-    for (std::size_t s = 0; s < layouts_.size() + program_->layers().size(); ++s) {
-        const StepContext context{*program_, extents_, dense_, segments_[segment_of(s)].images, threads_};
+    for (std::size_t s = 0; s < layouts_.size() + layers_.size(); ++s) {
+        const StepContext context{*program_, layers_, extents_, dense_, segments_[segment_of(s)].images, threads_};
         if (s < layouts_.size()) {
-            const StepContext layout{*program_, extents_, dense_, context.images, threads_};
+            const StepContext layout{*program_, layers_, extents_, dense_, context.images, threads_};
             steps_.push_back(make_layout_step(layout, layouts_[s].from, layouts_[s].to));
             continue;
         }
         const std::size_t l = s - layouts_.size();
-        const Layer& layer = program_->layers()[l];
+        const Layer& layer = layers_[l];
         if (layer.kind == LayerKind::max_pool) {
             steps_.push_back(make_max_pool_step(context, l));
         } else if (layer.kind == LayerKind::global_avg_pool) {
@@ -159,8 +161,8 @@ void Plan::place_buffers() {
         last_use[b] = std::max(last_use[b], step);
     };
     for (std::size_t s = 0; s < layouts_.size(); ++s) touch(layouts_[s].to, s);
-    for (std::size_t l = 0; l < program_->layers().size(); ++l) {
-        const Layer& layer = program_->layers()[l];
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+        const Layer& layer = layers_[l];
         touch(layer.output, step_of_layer(l));
         touch(layer.input, step_of_layer(l));
         if (layer.residual >= 0) touch(layer.residual, step_of_layer(l));

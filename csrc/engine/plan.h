@@ -37,6 +37,7 @@ class Plan {
     const Program& program() const { return *program_; }
     index_t batch() const { return batch_; }
     int threads() const { return threads_; }
+    const std::vector<Layer>& layers() const { return layers_; }  // the program's, paddings resolved
     const std::vector<Algorithm>& algorithms() const { return algorithms_; }
     const std::vector<Segment>& segments() const { return segments_; }
     bool input_dense(std::size_t input) const { return input_dense_[input]; }
@@ -72,6 +73,7 @@ class Plan {
     std::shared_ptr<const Program> program_;
     index_t batch_;
     int threads_;
+    std::vector<Layer> layers_;
     std::vector<Extent> extents_;
     std::vector<index_t> channels_;
     std::vector<bool> dense_;

@@ -54,6 +54,21 @@ Activation parse_activation(const std::string& name) {
     throw std::invalid_argument("activation: got '" + name + "', want one of 'none', 'relu', 'tanh', 'sigmoid'");
 }
 
+Window resolve_padding(Window w, Extent in) {
+    if (!w.same_padding) return w;
+    const auto total = [](index_t size, index_t kernel, index_t stride, index_t dilation) {
+        const index_t out = (size + stride - 1) / stride;
+        return std::max<index_t>((out - 1) * stride + dilation * (kernel - 1) + 1 - size, 0);
+    };
+    const index_t h = total(in.h, w.kernel_h, w.stride_h, w.dilation_h);
+    const index_t wd = total(in.w, w.kernel_w, w.stride_w, w.dilation_w);
+    w.pad_top = h / 2;
+    w.pad_bottom = h - h / 2;
+    w.pad_left = wd / 2;
+    w.pad_right = wd - wd / 2;
+    return w;
+}
+
 Extent window_extent(const Window& w, Extent in, const std::string& layer) {
     return {window_length(in.h, w.kernel_h, w.stride_h, w.dilation_h, w.pad_top, w.pad_bottom, w.ceil_mode, layer),
             window_length(in.w, w.kernel_w, w.stride_w, w.dilation_w, w.pad_left, w.pad_right, w.ceil_mode, layer)};

@@ -23,11 +23,13 @@ struct Window {
     index_t stride_h = 1, stride_w = 1;
     index_t dilation_h = 1, dilation_w = 1;
     index_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
-    bool ceil_mode = false;  // max-pool only
+    bool ceil_mode = false;     // max-pool only
+    bool same_padding = false;  // TensorFlow's "same": the pads follow from the image, the odd one goes behind
 
     bool is_pointwise() const {
         return kernel_h == 1 && kernel_w == 1 && stride_h == 1 && stride_w == 1 && !has_padding();
     }
+    // Of a resolved window.
     bool has_padding() const { return pad_top || pad_left || pad_bottom || pad_right; }
 };
 
@@ -35,6 +37,9 @@ struct Window {
 struct Extent {
     index_t h, w;
 };
+
+// The window with the pads that "same" padding gives for an image; other windows as they are.
+Window resolve_padding(Window window, Extent in);
 
 // Output extent of a window over an image, as torch computes it; throws std::invalid_argument when it is not positive.
 Extent window_extent(const Window& window, Extent in, const std::string& layer);

@@ -27,6 +27,7 @@ struct Wave {
 // What a step needs to know of the plan it is made for.
 struct StepContext {
     const Program& program;
+    const std::vector<Layer>& layers;    // paddings resolved
     const std::vector<Extent>& extents;  // per buffer
     const std::vector<bool>& dense;      // per buffer: dense NHWC
     index_t images;                      // per wave, at most

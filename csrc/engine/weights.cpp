@@ -27,10 +27,23 @@ void pack_depthwise(const Layer& layer, const WeightSource& source, float* packe
     for (index_t r = 0; r < layer.window.kernel_h; ++r)
         for (index_t s = 0; s < layer.window.kernel_w; ++s)
             for (index_t c = 0; c < layer.out_channels; ++c) {
-                const float w = source.weight[c * source.strides[0] + r * source.strides[2] + s * source.strides[3]];
-                const double scale = source.scale.empty() ? 1.0 : source.scale[static_cast<std::size_t>(c)];
-                *packed++ = static_cast<float>(scale * w);
+                *packed++ = source.weight[c * source.strides[0] + r * source.strides[2] + s * source.strides[3]];
             }
+}
+
+// Per-channel values laid out as the kernels read them: by channel for depthwise layers, by panel for all others.
+template <class T>
+AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const std::vector<T>& values, float none) {
+    const PanelGrid grid = panel_grid(layer, kernels);
+    AlignedFloats laid(static_cast<std::size_t>(grid.total * grid.tile_cols));
+    std::fill_n(laid.data(), laid.size(), none);
+    const index_t group_cols = layer.is_depthwise() ? layer.out_channels : layer.out_channels / layer.groups;
+    const index_t group_pitch = layer.is_depthwise() ? 0 : grid.per_group * grid.tile_cols;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        const index_t k = static_cast<index_t>(i);
+        laid.data()[k / group_cols * group_pitch + k % group_cols] = static_cast<float>(values[i]);
+    }
+    return laid;
 }
 
 }  // namespace
@@ -63,16 +76,8 @@ void WeightSet::set(std::size_t index, WeightSource source) {
         throw std::invalid_argument(layer.name + ": bias has " + std::to_string(source.bias.size()) +
                                     " values, want " + std::to_string(channels));
     Entry& entry = entries_[index];
-    // Depthwise kernels read the bias by channel, all others by panel; padding serves both.
-    const PanelGrid grid = panel_grid(layer, program_->kernels());
-    entry.bias = AlignedFloats(static_cast<std::size_t>(grid.total * grid.tile_cols));
-    std::fill_n(entry.bias.data(), entry.bias.size(), 0.0f);
-    if (!source.bias.empty()) {
-        const index_t group_cols = layer.is_depthwise() ? layer.out_channels : layer.out_channels / layer.groups;
-        const index_t group_pitch = layer.is_depthwise() ? 0 : grid.per_group * grid.tile_cols;
-        for (index_t k = 0; k < layer.out_channels; ++k)
-            entry.bias.data()[k / group_cols * group_pitch + k % group_cols] = source.bias[static_cast<std::size_t>(k)];
-    }
+    entry.scale = per_panel(layer, program_->kernels(), source.scale, 1.0f);
+    entry.bias = per_panel(layer, program_->kernels(), source.bias, 0.0f);
     entry.source = std::move(source);
 }
 

@@ -12,7 +12,8 @@
 namespace resfuse {
 
 // The weight tensor [out_channels, in_channels / groups, kernel_h, kernel_w] as the user holds it (never copied) with
-// the folded batch norm beside it: effective weight = scale[k] * weight[k], bias[k].
+// the folded batch norm beside it: y = scale[k] * (weight[k] * x) + bias[k]. Direct kernels apply the scale in their
+// epilogue: folded into the weights, its rounding would be the same for every pixel and not average out in the head.
 struct WeightSource {
     const float* weight = nullptr;
     std::array<index_t, 4> strides{};  // in floats
@@ -44,6 +45,7 @@ class WeightSet {
 
     // Valid after prepare().
     const float* packed(std::size_t layer, Algorithm algorithm) const;
+    const float* scale(std::size_t layer) const { return entries_[layer].scale.data(); }
     const float* bias(std::size_t layer) const { return entries_[layer].bias.data(); }
 
     std::size_t bytes() const;
@@ -52,7 +54,8 @@ class WeightSet {
   private:
     struct Entry {
         WeightSource source;
-        AlignedFloats bias;  // tile_cols floats per panel
+        AlignedFloats scale;  // tile_cols floats per panel
+        AlignedFloats bias;
         std::array<AlignedFloats, 4> packed;
     };
     void pack(std::size_t layer, Algorithm algorithm, int threads);

@@ -13,13 +13,15 @@ namespace resfuse {
 
 namespace {
 
+// The output transform magnifies the products' rounding errors, so their chains are kept short.
+constexpr index_t kChain = 64;
 constexpr index_t kPad = 16;  // floats between frequencies, against cache-set conflicts
 
 class WinogradStep final : public Step {
   public:
     WinogradStep(const StepContext& context, std::size_t index, Algorithm algorithm)
         : index_(index),
-          layer_(context.program.layers()[index]),
+          layer_(context.layers[index]),
           algorithm_(algorithm),
           kernel_(algorithm == Algorithm::winograd_f2 ? 0 : 1),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
@@ -109,6 +111,7 @@ class WinogradStep final : public Step {
         g.rows = block.size();
         g.cols = cols;
         g.floor = -__builtin_inff();
+        g.chain = kChain;
         for (index_t f = 0; f < tiles_.frequencies; ++f)
             for (index_t p = panels.begin; p < panels.end; ++p) {
                 g.a = v + f * stride;

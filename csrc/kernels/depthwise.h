@@ -22,10 +22,10 @@ inline void depthwise_tile(const DepthwiseArgs& g, index_t oy, index_t ox, index
             }
         }
     }
-    const Vec bias = load_first(g.bias + c, n);
+    const Vec scale = load_first(g.scale + c, n), bias = load_first(g.bias + c, n);
     for (int p = 0; p < Pixels; ++p) {
         const index_t at = (oy * g.out_width + ox + p) * g.channels + c;
-        Vec v = acc[p] + bias;
+        Vec v = acc[p] * scale + bias;
         if (g.residual) v += load_first(g.residual + at, n);
         store_first(g.y + at, clamp_below(v, broadcast(g.floor)), n);
     }

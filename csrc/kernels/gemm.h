@@ -1,7 +1,9 @@
 // The register tile of every matrix product: direct and 1x1 convolutions, Winograd frequencies, linear layers.
 //
-// Each output element is one chain of fused multiply-adds over the reduction in a fixed order, whatever the tile's
-// height, so results do not depend on how rows are split over tiles, blocks or threads.
+// Each output element is a sum of chains of fused multiply-adds over the reduction in a fixed order, whatever the tile's
+// height, so results do not depend on how rows are split over tiles, blocks or threads. Chains end after about
+// `chain` steps: the rounding error of one long chain grows with the square root of its length (Higham, "Accuracy and Stability
+// of Numerical Algorithms", section 4.2).
 #pragma once
 
 #include "kernels/simd.h"
@@ -14,45 +16,73 @@ constexpr int kTileRows = kVectorFloats == 16 ? 14 : 6;
 constexpr int kTileVectors = 2;
 constexpr int kTileCols = kTileVectors * kVectorFloats;
 
-template <int Vectors>
-inline void finish_row(const GemmArgs& g, index_t row, const Vec* acc) {
-    const Vec floor = broadcast(g.floor);
-    for (int j = 0; j < Vectors; ++j) {
-        const index_t n = g.cols - j * kVectorFloats;
-        if (n <= 0) break;
-        Vec v = acc[j];
-        if (g.bias) v += load(g.bias + j * kVectorFloats);
-        if (g.residual) v += load_first(g.residual + row * g.ldr + j * kVectorFloats, n);
-        store_first(g.c + row * g.ldc + j * kVectorFloats, clamp_below(v, floor), n);
-    }
+// Epilogue of one vector of a row, written to memory.
+inline void finish(const GemmArgs& g, index_t row, int vector, Vec v) {
+    const index_t column = vector * kVectorFloats;
+    const index_t n = g.cols - column;
+    if (n <= 0) return;
+    if (g.scale) v *= load(g.scale + column);
+    if (g.bias) v += load(g.bias + column);
+    if (g.residual) v += load_first(g.residual + row * g.ldr + column, n);
+    store_first(g.c + row * g.ldc + column, clamp_below(v, broadcast(g.floor)), n);
 }
 
+// The reduction is cut into pieces of about g.chain steps: some whole segments, or a part of one. GCC cannot see that
+// `total` is read only after a first piece has written it.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 template <int Rows, int Vectors>
 inline void gemm_tile(const GemmArgs& g, index_t first_row) {
-    Vec acc[Rows][Vectors];
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < Vectors; ++j) acc[i][j] = zero();
+    const bool whole_segments = g.segment_length <= g.chain;
+    const index_t segments_each = whole_segments ? g.chain / g.segment_length : 1;
+    const index_t depth_each = whole_segments ? g.segment_length : g.chain;
     const index_t lda = g.lda;
     const float* b = g.b;
-    for (index_t s = 0; s < g.segments; ++s) {
-        const float* a = g.a + first_row * lda + g.segment_offset[s];
-        for (index_t c = 0; c < g.segment_length; ++c) {
-            Vec weights[Vectors];
-#pragma GCC unroll 2
-            for (int j = 0; j < Vectors; ++j) weights[j] = load(b + c * kTileCols + j * kVectorFloats);
+    Vec total[Rows][Vectors];
+    bool has_total = false;
+    for (index_t s = 0, begin = 0;;) {
+        const index_t s_end = g.segments - s < segments_each ? g.segments : s + segments_each;
+        const index_t depth = g.segment_length - begin < depth_each ? g.segment_length - begin : depth_each;
+        Vec acc[Rows][Vectors];
 #pragma GCC unroll 16
-            for (int i = 0; i < Rows; ++i) {
-                const Vec x = broadcast(a[i * lda + c]);
+        for (int i = 0; i < Rows; ++i)
+            for (int j = 0; j < Vectors; ++j) acc[i][j] = zero();
+        for (index_t segment = s; segment < s_end; ++segment) {
+            const float* a = g.a + first_row * lda + g.segment_offset[segment] + begin;
+            for (index_t c = 0; c < depth; ++c) {
+                Vec weights[Vectors];
 #pragma GCC unroll 2
-                for (int j = 0; j < Vectors; ++j) acc[i][j] += x * weights[j];
+                for (int j = 0; j < Vectors; ++j) weights[j] = load(b + c * kTileCols + j * kVectorFloats);
+#pragma GCC unroll 16
+                for (int i = 0; i < Rows; ++i) {
+                    const Vec x = broadcast(a[i * lda + c]);
+#pragma GCC unroll 2
+                    for (int j = 0; j < Vectors; ++j) acc[i][j] += x * weights[j];
+                }
             }
+            b += depth * kTileCols;
         }
-        b += g.segment_length * kTileCols;
-    }
+        begin += depth;
+        if (begin == g.segment_length) {
+            s = s_end;
+            begin = 0;
+        }
+        const bool last = s == g.segments;
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) finish_row<Vectors>(g, first_row + i, acc[i]);
+        for (int i = 0; i < Rows; ++i)
+            for (int j = 0; j < Vectors; ++j) {
+                const Vec sum = has_total ? total[i][j] + acc[i][j] : acc[i][j];
+                if (last) {
+                    finish(g, first_row + i, j, sum);
+                } else {
+                    total[i][j] = sum;
+                }
+            }
+        if (last) return;
+        has_total = true;
+    }
 }
+#pragma GCC diagnostic pop
 
 template <int Rows, int Vectors>
 inline void gemm_tile_of(const GemmArgs& g, index_t first_row, int rows) {

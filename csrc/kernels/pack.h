@@ -12,10 +12,7 @@ void pack_direct(const PackPanelArgs& g) {
         for (index_t s = 0; s < g.kernel_w; ++s)
             for (index_t c = 0; c < g.channels; ++c, packed += kTileCols) {
                 const float* w = g.weight + g.first_k * g.stride_k + c * g.stride_c + r * g.stride_h + s * g.stride_w;
-                for (index_t k = 0; k < g.cols; ++k) {
-                    const double scale = g.scale ? g.scale[g.first_k + k] : 1.0;
-                    packed[k] = static_cast<float>(scale * w[k * g.stride_k]);
-                }
+                for (index_t k = 0; k < g.cols; ++k) packed[k] = w[k * g.stride_k];
                 for (index_t k = g.cols; k < kTileCols; ++k) packed[k] = 0.0f;
             }
 }

@@ -11,7 +11,7 @@ namespace resfuse {
 
 using index_t = std::ptrdiff_t;
 
-// One panel of C = act(A * B + bias + residual). Row i of A starts at a + i * lda; its reduction dimension is made of
+// One panel of C = act(A * B * scale + bias + residual). Row i of A starts at a + i * lda; its reduction dimension is made of
 // `segments` runs of `segment_length` contiguous floats at a + i * lda + segment_offset[s] (an implicit im2col).
 // B is packed [segments * segment_length][tile_cols].
 struct GemmArgs {
@@ -25,10 +25,12 @@ struct GemmArgs {
     index_t ldc;
     index_t rows;
     index_t cols;           // valid columns, at most tile_cols
+    const float* scale;     // tile_cols floats, or null
     const float* bias;      // tile_cols floats, or null
     const float* residual;  // addressed like c with ldr, or null
     index_t ldr;
-    float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
+    float floor;    // lower clamp of the epilogue: 0 for ReLU, -inf for none
+    index_t chain;  // steps of the reduction that one accumulator takes before it is added to a total
 };
 
 // A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
@@ -95,6 +97,7 @@ struct DepthwiseArgs {
     index_t channels;
     index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
     const float* weight;  // [kernel_h * kernel_w][channels]
+    const float* scale;   // channels floats
     const float* bias;    // channels floats
     float* y;
     index_t out_width;
@@ -123,12 +126,13 @@ struct GlobalAvgPoolArgs {
     float* y;
 };
 
-// One panel of direct-convolution weights: w[k][c][r][s] (float, torch's order, strides in floats) scaled per output
-// channel in double precision, packed [kernel_h][kernel_w][channels][tile_cols] with zeros past `cols`.
+// One panel of weights w[k][c][r][s] (torch's order, strides in floats), zeros past `cols`. Direct ones are copied as
+// they are to [kernel_h][kernel_w][channels][tile_cols]; Winograd ones are scaled per output channel and transformed in
+// double precision.
 struct PackPanelArgs {
     const float* weight;
     index_t stride_k, stride_c, stride_h, stride_w;
-    const double* scale;  // per output channel, or null
+    const double* scale;  // per output channel, or null (Winograd only)
     index_t first_k;
     index_t cols;
     index_t channels;

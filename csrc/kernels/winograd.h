@@ -1,14 +1,14 @@
 // Winograd convolution transforms F(2x2, 3x3) and F(4x4, 3x3) (Lavin & Gray, "Fast Algorithms for Convolutional Neural
-// Networks", 2015). F(4,3) uses the interpolation points 0, +-1/sqrt(2), +-sqrt(2), infinity: their matrices keep the
-// even/odd symmetry that makes the transforms cheap and halve the rounding error of the usual 0, +-1, +-2.
+// Networks", 2015). F(4,3) uses the interpolation points 0, +-5/8, +-3/2, infinity. Pairs +-p keep the even/odd symmetry
+// that makes the transforms cheap; points near +-1/sqrt(2), +-sqrt(2) halve the rounding error of the usual +-1, +-2; and
+// they must be exact in fp32: with rounded square roots the three matrices no longer fit each other, which costs three
+// times the error (measured, see docs/accuracy.md).
 #pragma once
 
 #include "kernels/gemm.h"
 
 namespace resfuse {
 namespace {
-
-constexpr double kSqrt2 = 1.41421356237309504880;
 
 struct F2x2 {
     static constexpr int out = 2;
@@ -33,34 +33,39 @@ struct F4x4 {
     static constexpr int out = 4;
     static constexpr int in = 6;
 
+    static constexpr double p = 5.0 / 8, p2 = p * p;
+    static constexpr double q = 3.0 / 2, q2 = q * q;
+
+    static inline Vec constant(double x) { return broadcast(static_cast<float>(x)); }
+
     static inline void input(const Vec* d, int stride, Vec* v) {
         const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride],
                   d5 = d[5 * stride];
-        const Vec a = broadcast(static_cast<float>(kSqrt2 / 2)), b = broadcast(static_cast<float>(kSqrt2));
-        v[0] = d0 - 2.5f * d2 + d4;
-        const Vec even_a = d4 - 2.0f * d2, odd_a = d3 - 2.0f * d1;
-        v[1] = even_a + a * odd_a;
-        v[2] = even_a - a * odd_a;
-        const Vec even_b = d4 - 0.5f * d2, odd_b = d3 - 0.5f * d1;
-        v[3] = even_b + b * odd_b;
-        v[4] = even_b - b * odd_b;
-        v[5] = d1 - 2.5f * d3 + d5;
+        const Vec product = constant(p2 * q2), sum = constant(p2 + q2);
+        v[0] = product * d0 + (d4 - sum * d2);
+        v[5] = product * d1 + (d5 - sum * d3);
+        const Vec even_p = d4 - constant(q2) * d2, odd_p = d3 - constant(q2) * d1;
+        v[1] = even_p + constant(p) * odd_p;
+        v[2] = even_p - constant(p) * odd_p;
+        const Vec even_q = d4 - constant(p2) * d2, odd_q = d3 - constant(p2) * d1;
+        v[3] = even_q + constant(q) * odd_q;
+        v[4] = even_q - constant(q) * odd_q;
     }
     static inline void output(const Vec* m, int stride, Vec* y) {
-        const Vec a = broadcast(static_cast<float>(kSqrt2 / 2)), b = broadcast(static_cast<float>(kSqrt2));
-        const Vec even_a = m[stride] + m[2 * stride], odd_a = a * (m[stride] - m[2 * stride]);
-        const Vec even_b = m[3 * stride] + m[4 * stride], odd_b = b * (m[3 * stride] - m[4 * stride]);
-        y[0] = m[0] + even_a + even_b;
-        y[1] = odd_a + odd_b;
-        y[2] = 0.5f * even_a + 2.0f * even_b;
-        y[3] = 0.5f * odd_a + 2.0f * odd_b + m[5 * stride];
+        const Vec even_p = m[stride] + m[2 * stride], odd_p = constant(p) * (m[stride] - m[2 * stride]);
+        const Vec even_q = m[3 * stride] + m[4 * stride], odd_q = constant(q) * (m[3 * stride] - m[4 * stride]);
+        y[0] = m[0] + even_p + even_q;
+        y[1] = odd_p + odd_q;
+        y[2] = constant(p2) * even_p + constant(q2) * even_q;
+        y[3] = constant(p2) * odd_p + constant(q2) * odd_q + m[5 * stride];
     }
-    // Row of point p: (1, p, p^2) / product of (p - other points); the last row is the point at infinity.
-    static constexpr double weight[6][3] = {{1, 0, 0},
-                                            {-2.0 / 3, -kSqrt2 / 3, -1.0 / 3},
-                                            {-2.0 / 3, kSqrt2 / 3, -1.0 / 3},
-                                            {1.0 / 6, kSqrt2 / 6, 1.0 / 3},
-                                            {1.0 / 6, -kSqrt2 / 6, 1.0 / 3},
+    // Row of point x: (1, x, x^2) / product of (x - other points); the last row is the point at infinity.
+    static constexpr double over_p = 1 / (2 * p2 * (p2 - q2)), over_q = 1 / (2 * q2 * (q2 - p2));
+    static constexpr double weight[6][3] = {{1 / (p2 * q2), 0, 0},
+                                            {over_p, over_p * p, over_p* p2},
+                                            {over_p, -over_p * p, over_p* p2},
+                                            {over_q, over_q * q, over_q* q2},
+                                            {over_q, -over_q * q, over_q* q2},
                                             {0, 0, 1}};
 };
 

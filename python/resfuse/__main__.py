@@ -1,0 +1,5 @@
+"""``python -m resfuse``."""
+
+from resfuse.cli import main
+
+main()

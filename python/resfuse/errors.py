@@ -1,0 +1,19 @@
+"""Exceptions and warnings of resfuse."""
+
+from __future__ import annotations
+
+
+class ResfuseError(Exception):
+    """Base class of the exceptions that resfuse defines."""
+
+
+class UnsupportedModelError(ResfuseError, ValueError):
+    """Nothing in a model can be fused; the text says what was looked for and what was found."""
+
+
+class VerificationError(ResfuseError, AssertionError):
+    """A fused model's results are further from fp64 than the tolerance allows."""
+
+
+class NativeFallbackWarning(UserWarning):
+    """A fused model in eval mode ran its original modules; the text says why and what to change."""

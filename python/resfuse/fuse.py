@@ -1,0 +1,86 @@
+"""`resfuse.fuse`: a model that runs the same network faster."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+from resfuse.errors import UnsupportedModelError
+from resfuse.fused_module import FusedModule, fused_class
+from resfuse.lowering.lower import lower
+from resfuse.lowering.steps import Lowered
+from resfuse.runtime.spec import ConvSpec
+
+ALGORITHMS = ("auto", "direct", "winograd")
+
+
+def fuse(
+    model: nn.Module, *, inplace: bool = False, algorithm: str = "auto", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Fuses the residual blocks, stem and head of a model for inference on CPUs.
+
+    The result has the model's class, forward signature, ``state_dict`` keys and the very same Parameter and buffer
+    objects; training either trains both. Under ``eval()`` without gradients its convolutions run with batch norm folded
+    in and residual sums and activations in their epilogues, from packed weights that follow every change of the
+    parameters. In ``train()`` mode, and wherever fusing would change what can be observed, the original modules run.
+
+    Args:
+        model: any module that torch.fx can trace.
+        inplace: change ``model`` itself instead of a shallow copy.
+        algorithm: "auto" (a cost model chooses), "direct", or "winograd" (for every 3x3 convolution of stride 1).
+        dtype: None or torch.float32.
+
+    Returns:
+        The fused module.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: an unknown ``algorithm`` or ``dtype``.
+        UnsupportedModelError: nothing in ``model`` can be fused.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: got {algorithm!r}, want one of {', '.join(map(repr, ALGORITHMS))}")
+    if dtype not in (None, torch.float32):
+        raise ValueError(f"dtype: got {dtype}, want None or torch.float32 (this version computes in float32 only)")
+    lowered = lower(model, algorithm)
+    if not any(isinstance(layer, ConvSpec) and _is_conv(layer) for p in lowered.programs for layer in p.spec.layers):
+        raise UnsupportedModelError(_explain(model, lowered))
+    fast = model if inplace else _shallow_copy(model, {})
+    fast.__class__ = fused_class(type(model))
+    assert isinstance(fast, FusedModule)
+    fast.adopt(lowered, algorithm)
+    return fast
+
+
+def _is_conv(layer: ConvSpec) -> bool:
+    return layer.batch_norm is not None or layer.kernel_size != (1, 1) or layer.residual is not None
+
+
+def _shallow_copy(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
+    """A module tree of its own over the same parameters and buffers."""
+    if id(module) in memo:
+        return memo[id(module)]
+    copy = type(module).__new__(type(module))
+    memo[id(module)] = copy
+    state = module.__getstate__() if isinstance(module, FusedModule) else module.__dict__
+    for name, value in state.items():
+        # Registries (parameters, buffers, hooks, modules) are the copy's own; what they hold is shared.
+        copy.__dict__[name] = value.copy() if name.startswith("_") and isinstance(value, (dict, set)) else value
+    for name, child in module._modules.items():
+        copy._modules[name] = None if child is None else _shallow_copy(child, memo)
+    return copy
+
+
+def _explain(model: nn.Module, lowered: Lowered) -> str:
+    found = Counter(type(m).__name__ for m in model.modules() if not list(m.children()))
+    kinds = ", ".join(f"{count} {name}" for name, count in found.most_common(8)) or "no layers"
+    reasons = "; ".join(f"{step.node.name}: {step.reason}" for step in lowered.natives[:5])
+    return (
+        f"model: nothing in {type(model).__name__} can be fused. Looked for residual blocks (convolution, batch norm, "
+        f"activation, sum), a stem (convolution, batch norm, ReLU, max-pool) and a head (global average pool, flatten, "
+        f"linear); found {kinds}." + (f" Not fused: {reasons}." if reasons else "")
+    )

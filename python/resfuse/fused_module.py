@@ -1,0 +1,139 @@
+"""The class of a fused model: its own class with a forward that runs programs where it can."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfuse.errors import NativeFallbackWarning
+from resfuse.lowering.binding import Binding, StructureChangedError
+from resfuse.lowering.lower import lower
+from resfuse.lowering.steps import Lowered
+
+_RUNTIME = "_resfuse_runtime"
+
+
+@dataclasses.dataclass
+class Fusion:
+    """What is derived from a model's modules, and how its calls went: never pickled, never copied, rebuilt on demand."""
+
+    binding: Binding
+    fused_calls: int = 0
+    native_calls: int = 0
+    native_reason: str | None = None
+    warned: bool = False
+
+
+class FusedModule(nn.Module):
+    """Mixed into a module's class: ``forward`` runs the fused programs, ``native_forward`` the original code.
+
+    The fused path is taken in eval mode, in fp32 on the CPU, where no gradient is asked for; everything else runs
+    natively, and `resfuse.report` says so.
+    """
+
+    _resfuse_algorithm = "auto"
+
+    def native_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original forward."""
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The same result as the original forward."""
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+        if len(tensors) < len(args) + len(kwargs) and any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
+            return self.native_forward(*args, **kwargs)
+        runtime = self._runtime()
+        if torch.compiler.is_compiling():
+            if torch.is_grad_enabled() or runtime.binding.native_reason() is not None:
+                return self.native_forward(*args, **kwargs)
+            return runtime.binding.run(self, args, kwargs)
+        reason = _native_reason(runtime, tensors)
+        if reason is None:
+            runtime.fused_calls += 1
+            return runtime.binding.run(self, args, kwargs)
+        runtime.native_calls += 1
+        runtime.native_reason = reason
+        return self.native_forward(*args, **kwargs)
+
+    def adopt(self, lowered: Lowered, algorithm: str) -> None:
+        """Takes over an already lowered form of this very structure."""
+        self._resfuse_algorithm = algorithm
+        self.__dict__[_RUNTIME] = Fusion(Binding(lowered, self))
+
+    def fusion(self) -> Fusion:
+        """What is fused at present; lowers the model if that has not been done."""
+        return self._runtime()
+
+    def _runtime(self) -> Fusion:
+        runtime: Fusion | None = self.__dict__.get(_RUNTIME)
+        if runtime is not None:
+            try:
+                runtime.binding.check_structure()
+                return runtime
+            except StructureChangedError:
+                pass
+        runtime = Fusion(Binding(lower(self, self._resfuse_algorithm), self))
+        self.__dict__[_RUNTIME] = runtime
+        return runtime
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop(_RUNTIME, None)
+        return state
+
+
+def _native_reason(runtime: Fusion, tensors: list[torch.Tensor]) -> str | None:
+    """Why this call has to run the original modules, or None."""
+    reason = runtime.binding.native_reason()
+    if reason is not None:
+        return reason
+    parameters = [p for bound in runtime.binding.programs for p in bound.parameters()]
+    if not all([p.dtype is torch.float32 and p.is_cpu for p in parameters]):
+        return "its parameters are not all float32 on the CPU"
+    if not all([t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors]):
+        return "an input is not a dense float32 tensor on the CPU"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is enabled"
+    if torch._C._functorch.maybe_current_level() is not None:
+        return "a torch.func transform is active"
+    if torch.is_grad_enabled() and any([t.requires_grad for t in (*tensors, *parameters)]):
+        if not runtime.warned:
+            runtime.warned = True
+            warnings.warn(
+                "a fused model in eval mode ran its original modules because gradients are enabled; "
+                "call it under torch.no_grad() or torch.inference_mode() to run the fused programs",
+                NativeFallbackWarning,
+                stacklevel=4,
+            )
+        return "gradients are enabled (use torch.no_grad() or torch.inference_mode())"
+    return None
+
+
+@functools.cache
+def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The fused subclass of a module class: same name, same isinstance relations."""
+    if issubclass(cls, FusedModule):
+        return cls
+
+    @functools.wraps(cls.forward)
+    def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
+        return FusedModule.forward(self, *args, **kwargs)
+
+    def reduce_ex(self: FusedModule, protocol: int) -> tuple[Any, ...]:
+        return _rebuild, (cls,), self.__getstate__()
+
+    return type(
+        cls.__name__,
+        (FusedModule, cls),
+        {"forward": forward, "__reduce_ex__": reduce_ex, "__module__": cls.__module__, "_resfuse_original": cls},
+    )
+
+
+def _rebuild(cls: type[nn.Module]) -> nn.Module:
+    fused = fused_class(cls)
+    return fused.__new__(fused)

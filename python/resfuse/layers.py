@@ -1,0 +1,49 @@
+"""Plain torch layers that networks of other frameworks need and torch lacks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """(before, after) of TensorFlow's "same" padding of one axis; the odd one goes behind."""
+    out = -(-size // stride)
+    total = max((out - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+class Conv2dSame(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding: output side = ceil(input side / stride).
+
+    At stride 2 an even side gets 0 before and 1 after, where ``nn.Conv2d(padding=1)`` has 1 and 1.
+    The arguments are those of ``nn.Conv2d`` without ``padding``.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> [N, K, ceil(H / stride), ceil(W / stride)]."""
+        top, bottom = same_padding(input.shape[-2], self.kernel_size[0], self.stride[0], self.dilation[0])
+        left, right = same_padding(input.shape[-1], self.kernel_size[1], self.stride[1], self.dilation[1])
+        return super().forward(F.pad(input, (left, right, top, bottom)))
+
+
+
+class MaxPool2dSame(nn.MaxPool2d):
+    """Max-pooling with TensorFlow's "same" padding: output side = ceil(input side / stride).
+
+    Args:
+        kernel_size, stride: as in ``nn.MaxPool2d``.
+    """
+
+    def __init__(self, kernel_size: int, stride: int | None = None) -> None:
+        super().__init__(kernel_size, stride)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> [N, C, ceil(H / stride), ceil(W / stride)]."""
+        top, bottom = same_padding(input.shape[-2], int(self.kernel_size), int(self.stride), 1)
+        left, right = same_padding(input.shape[-1], int(self.kernel_size), int(self.stride), 1)
+        return super().forward(F.pad(input, (left, right, top, bottom), value=float("-inf")))
+
+
+LEAF_TYPES = (Conv2dSame, MaxPool2dSame)

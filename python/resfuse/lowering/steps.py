@@ -1,0 +1,59 @@
+"""What lowering makes of a graph: an ordered list of fused programs and native nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx
+
+from resfuse.runtime.spec import ProgramSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterPath:
+    """A parameter or buffer: the path of its module in the model and its name there."""
+
+    module: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramStep:
+    """Nodes that run as one program. ``nodes`` maps each layer to the last graph node that it computes."""
+
+    spec: ProgramSpec
+    text: str
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    parameters: tuple[ParameterPath, ...]
+    nodes: tuple[fx.Node, ...]
+    modules: tuple[str, ...]  # paths of all modules that it stands for
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeStep:
+    """A node that runs as it did, and why."""
+
+    node: fx.Node
+    reason: str
+
+
+Step = ProgramStep | NativeStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A model's graph and the steps that compute it."""
+
+    graph: fx.Graph
+    steps: tuple[Step, ...]
+
+    @property
+    def programs(self) -> list[ProgramStep]:
+        """The fused steps, in order."""
+        return [step for step in self.steps if isinstance(step, ProgramStep)]
+
+    @property
+    def natives(self) -> list[NativeStep]:
+        """The native steps, in order."""
+        return [step for step in self.steps if isinstance(step, NativeStep)]

@@ -1,0 +1,137 @@
+"""`resfuse.report`: what of a model is fused, what runs as it did and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+from resfuse.errors import UnsupportedModelError
+from resfuse.fused_module import FusedModule
+from resfuse.lowering.binding import BoundProgram
+from resfuse.runtime.executor import executor_of
+from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportRow:
+    """One part of a model."""
+
+    part: str
+    fused: bool
+    what: str
+    algorithm: str = ""  # fused parts, once they have run
+    packed_bytes: int = 0
+    effective_gflop: float = 0.0  # of the last call, 2 x the direct algorithm's multiply-adds
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All parts of a model, and how its calls went so far. ``str(report)`` is a table."""
+
+    model: str
+    state: str
+    rows: tuple[ReportRow, ...]
+    fused_calls: int
+    native_calls: int
+    last_native_reason: str | None
+
+    @property
+    def fused(self) -> list[ReportRow]:
+        """The fused parts."""
+        return [row for row in self.rows if row.fused]
+
+    @property
+    def native(self) -> list[ReportRow]:
+        """The parts that run as they did."""
+        return [row for row in self.rows if not row.fused]
+
+    def __str__(self) -> str:
+        header = ("part", "", "what", "algorithm", "packed", "GFLOP")
+        lines = [
+            (
+                row.part,
+                "fused" if row.fused else "native",
+                row.what,
+                row.algorithm or ("(not run yet)" if row.fused else ""),
+                f"{row.packed_bytes / 2**20:.2f} MiB" if row.packed_bytes else "",
+                f"{row.effective_gflop:.3f}" if row.effective_gflop else "",
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [header, *lines]]
+        packed = sum(row.packed_bytes for row in self.rows) / 2**20
+        calls = f"calls: {self.fused_calls} fused, {self.native_calls} native"
+        if self.last_native_reason:
+            calls += f" (the last because {self.last_native_reason})"
+        return "\n".join(
+            [
+                f"{self.model}: {len(self.fused)} parts fused, {len(self.native)} native, {packed:.1f} MiB of packed weights",
+                f"now: {self.state}",
+                calls,
+                "",
+                *table,
+            ]
+        )
+
+
+def report(model: nn.Module) -> Report:
+    """What of a fused model is fused, what is not and why.
+
+    Algorithms, bytes and operations are those of the last call of a program (they depend on the input's size).
+
+    Raises:
+        TypeError: ``model`` is no module.
+        UnsupportedModelError: ``model`` was not fused.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
+    if not isinstance(model, FusedModule):
+        raise UnsupportedModelError(f"model: {type(model).__name__} is not fused; want what resfuse.fuse returned")
+    fusion = model.fusion()
+    rows: list[ReportRow] = []
+    for bound in fusion.binding.programs:
+        rows.extend(_program_rows(bound))
+    rows.extend(ReportRow(step.node.name, False, step.reason) for step in fusion.binding.lowered.natives)
+    reason = fusion.binding.native_reason()
+    state = f"all parts run natively, because {reason}" if reason else "fused wherever no gradient is asked for"
+    return Report(
+        type(model).__name__, state, tuple(rows), fusion.fused_calls, fusion.native_calls, fusion.native_reason
+    )
+
+
+def _program_rows(bound: BoundProgram) -> list[ReportRow]:
+    plan = executor_of(bound.step.text).last_plan
+    if plan is None:
+        return [ReportRow(layer.name, True, _what(layer)) for layer in bound.step.spec.layers]
+    return [
+        ReportRow(
+            layer.name,
+            True,
+            _what(layer),
+            f"{row['algorithm']} x{row['images_per_wave']}",
+            row["packed_bytes"],
+            2e-9 * row["multiply_adds"],
+        )
+        for layer, row in zip(bound.step.spec.layers, plan.layers(), strict=True)
+    ]
+
+
+def _what(layer: LayerSpec) -> str:
+    if not isinstance(layer, ConvSpec):
+        if isinstance(layer, MaxPoolSpec):
+            return f"max-pool {layer.kernel_size[0]}x{layer.kernel_size[1]} /{layer.stride[0]}"
+        return "global average pool"
+    kernel = f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}"
+    if layer.stride != (1, 1):
+        kernel += f" /{layer.stride[0]}"
+    if layer.groups > 1:
+        kernel += f" groups {layer.groups}"
+    parts = [
+        f"{kernel} {layer.in_channels}->{layer.out_channels}",
+        "batch norm" if layer.batch_norm else "",
+        "add" if layer.residual is not None else "",
+        layer.activation if layer.activation != "none" else "",
+    ]
+    return " + ".join(part for part in parts if part)

@@ -1,0 +1,124 @@
+"""Runs one program: keeps the plans for the input sizes seen and the packed weights of the models that use it."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from resfuse import _core
+from resfuse.runtime.spec import ConvSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.weights import WeightCache
+
+_MOST_PLANS = 64
+
+
+def build_program(spec: ProgramSpec, isa: str | None = None) -> _core.Program:
+    """The core's program for a specification; ``isa`` None takes the level in use."""
+    program = _core.Program(isa)
+    for channels in spec.inputs:
+        program.add_input(channels)
+    for layer in spec.layers:
+        if isinstance(layer, ConvSpec):
+            buffer = program.add_conv(
+                name=layer.name,
+                input=layer.input,
+                out_channels=layer.out_channels,
+                kernel_size=layer.kernel_size,
+                stride=layer.stride,
+                dilation=layer.dilation,
+                padding=layer.padding,
+                groups=layer.groups,
+                activation=layer.activation,
+                residual=-1 if layer.residual is None else layer.residual,
+                algorithm=layer.algorithm,
+            )
+        elif isinstance(layer, MaxPoolSpec):
+            buffer = program.add_max_pool(
+                name=layer.name,
+                input=layer.input,
+                kernel_size=layer.kernel_size,
+                stride=layer.stride,
+                dilation=layer.dilation,
+                padding=layer.padding,
+                ceil_mode=layer.ceil_mode,
+            )
+        else:
+            buffer = program.add_global_avg_pool(name=layer.name, input=layer.input)
+        if buffer != layer.output:
+            raise ValueError(f"program: layer {layer.name} makes buffer {buffer}, its specification says {layer.output}")
+    for output in spec.outputs:
+        program.add_output(output.buffer)
+    return program
+
+
+class Executor:
+    """A program ready to run on any batch and image size."""
+
+    def __init__(self, spec: ProgramSpec, isa: str | None = None) -> None:
+        self.spec = spec
+        self._program = build_program(spec, isa)
+        self._plans: OrderedDict[tuple[object, ...], _core.Plan] = OrderedDict()
+        self._weights = WeightCache(spec, self._program)
+        self.last_plan: _core.Plan | None = None
+
+    def plan(self, inputs: Sequence[torch.Tensor]) -> _core.Plan:
+        """The plan for these inputs' sizes and layouts and torch's present number of threads."""
+        threads = torch.get_num_threads()
+        shapes = tuple(
+            [(x.shape[2], x.shape[3], x.is_contiguous(memory_format=torch.channels_last)) for x in inputs]
+        )
+        key = (max(inputs[0].shape[0], 1), shapes, threads)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = _core.Plan(self._program, key[0], shapes, threads)
+            self._plans[key] = plan
+            while len(self._plans) > _MOST_PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+    def run(self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for [N, C, H, W] float32 CPU tensors of any strides; feature maps come back in channels_last."""
+        _check_inputs(self.spec, inputs)
+        plan = self.plan(inputs)
+        batch = inputs[0].shape[0]
+        outputs = [
+            torch.empty((batch, *plan.output_shape(i)[1:]), memory_format=torch.channels_last)
+            for i in range(len(self.spec.outputs))
+        ]
+        if batch > 0:
+            weights = self._weights.entry(parameters).current(parameters, plan)
+            plan.run(weights, [x.detach().numpy() for x in inputs], [y.numpy() for y in outputs])
+            self.last_plan = plan
+        return [
+            y.flatten(1) if output.rank == 2 else y for y, output in zip(outputs, self.spec.outputs, strict=True)
+        ]
+
+    def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
+        """Bytes of packed weights held for these parameters."""
+        return self._weights.entry(parameters).packed_bytes
+
+
+def _check_inputs(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
+    if len(inputs) != len(spec.inputs):
+        raise ValueError(f"inputs: got {len(inputs)} tensors, want {len(spec.inputs)}")
+    for i, (x, channels) in enumerate(zip(inputs, spec.inputs, strict=True)):
+        if x.layout != torch.strided or x.is_quantized:
+            kind = "quantized" if x.is_quantized else str(x.layout)
+            raise TypeError(f"inputs[{i}]: got a {kind} tensor, want a dense (strided) one")
+        if x.dtype != torch.float32:
+            raise TypeError(f"inputs[{i}]: got dtype {x.dtype}, want torch.float32")
+        if x.device.type != "cpu":
+            raise ValueError(f"inputs[{i}]: got a tensor on {x.device}, want one on the CPU")
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"inputs[{i}]: got shape {list(x.shape)}, want [N, {channels}, H, W]")
+        if x.shape[0] != inputs[0].shape[0]:
+            raise ValueError(f"inputs[{i}]: got a batch of {x.shape[0]}, want {inputs[0].shape[0]} as in inputs[0]")
+
+
+@functools.lru_cache(maxsize=512)
+def executor_of(text: str) -> Executor:
+    """The one executor of a program's text."""
+    return Executor(ProgramSpec.from_text(text))

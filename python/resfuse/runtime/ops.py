@@ -1,0 +1,44 @@
+"""The operators that torch sees: schema, CPU kernel and fake kernel, declared together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from resfuse.runtime.executor import executor_of
+from resfuse.runtime.spec import ProgramSpec
+
+
+@torch.library.custom_op(
+    "resfuse::program",
+    mutates_args=(),
+    schema="(Tensor[] inputs, Tensor[] parameters, str program) -> Tensor[]",
+    device_types="cpu",
+)
+def program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], program: str) -> list[torch.Tensor]:
+    """Runs a fused program.
+
+    Args:
+        inputs: float32 CPU tensors [N, C, H, W] of any strides.
+        parameters: float32 tensors, numbered as the specification says.
+        program: text of a `resfuse.runtime.spec.ProgramSpec`.
+
+    Returns:
+        The program's outputs, float32: [N, C, H, W] in channels_last memory, or [N, C].
+
+    Raises:
+        TypeError, ValueError: for inputs that do not fit, naming what they are and what is wanted.
+    """
+    return executor_of(program).run(inputs, parameters)
+
+
+@program.register_fake
+def _(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], program: str) -> list[torch.Tensor]:
+    shapes = ProgramSpec.from_text(program).output_shapes([x.shape for x in inputs])
+    return [
+        inputs[0].new_empty(shape, memory_format=torch.channels_last)  # type: ignore[call-arg]
+        if len(shape) == 4
+        else inputs[0].new_empty(shape)
+        for shape in shapes
+    ]

@@ -1,0 +1,162 @@
+"""The description of a program: plain data that can be hashed, pickled, exported and handed to an operator as text.
+
+A specification holds structure only. Weights are a flat list of tensors beside it; each convolution names the places of
+its own in that list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNormSpec:
+    """Places of a batch norm's tensors in the parameter list (None: not there) and its epsilon."""
+
+    weight: int | None
+    bias: int | None
+    running_mean: int
+    running_var: int
+    eps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvSpec:
+    """Convolution or linear layer with its epilogue: ``act(conv(input) * scale + bias + residual)``.
+
+    ``padding`` is (top, left, bottom, right), or None for TensorFlow's "same" padding.
+    """
+
+    name: str
+    input: int
+    output: int
+    in_channels: int
+    out_channels: int
+    weight: int
+    bias: int | None = None
+    batch_norm: BatchNormSpec | None = None
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] | None = (0, 0, 0, 0)
+    groups: int = 1
+    activation: str = "none"
+    residual: int | None = None
+    algorithm: str = "auto"
+    kind: str = "conv"
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPoolSpec:
+    """Max-pooling; ``padding`` is (top, left, bottom, right), or None for TensorFlow's "same" padding."""
+
+    name: str
+    input: int
+    output: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int, int, int] | None
+    ceil_mode: bool
+    kind: str = "max_pool"
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalAvgPoolSpec:
+    """Mean over all pixels of each channel."""
+
+    name: str
+    input: int
+    output: int
+    kind: str = "global_avg_pool"
+
+
+LayerSpec = ConvSpec | MaxPoolSpec | GlobalAvgPoolSpec
+_KINDS: dict[str, type[LayerSpec]] = {"conv": ConvSpec, "max_pool": MaxPoolSpec, "global_avg_pool": GlobalAvgPoolSpec}
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputSpec:
+    """A buffer that the program returns, as [N, C, H, W] (rank 4) or [N, C] (rank 2, one pixel)."""
+
+    buffer: int
+    rank: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramSpec:
+    """Inputs (buffer numbers 0, 1, ... with their channels), layers in order, outputs."""
+
+    inputs: tuple[int, ...]
+    layers: tuple[LayerSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+
+    def channels(self, buffer: int) -> int:
+        """Channels of a buffer."""
+        if buffer < len(self.inputs):
+            return self.inputs[buffer]
+        layer = self.layers[buffer - len(self.inputs)]
+        return layer.out_channels if isinstance(layer, ConvSpec) else self.channels(layer.input)
+
+    def with_outputs(self, outputs: Sequence[OutputSpec]) -> ProgramSpec:
+        """The same program returning other buffers."""
+        return dataclasses.replace(self, outputs=tuple(outputs))
+
+    def to_text(self) -> str:
+        """One line of JSON, the same for equal programs."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    @functools.lru_cache(maxsize=512)
+    def from_text(text: str) -> ProgramSpec:
+        """The inverse of `to_text`; raises ValueError for anything else."""
+        try:
+            data = json.loads(text)
+            return ProgramSpec(
+                tuple(int(c) for c in data["inputs"]),
+                tuple(_layer(layer) for layer in data["layers"]),
+                tuple(OutputSpec(**output) for output in data["outputs"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"program: got text that is no program specification ({error!r})") from error
+
+    def output_shapes(self, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Shapes of the outputs for [N, C, H, W] shapes of the inputs; works with symbolic sizes."""
+        extents: list[tuple[Any, Any]] = [(shape[2], shape[3]) for shape in inputs]
+        for layer in self.layers:
+            extents.append(_output_extent(layer, extents[layer.input]))
+        shapes = []
+        for output in self.outputs:
+            head = [inputs[0][0], self.channels(output.buffer)]
+            shapes.append(head if output.rank == 2 else [*head, *extents[output.buffer]])
+        return shapes
+
+
+def _layer(data: dict[str, Any]) -> LayerSpec:
+    data = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    if data.get("batch_norm") is not None:
+        data["batch_norm"] = BatchNormSpec(**data["batch_norm"])
+    return _KINDS[data["kind"]](**data)
+
+
+def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]:
+    if isinstance(layer, GlobalAvgPoolSpec):
+        return 1, 1
+    sizes = []
+    for axis, size in enumerate(extent):
+        stride = layer.stride[axis]
+        if layer.padding is None:
+            sizes.append((size + stride - 1) // stride)
+            continue
+        before, after = layer.padding[axis], layer.padding[axis + 2]
+        span = size + before + after - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1
+        if isinstance(layer, MaxPoolSpec) and layer.ceil_mode:
+            out = (span + stride - 1) // stride + 1
+            sizes.append(out - 1 if (out - 1) * stride >= size + before else out)
+        else:
+            sizes.append(span // stride + 1)
+    return sizes[0], sizes[1]

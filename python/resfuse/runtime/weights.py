@@ -1,0 +1,136 @@
+"""Packed weights that follow the parameters they were made from.
+
+A cache entry belongs to one list of tensors. It is valid while every tensor is the same object at the same address with
+the same version counter, and while a few sampled values of each are the same (that last check sees writes through
+``.data``, which no version counter counts).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from resfuse import _core
+from resfuse.runtime.spec import ConvSpec, ProgramSpec
+
+Stamp = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _stamp(tensors: Sequence[torch.Tensor]) -> Stamp:
+    addresses = tuple([t.data_ptr() for t in tensors])
+    try:
+        return addresses, tuple([t._version for t in tensors])
+    except RuntimeError:  # tensors made under inference_mode have no version counter
+        return addresses, tuple(0 if t.is_inference() else t._version for t in tensors)
+
+
+def _view(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def _flat(tensor: torch.Tensor) -> np.ndarray:
+    """All elements of a dense tensor in memory order; one element of any other."""
+    tensor = tensor.detach()
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return (tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()[:0]).numpy()
+
+
+def fold_batch_norm(layer: ConvSpec, parameters: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Per-channel scale and bias, in fp64, that make a convolution compute itself and the batch norm behind it.
+
+    ``scale = gamma / sqrt(var + eps)``, ``bias = beta + (conv_bias - mean) * scale`` (Ioffe & Szegedy, 2015, eq. for
+    inference). Empty lists stand for all ones and all zeros.
+    """
+
+    def get(index: int | None) -> torch.Tensor | None:
+        return None if index is None else parameters[index].detach().double()
+
+    bias = get(layer.bias)
+    bn = layer.batch_norm
+    if bn is None:
+        return [], [] if bias is None else bias.tolist()
+    gamma, beta = get(bn.weight), get(bn.bias)
+    scale = (parameters[bn.running_var].detach().double() + bn.eps).rsqrt()
+    if gamma is not None:
+        scale = scale * gamma
+    shift = -parameters[bn.running_mean].detach().double()
+    if bias is not None:
+        shift = shift + bias
+    shift = shift * scale
+    if beta is not None:
+        shift = shift + beta
+    return scale.tolist(), shift.tolist()
+
+
+class PackedWeights:
+    """One list of tensors and the weight set made from their present values."""
+
+    def __init__(self, spec: ProgramSpec, program: _core.Program, tensors: Sequence[torch.Tensor]) -> None:
+        self._references = [weakref.ref(t) for t in tensors]
+        self._spec = spec
+        self._program = program
+        self._lock = threading.Lock()
+        self._state: tuple[Stamp, _core.Fingerprint, int, _core.WeightSet] | None = None
+
+    def belongs_to(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the very tensors that this entry was made for."""
+        return len(tensors) == len(self._references) and all(
+            [reference() is t for reference, t in zip(self._references, tensors, strict=True)]
+        )
+
+    def current(self, tensors: Sequence[torch.Tensor], plan: _core.Plan) -> _core.WeightSet:
+        """A weight set with the tensors' present values, packed for `plan`."""
+        state = self._state
+        if state is not None and state[0] == _stamp(tensors) and state[1].value() == state[2]:
+            return state[3]
+        with self._lock:
+            while True:
+                stamp = _stamp(tensors)
+                fingerprint = _core.Fingerprint([_flat(t) for t in tensors])
+                value = fingerprint.value()
+                weights = self._read(tensors)
+                plan.prepare(weights)
+                # Another thread may have written meanwhile: a set of mixed values must not be kept.
+                if stamp == _stamp(tensors) and value == fingerprint.value():
+                    self._state = stamp, fingerprint, value, weights
+                    return weights
+
+    def _read(self, tensors: Sequence[torch.Tensor]) -> _core.WeightSet:
+        weights = _core.WeightSet(self._program)
+        for index, layer in enumerate(self._spec.layers):
+            if isinstance(layer, ConvSpec):
+                weight = tensors[layer.weight].detach()
+                if weight.dim() == 2:
+                    weight = weight[:, :, None, None]
+                weights.set(index, weight.numpy(), *fold_batch_norm(layer, tensors))
+        return weights
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of packed weights held now."""
+        return 0 if self._state is None else self._state[3].packed_bytes
+
+
+class WeightCache:
+    """The packed weights of one program, one entry for each model that uses it; entries die with their tensors."""
+
+    def __init__(self, spec: ProgramSpec, program: _core.Program) -> None:
+        self._spec = spec
+        self._program = program
+        self._entries: dict[tuple[int, ...], PackedWeights] = {}
+
+    def entry(self, tensors: Sequence[torch.Tensor]) -> PackedWeights:
+        """The entry of these tensors, made if there is none."""
+        key = tuple([id(t) for t in tensors])
+        entry = self._entries.get(key)
+        if entry is None or not entry.belongs_to(tensors):
+            entry = PackedWeights(self._spec, self._program, tensors)
+            self._entries[key] = entry
+            if tensors:
+                weakref.finalize(tensors[0], self._entries.pop, key, None).atexit = False
+        return entry
