@@ -23,8 +23,9 @@ void check_shape(const Array4& array, const Plan& plan, int buffer, const std::s
         throw py::value_error(what + ": got shape " + shape_text(array.shape) + ", want " + shape_text(want));
 }
 
-void run_plan(const Plan& plan, py::handle weights_object, const std::vector<py::array>& inputs,
-              const std::vector<py::array>& outputs) {
+// Returns the seconds of each layer where `profile` asks for them; layout changes count to the first layer.
+std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const std::vector<py::array>& inputs,
+                             const std::vector<py::array>& outputs, bool profile) {
     WeightSet& weights = bound_weights(weights_object);
     if (&weights.program() != &plan.program()) throw py::value_error("weights: made for another program than the plan");
     const Program& program = plan.program();
@@ -51,7 +52,12 @@ void run_plan(const Plan& plan, py::handle weights_object, const std::vector<py:
     }
     const py::gil_scoped_release release;
     weights.prepare(plan.algorithms(), plan.threads());
-    run(plan, weights, in, out);
+    std::vector<double> seconds;
+    run(plan, weights, in, out, profile ? &seconds : nullptr);
+    const std::size_t layouts = profile ? seconds.size() - plan.layers().size() : 0;
+    for (std::size_t s = 0; s < layouts; ++s) seconds[layouts] += seconds[s];
+    seconds.erase(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(layouts));
+    return seconds;
 }
 
 py::list describe_layers(const Plan& plan) {
@@ -96,7 +102,8 @@ void register_plan(py::module_& m) {
             const py::gil_scoped_release release;
             set.prepare(plan.algorithms(), plan.threads());
         }, py::arg("weights"), "Packs the weights that this plan needs; idempotent.")
-        .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"))
+        .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"),
+             py::arg("profile") = false)
         .def("layers", &describe_layers, "What each layer does under this plan.")
         .def_property_readonly("workspace_bytes", &Plan::workspace_bytes);
     m.def("is_dense_nhwc", [](const py::array& array) { return is_dense_nhwc(array4(array, "array")); }, py::arg("array"));

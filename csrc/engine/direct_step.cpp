@@ -3,6 +3,8 @@
 // flat: a pointwise layer is one matrix product over all pixels of the wave.
 // rows: each output row is a product whose A rows lie stride_w pixels apart. Where there is padding, or the input is
 //       not dense NHWC, a task first copies the input rows that it needs into a zero-padded band in cache.
+// gathered: where output rows are too short to fill a register tile, a task writes out the windows of a block of pixels
+//       (of any images) one after the other, and multiplies them as in flat.
 #include <algorithm>
 
 #include "engine/step.h"
@@ -20,12 +22,13 @@ class DirectStep final : public Step {
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
           flat_(layer_.window.is_pointwise() && layer_.groups == 1 && context.dense[static_cast<std::size_t>(layer_.input)]),
-          band_(!flat_ && (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])) {
+          gathered_(!flat_ && gathers(context)),
+          band_(!flat_ && !gathered_ && (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])) {
         const Window& w = layer_.window;
         band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
         pitch_ = (band_ ? band_cols_ : in_.w) * layer_.in_channels;
         set_segments();
-        if (flat_) {
+        if (flat_ || gathered_) {
             plan_flat(context);
         } else {
             plan_rows(context);
@@ -33,13 +36,14 @@ class DirectStep final : public Step {
     }
 
     index_t tasks(int, index_t images) const override {
-        return flat_ ? row_blocks(images) * panel_chunks_ : images * bands_ * panel_chunks_;
+        return flat_ || gathered_ ? row_blocks(images) * panel_chunks_ : images * bands_ * panel_chunks_;
     }
 
     void run(int, index_t task, const Wave& wave, float* scratch) const override {
         const Range panels = part(grid_.total, task % panel_chunks_, panel_chunks_);
-        if (flat_) {
-            run_flat(part(wave.images * out_.h * out_.w, task / panel_chunks_, row_blocks(wave.images)), panels, wave);
+        if (flat_ || gathered_) {
+            run_flat(part(wave.images * out_.h * out_.w, task / panel_chunks_, row_blocks(wave.images)), panels, wave,
+                     scratch);
         } else {
             const index_t band = task / panel_chunks_;
             run_rows(band / bands_, part(out_.h, band % bands_, bands_), panels, wave, scratch);
@@ -47,12 +51,21 @@ class DirectStep final : public Step {
     }
 
   private:
-    static constexpr index_t kChain = 128;
     static constexpr index_t kBlockFloats = 64 * 1024;  // of A that a task keeps in L2
+
+    bool gathers(const StepContext& context) const {
+        return layer_.groups == 1 && layer_.window.dilation_h == 1 && layer_.window.dilation_w == 1 &&
+               2 * out_.w <= context.kernels().tile_rows && context.dense[static_cast<std::size_t>(layer_.input)];
+    }
 
     void set_segments() {
         const Window& w = layer_.window;
         const index_t channels = layer_.in_channels;
+        if (gathered_) {
+            segment_length_ = grid_.reduction;
+            segments_.push_back(0);
+            return;
+        }
         if (layer_.groups == 1 && w.dilation_w == 1) {
             segment_length_ = w.kernel_w * channels;
             for (index_t r = 0; r < w.kernel_h; ++r) segments_.push_back(r * w.dilation_h * pitch_);
@@ -68,14 +81,15 @@ class DirectStep final : public Step {
         const index_t rows = context.images * out_.h * out_.w;
         const index_t tile = context.kernels().tile_rows;
         const index_t wanted = 4 * context.threads;
-        block_ = std::max(4 * tile, kBlockFloats / layer_.in_channels / tile * tile);
-        if (layer_.in_channels * rows < layer_.in_channels * layer_.out_channels) {
+        block_ = std::max(4 * tile, kBlockFloats / grid_.reduction / tile * tile);
+        if (rows < layer_.out_channels) {
             // Weights are the larger operand: each should be read by one thread only.
             panel_chunks_ = std::min(grid_.total, wanted);
         } else {
             block_ = std::clamp(ceil_div(ceil_div(rows, wanted), tile) * tile, tile, block_);
             panel_chunks_ = std::clamp<index_t>(wanted / ceil_div(rows, block_), 1, grid_.total);
         }
+        if (gathered_) thread_scratch = static_cast<std::size_t>(block_ * grid_.reduction);
     }
 
     void plan_rows(const StepContext& context) {
@@ -115,7 +129,7 @@ class DirectStep final : public Step {
         g.scale = wave.weights.scale(index_) + panel * grid_.tile_cols;
         g.bias = wave.weights.bias(index_) + panel * grid_.tile_cols;
         g.floor = activation_floor(layer_.activation);
-        g.chain = kChain;
+        g.chain = wave.kernels.direct_chain;
         return g;
     }
 
@@ -130,13 +144,36 @@ class DirectStep final : public Step {
             for (index_t i = 0; i < g.rows; ++i) wave.kernels.activate(layer_.activation, g.c + i * g.ldc, g.cols);
     }
 
-    void run_flat(Range rows, Range panels, const Wave& wave) const {
+    // The windows of output pixels `rows`, counted over all images of the wave.
+    void gather(Range rows, const Wave& wave, float* windows) const {
+        const Window& w = layer_.window;
         const Tensor& x = wave.tensors[layer_.input];
+        for (index_t row = rows.begin; row < rows.end; ++row) {
+            const index_t pixel = row % (out_.h * out_.w);
+            wave.kernels.copy_band({.image = x.data + row / (out_.h * out_.w) * x.image,
+                                    .height = in_.h,
+                                    .width = in_.w,
+                                    .channels = layer_.in_channels,
+                                    .stride_h = x.row,
+                                    .stride_w = x.pixel,
+                                    .stride_c = x.channel,
+                                    .y0 = pixel / out_.w * w.stride_h - w.pad_top,
+                                    .rows = w.kernel_h,
+                                    .x0 = pixel % out_.w * w.stride_w - w.pad_left,
+                                    .cols = w.kernel_w,
+                                    .fill = 0.0f,
+                                    .band = windows + (row - rows.begin) * grid_.reduction});
+        }
+    }
+
+    void run_flat(Range rows, Range panels, const Wave& wave, float* scratch) const {
+        const Tensor& x = wave.tensors[layer_.input];
+        if (gathered_) gather(rows, wave, scratch);
         const Tensor& y = wave.tensors[layer_.output];
         for (index_t p = panels.begin; p < panels.end; ++p) {
             GemmArgs g = panel_args(p, wave);
-            g.a = x.data + rows.begin * x.pixel;
-            g.lda = x.pixel;
+            g.a = gathered_ ? scratch : x.data + rows.begin * x.pixel;
+            g.lda = gathered_ ? grid_.reduction : x.pixel;
             g.rows = rows.size();
             g.c = y.data + rows.begin * y.pixel + panel_channel(p);
             g.ldc = y.pixel;
@@ -195,6 +232,7 @@ class DirectStep final : public Step {
     Extent in_, out_;
     PanelGrid grid_;
     bool flat_;
+    bool gathered_;
     bool band_;
     index_t band_cols_ = 0;
     index_t pitch_ = 0;  // floats between input rows as the kernel reads them

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 
 #include "engine/workspace.h"
 
@@ -43,14 +44,20 @@ class TaskQueue {
 class Executor {
   public:
     Executor(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
-             const std::vector<Tensor>& outputs, float* workspace)
-        : plan_(plan), weights_(weights), inputs_(inputs), outputs_(outputs), workspace_(workspace) {}
+             const std::vector<Tensor>& outputs, float* workspace, std::vector<double>* step_seconds)
+        : plan_(plan),
+          weights_(weights),
+          inputs_(inputs),
+          outputs_(outputs),
+          workspace_(workspace),
+          step_seconds_(step_seconds) {}
 
     void run_thread(int thread, int threads, TaskQueue& queue) const {
         float* scratch = workspace_ + plan_.thread_scratch_offset() +
                          static_cast<std::size_t>(thread) * plan_.thread_scratch_floats();
         std::vector<Tensor> tensors(plan_.placements().size());
         std::size_t stage_number = 0;
+        const bool clocked = step_seconds_ != nullptr && thread == 0;
         for (const Segment& segment : plan_.segments())
             for (index_t begin = 0; begin < plan_.batch(); begin += segment.images) {
                 const index_t images = std::min(segment.images, plan_.batch() - begin);
@@ -63,16 +70,22 @@ class Executor {
                                 plan_.zeros()};
                 for (std::size_t s = segment.first_step; s <= segment.last_step; ++s) {
                     const Step& step = *plan_.steps()[s];
+                    const double start = clocked ? now() : 0.0;
                     for (int stage = 0; stage < step.stages(); ++stage, ++stage_number) {
                         queue.work(thread, threads, step.tasks(stage, images), stage_number,
                                    [&](index_t task) { step.run(stage, task, wave, scratch); });
 #pragma omp barrier
                     }
+                    if (clocked) (*step_seconds_)[s] += now() - start;
                 }
             }
     }
 
   private:
+    static double now() {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    }
+
     void place_tensors(std::vector<Tensor>& tensors, index_t first_image) const {
         for (std::size_t b = 0; b < tensors.size(); ++b) {
             const Placement& place = plan_.placements()[b];
@@ -94,14 +107,16 @@ class Executor {
     const std::vector<Tensor>& inputs_;
     const std::vector<Tensor>& outputs_;
     float* workspace_;
+    std::vector<double>* step_seconds_;
 };
 
 }  // namespace
 
 void run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
-         const std::vector<Tensor>& outputs) {
+         const std::vector<Tensor>& outputs, std::vector<double>* step_seconds) {
+    if (step_seconds) step_seconds->assign(plan.steps().size(), 0.0);
     const WorkspacePool::Lease workspace(WorkspacePool::global(), plan.workspace_floats());
-    const Executor executor(plan, weights, inputs, outputs, workspace.data());
+    const Executor executor(plan, weights, inputs, outputs, workspace.data(), step_seconds);
     TaskQueue queue(plan.threads());
 #pragma omp parallel num_threads(plan.threads())
     executor.run_thread(omp_get_thread_num(), omp_get_num_threads(), queue);

@@ -13,8 +13,6 @@ namespace resfuse {
 
 namespace {
 
-// The output transform magnifies the products' rounding errors, so their chains are kept short.
-constexpr index_t kChain = 64;
 constexpr index_t kPad = 16;  // floats between frequencies, against cache-set conflicts
 
 class WinogradStep final : public Step {
@@ -111,7 +109,7 @@ class WinogradStep final : public Step {
         g.rows = block.size();
         g.cols = cols;
         g.floor = -__builtin_inff();
-        g.chain = kChain;
+        g.chain = wave.kernels.winograd_chain;
         for (index_t f = 0; f < tiles_.frequencies; ++f)
             for (index_t p = panels.begin; p < panels.end; ++p) {
                 g.a = v + f * stride;

@@ -18,6 +18,8 @@ constexpr KernelTable make_table(const char* name) {
         .vector_floats = kVectorFloats,
         .tile_rows = kTileRows,
         .tile_cols = kTileCols,
+        .direct_chain = 128,
+        .winograd_chain = kFused ? 64 : 32,
         .gemm = gemm,
         .winograd_input = {winograd_input<F2x2>, winograd_input<F4x4>},
         .winograd_output = {winograd_output<F2x2>, winograd_output<F4x4>},

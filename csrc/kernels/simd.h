@@ -23,6 +23,13 @@ constexpr int kVectorFloats = 8;
 constexpr int kVectorFloats = 4;
 #endif
 
+// Without fused multiply-adds every step of a sum rounds twice.
+#if defined(__FMA__)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
 typedef float Vec __attribute__((vector_size(kVectorFloats * sizeof(float))));
 typedef float VecUnaligned __attribute__((vector_size(kVectorFloats * sizeof(float)), aligned(4), may_alias));
 typedef int VecMask __attribute__((vector_size(kVectorFloats * sizeof(float))));

@@ -38,6 +38,17 @@ class FusedModule(nn.Module):
 
     _resfuse_algorithm = "auto"
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The signature of the code that is replaced: for inspect, torch.fx and torch.export.
+        original = next(c for c in cls.__mro__ if "forward" in vars(c) and not issubclass(c, FusedModule)).forward
+
+        @functools.wraps(original)
+        def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
+            return FusedModule.forward(self, *args, **kwargs)
+
+        cls.forward = forward  # type: ignore[method-assign]
+
     def native_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward."""
         return super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -54,11 +65,23 @@ class FusedModule(nn.Module):
             return runtime.binding.run(self, args, kwargs)
         reason = _native_reason(runtime, tensors)
         if reason is None:
-            runtime.fused_calls += 1
-            return runtime.binding.run(self, args, kwargs)
+            try:
+                result = runtime.binding.run(self, args, kwargs)
+                runtime.fused_calls += 1
+                return result
+            except ValueError as error:
+                # The input fits no program. If the original modules take it, it was not wrong (a sum that broadcasts).
+                misfit = error
+            try:
+                result = self.native_forward(*args, **kwargs)
+            except Exception:
+                raise misfit from None
+            reason = str(misfit)
+        else:
+            result = self.native_forward(*args, **kwargs)
         runtime.native_calls += 1
         runtime.native_reason = reason
-        return self.native_forward(*args, **kwargs)
+        return result
 
     def adopt(self, lowered: Lowered, algorithm: str) -> None:
         """Takes over an already lowered form of this very structure."""
@@ -120,17 +143,13 @@ def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
     if issubclass(cls, FusedModule):
         return cls
 
-    @functools.wraps(cls.forward)
-    def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
-        return FusedModule.forward(self, *args, **kwargs)
-
     def reduce_ex(self: FusedModule, protocol: int) -> tuple[Any, ...]:
         return _rebuild, (cls,), self.__getstate__()
 
     return type(
         cls.__name__,
         (FusedModule, cls),
-        {"forward": forward, "__reduce_ex__": reduce_ex, "__module__": cls.__module__, "_resfuse_original": cls},
+        {"__reduce_ex__": reduce_ex, "__module__": cls.__module__, "__doc__": cls.__doc__},
     )
 
 

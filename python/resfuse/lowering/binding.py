@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,40 @@ from resfuse.lowering.steps import Lowered, ProgramStep
 from resfuse.runtime import ops
 
 
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """Stands in an argument template for a value computed earlier."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _NativeCall:
+    """A native node without its graph: Dynamo can trace plain data, but not fx.Node."""
+
+    name: str
+    op: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+
+def _template(arguments: Any) -> Any:
+    return fx.node.map_arg(arguments, lambda node: _Value(node.name))
+
+
+def _fill(template: Any, env: dict[str, Any]) -> Any:
+    if isinstance(template, _Value):
+        return env[template.name]
+    if isinstance(template, (tuple, list)):
+        return type(template)([_fill(item, env) for item in template])
+    if isinstance(template, dict):
+        return {key: _fill(item, env) for key, item in template.items()}
+    if isinstance(template, slice):
+        return slice(_fill(template.start, env), _fill(template.stop, env), _fill(template.step, env))
+    return template
+
+
 class StructureChangedError(Exception):
     """A module that was lowered has been replaced."""
 
@@ -24,6 +59,9 @@ class BoundProgram:
 
     def __init__(self, step: ProgramStep, model: nn.Module) -> None:
         self.step = step
+        self.text = step.text
+        self.inputs = [node.name for node in step.inputs]
+        self.outputs = [node.name for node in step.outputs]
         self._sources: list[tuple[dict[str, Any], str]] = []
         for path in step.parameters:
             module = model.get_submodule(path.module)
@@ -44,15 +82,23 @@ class Binding:
     def __init__(self, lowered: Lowered, model: nn.Module) -> None:
         self.lowered = lowered
         self.programs = [BoundProgram(step, model) for step in lowered.programs]
-        self._placeholders = [node for node in lowered.graph.nodes if node.op == "placeholder"]
-        self._attributes = [node for node in lowered.graph.nodes if node.op == "get_attr"]
-        self._output = next(node for node in lowered.graph.nodes if node.op == "output")
+        nodes = list(lowered.graph.nodes)
+        self._placeholders = [(n.name, str(n.target), bool(n.args), *n.args) for n in nodes if n.op == "placeholder"]
+        self._attributes = [(n.name, str(n.target)) for n in nodes if n.op == "get_attr"]
+        self._output = _template(next(n for n in nodes if n.op == "output").args[0])
         self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
         self._eval_only: list[tuple[str, nn.Module]] = []
         self._watched: list[tuple[str, nn.Module]] = []
         self._watch(model)
-        by_step = {bound.step: bound for bound in self.programs}
-        self._steps = [by_step.get(step, step) if isinstance(step, ProgramStep) else step for step in lowered.steps]
+        programs = iter(self.programs)
+        self._steps: list[BoundProgram | _NativeCall] = []
+        for step in lowered.steps:
+            if isinstance(step, ProgramStep):
+                self._steps.append(next(programs))
+            else:
+                node = step.node
+                call = _NativeCall(node.name, node.op, node.target, _template(node.args), _template(node.kwargs))
+                self._steps.append(call)
         self._freed = self._last_uses()
 
     def _watch(self, model: nn.Module) -> None:
@@ -70,17 +116,18 @@ class Binding:
             if isinstance(module, (_BatchNorm, _DropoutNd)):
                 self._eval_only.append((path, module))
 
-    def _last_uses(self) -> list[list[fx.Node]]:
+    def _last_uses(self) -> list[list[str]]:
         """For each step, the values that no later step reads."""
-        last: dict[fx.Node, int] = {}
-        for index, step in enumerate(self._steps):
-            reads = step.step.inputs if isinstance(step, BoundProgram) else step.node.all_input_nodes
-            last.update(dict.fromkeys(reads, index))
-        freed: list[list[fx.Node]] = [[] for _ in self._steps]
-        kept = set(self._output.all_input_nodes)
-        for node, index in last.items():
-            if node not in kept:
-                freed[index].append(node)
+        last: dict[str, int] = {}
+        for index, step in enumerate(self.lowered.steps):
+            reads = step.inputs if isinstance(step, ProgramStep) else step.node.all_input_nodes
+            last.update({node.name: index for node in reads})
+        output = next(node for node in self.lowered.graph.nodes if node.op == "output")
+        for node in output.all_input_nodes:
+            last.pop(node.name, None)
+        freed: list[list[str]] = [[] for _ in self.lowered.steps]
+        for name, index in last.items():
+            freed[index].append(name)
         return freed
 
     def check_structure(self) -> None:
@@ -108,45 +155,46 @@ class Binding:
     ) -> Any:
         """The model's result; ``run_program`` replaces the plain running of a program step."""
         env = self._bind(args, kwargs)
-        for node in self._attributes:
-            env[node] = operator.attrgetter(str(node.target))(model)
+        for name, target in self._attributes:
+            env[name] = operator.attrgetter(target)(model)
         for step, freed in zip(self._steps, self._freed, strict=True):
-            if isinstance(step, BoundProgram):
-                inputs = [env[node] for node in step.step.inputs]
+            if isinstance(step, _NativeCall):
+                env[step.name] = _run_native(step, model, env)
+            else:
+                inputs = [env[name] for name in step.inputs]
                 if run_program is None:
-                    results = ops.program(inputs, step.parameters(), step.step.text)
+                    results = ops.program(inputs, step.parameters(), step.text)
                 else:
                     results = run_program(step, inputs)
-                env.update(zip(step.step.outputs, results, strict=True))
-            else:
-                env[step.node] = _run_native(step.node, model, env)
-            for node in freed:
-                del env[node]
-        return fx.node.map_arg(self._output.args[0], env.__getitem__)
+                for name, result in zip(step.outputs, results, strict=True):
+                    env[name] = result
+            for name in freed:
+                del env[name]
+        return _fill(self._output, env)
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[fx.Node, Any]:
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(self._placeholders):
             raise TypeError(f"forward: got {len(args)} positional arguments, want at most {len(self._placeholders)}")
-        env: dict[fx.Node, Any] = dict(zip(self._placeholders, args, strict=False))
+        env: dict[str, Any] = {}
         rest = dict(kwargs)
-        for node in self._placeholders[len(args) :]:
-            if str(node.target) in rest:
-                env[node] = rest.pop(str(node.target))
-            elif node.args:
-                env[node] = node.args[0]
+        for index, (name, target, has_default, *default) in enumerate(self._placeholders):
+            if index < len(args):
+                env[name] = args[index]
+            elif target in rest:
+                env[name] = rest.pop(target)
+            elif has_default:
+                env[name] = default[0]
             else:
-                raise TypeError(f"forward: missing the argument {node.target!r}")
+                raise TypeError(f"forward: missing the argument {target!r}")
         if rest:
             raise TypeError(f"forward: got an unexpected argument {next(iter(rest))!r}")
         return env
 
 
-def _run_native(node: fx.Node, model: nn.Module, env: dict[fx.Node, Any]) -> Any:
-    args = fx.node.map_arg(node.args, env.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
-    if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+def _run_native(call: _NativeCall, model: nn.Module, env: dict[str, Any]) -> Any:
+    args, kwargs = _fill(call.args, env), _fill(call.kwargs, env)
+    if call.op == "call_module":
+        return model.get_submodule(str(call.target))(*args, **kwargs)
+    if call.op == "call_method":
+        return getattr(args[0], str(call.target))(*args[1:], **kwargs)
+    return call.target(*args, **kwargs)

@@ -36,9 +36,9 @@ def program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], 
 @program.register_fake
 def _(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], program: str) -> list[torch.Tensor]:
     shapes = ProgramSpec.from_text(program).output_shapes([x.shape for x in inputs])
+    first = inputs[0]
+    formats = [torch.channels_last if len(shape) == 4 else torch.contiguous_format for shape in shapes]
     return [
-        inputs[0].new_empty(shape, memory_format=torch.channels_last)  # type: ignore[call-arg]
-        if len(shape) == 4
-        else inputs[0].new_empty(shape)
-        for shape in shapes
+        torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=memory_format)
+        for shape, memory_format in zip(shapes, formats, strict=True)
     ]

@@ -1,0 +1,157 @@
+"""``resfuse demo``: train, fuse, verify, measure and look inside the seed network, on real images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+
+import resfuse
+from resfuse.bench.timing import Timing, interleaved
+from resfuse.data import Digits, load_digits
+from resfuse.models import ResNet
+
+BATCH = 32
+LEARNING_RATE = 0.05
+
+
+def run(output: Path, epochs: int, seed: int) -> None:
+    """Runs the demo and writes its picture to ``output``."""
+    console = Console()
+    torch.manual_seed(seed)
+    digits = load_digits(size=16, seed=seed)
+    model = resfuse.models.resnet18(
+        num_classes=10, stem="cifar", padding="same", head_activation="tanh", bn_eps=1e-3
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    console.rule("resfuse demo")
+    console.print(
+        f"[bold]1. Data.[/] {len(digits.train_x) + len(digits.test_x)} scans of handwritten digits (scikit-learn), "
+        f"scaled to {digits.size}x{digits.size}: {len(digits.train_x)} to train on, {len(digits.test_x)} held out.\n"
+        f"[bold]2. Training[/] a ResNet-18 with global average pooling ({parameters / 1e6:.1f} M parameters) in plain "
+        f"torch: cross-entropy on the logits, SGD with momentum, weight decay, cosine schedule, {epochs} epochs."
+    )
+    seconds = train(model, digits, epochs, console)
+    accuracy = evaluate(model, digits)
+    console.print(f"   Trained in {seconds:.0f} s; held-out accuracy [bold]{accuracy:.1%}[/].")
+
+    model.eval()
+    fast = resfuse.fuse(model)
+    with torch.no_grad():
+        fast(digits.test_x[:1])
+    report = resfuse.report(fast)
+    console.print(
+        f"[bold]3. Fusing.[/] fast = resfuse.fuse(model): {len(report.fused)} layers in one native program, "
+        f"{len(report.native)} left as they were. Same parameters, same call."
+    )
+    verification = resfuse.verify(model, fast, digits.test_x[:64])
+    error = verification.rows[-1]
+    console.print(
+        f"[bold]4. Verifying[/] against fp64: output error {error.fused_rms:.1e} (plain torch in fp32: "
+        f"{error.eager_rms:.1e}); held-out accuracy {evaluate(fast, digits):.1%}."
+    )
+    timings = measure(model, fast, digits, console)
+    console.print(f"[bold]5. Measured[/] on {torch.get_num_threads()} threads, interleaved rounds, medians:")
+    console.print(_table(timings))
+    draw(fast, digits, output)
+    console.print(f"[bold]6. Class activation maps[/] (where the network looked) are in [bold]{output}[/].")
+
+
+def train(model: ResNet, digits: Digits, epochs: int, console: Console) -> float:
+    """Trains in place; returns seconds."""
+    steps = epochs * (len(digits.train_x) // BATCH)
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    start = time.perf_counter()
+    columns = (
+        TextColumn("   {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("training", total=steps, loss=float("nan"))
+        for _ in range(epochs):
+            order = torch.randperm(len(digits.train_x))[: steps // epochs * BATCH]
+            for batch in order.split(BATCH):
+                loss = F.cross_entropy(model.logits(digits.train_x[batch]), digits.train_y[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.update(task, advance=1, loss=loss.item())
+    return time.perf_counter() - start
+
+
+def evaluate(model: nn.Module, digits: Digits) -> float:
+    """Held-out accuracy, 0 to 1."""
+    model.eval()
+    with torch.no_grad():
+        predicted = torch.cat([model(x).argmax(1) for x in digits.test_x.split(64)])
+    return float((predicted == digits.test_y).float().mean())
+
+
+def measure(model: nn.Module, fast: nn.Module, digits: Digits, console: Console) -> dict[int, dict[str, Timing]]:
+    """Times of both models by batch size."""
+    rounds = {1: 60, 64: 12}
+    timings = {}
+    with Progress(TextColumn("   timing"), BarColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("timing", total=sum((n + 2) * 2 for n in rounds.values()))
+        for batch, count in rounds.items():
+            x = digits.test_x[:batch]
+            with torch.no_grad():
+                timings[batch] = interleaved(
+                    {"torch": lambda x=x: model(x), "resfuse": lambda x=x: fast(x)},  # type: ignore[misc]
+                    count,
+                    progress=lambda: progress.advance(task),
+                )
+    return timings
+
+
+def _table(timings: dict[int, dict[str, Timing]]) -> Table:
+    table = Table("batch", "native torch", "resfuse", "images/s", "faster")
+    for batch, row in timings.items():
+        native, fused = row["torch"].median, row["resfuse"].median
+        table.add_row(
+            str(batch),
+            f"{native * 1e3:.2f} ms",
+            f"{fused * 1e3:.2f} ms",
+            f"{batch / native:.0f} -> {batch / fused:.0f}",
+            f"{native / fused:.2f} x",
+        )
+    return table
+
+
+def draw(model: nn.Module, digits: Digits, output: Path) -> None:
+    """Draws eight held-out images with their class activation maps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    x, y = digits.test_x[:8], digits.test_y[:8]
+    with torch.no_grad():
+        predicted = model(x).argmax(1)
+    maps = resfuse.class_activation_map(model, x)
+    maps = F.interpolate(maps[:, None], size=x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    figure, axes = plt.subplots(2, len(x), figsize=(1.6 * len(x), 3.8), layout="constrained")
+    figure.suptitle("Class activation maps of the fused network: what global average pooling gives for free")
+    for i in range(len(x)):
+        image = x[i].mean(0).numpy()
+        axes[0, i].imshow(image, cmap="gray")
+        axes[0, i].set_title(f"is {int(y[i])}, said {int(predicted[i])}", fontsize=9)
+        axes[1, i].imshow(image, cmap="gray")
+        axes[1, i].imshow(maps[i].numpy(), cmap="inferno", alpha=0.6)
+        for row in (0, 1):
+            axes[row, i].set_axis_off()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=120)
+    plt.close(figure)

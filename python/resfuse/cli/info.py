@@ -1,0 +1,64 @@
+"""``resfuse info``."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import resfuse
+from resfuse import _core
+
+
+def openmp_runtimes() -> list[str]:
+    """Paths of the OpenMP runtimes mapped into this process (one is right, two fight for the cores)."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    paths = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
+    names = ("libgomp", "libomp.so", "libiomp5")
+    return sorted(path for path in paths if Path(path).name.startswith(names))
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def facts() -> dict[str, str]:
+    """What this machine and installation are, ready to print."""
+    isa = _core.active_isa()
+    kernels = _core.kernel_table(isa)
+    l2, l3 = _core.cache_bytes()
+    return {
+        "resfuse": resfuse.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "CPU": _cpu_name(),
+        "caches": f"L2 {l2 // 1024} KiB a core, L3 {l3 // 2**20} MiB",
+        "ISA found": _core.available_isas()[-1],
+        "ISA used": f"{isa} (of {', '.join(_core.available_isas())}; RESFUSE_ISA forces a lower one)",
+        "kernels": f"fp32, {kernels['name']}: {kernels['vector_floats']} floats a vector, "
+        f"register tile {kernels['tile_rows']} x {kernels['tile_cols']}",
+        "algorithms": "direct, depthwise, Winograd F(2x2, 3x3), Winograd F(4x4, 3x3)",
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
+        "OpenMP": "\n".join(openmp_runtimes()) or "unknown",
+    }
+
+
+def show() -> None:
+    """Prints the facts as a table."""
+    table = Table(title="resfuse", show_header=False)
+    for name, value in facts().items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    if len(openmp_runtimes()) > 1:
+        console.print("[yellow]More than one OpenMP runtime is loaded: their thread pools will disturb each other.")

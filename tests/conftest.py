@@ -1,0 +1,30 @@
+"""Shared fixtures."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+
+import resfuse  # noqa: F401
+from resfuse import _core
+
+hypothesis.settings.register_profile("resfuse", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("resfuse")
+
+ISAS = [isa for isa in _core.available_isas() if isa != "avx512_bf16"]  # that level adds no fp32 kernel
+
+
+@pytest.fixture(autouse=True)
+def _fixed_state():
+    """Every test starts from the same random numbers and two threads."""
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction-set level that this CPU has."""
+    return request.param

@@ -1,0 +1,71 @@
+"""Programs computed by plain torch in any dtype, and how far a result may be from fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from resfuse.layers import same_padding
+from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
+
+ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.double().square().mean().sqrt()) if x.numel() else 0.0
+
+
+def _pad(layer: ConvSpec | MaxPoolSpec, x: torch.Tensor, value: float) -> torch.Tensor:
+    if layer.padding is None:
+        (top, bottom), (left, right) = (
+            same_padding(x.shape[2 + i], layer.kernel_size[i], layer.stride[i], layer.dilation[i]) for i in (0, 1)
+        )
+    else:
+        top, left, bottom, right = layer.padding
+    return F.pad(x, (left, right, top, bottom), value=value)
+
+
+def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    x = buffers[layer.input]
+    if isinstance(layer, MaxPoolSpec):
+        if layer.ceil_mode:
+            assert layer.padding is not None
+            padding = layer.padding[:2]
+            return F.max_pool2d(x, layer.kernel_size, layer.stride, padding, layer.dilation, ceil_mode=True)
+        return F.max_pool2d(_pad(layer, x, float("-inf")), layer.kernel_size, layer.stride, 0, layer.dilation)
+    if not isinstance(layer, ConvSpec):
+        return x.mean((2, 3), keepdim=True)
+
+    def get(i: int | None) -> torch.Tensor | None:
+        return None if i is None else parameters[i].to(x.dtype)
+
+    weight = get(layer.weight)
+    assert weight is not None
+    weight = weight[:, :, None, None] if weight.dim() == 2 else weight
+    y = F.conv2d(_pad(layer, x, 0.0), weight, get(layer.bias), layer.stride, 0, layer.dilation, layer.groups)
+    bn = layer.batch_norm
+    if bn is not None:
+        y = F.batch_norm(y, get(bn.running_mean), get(bn.running_var), get(bn.weight), get(bn.bias), eps=bn.eps)
+    if layer.residual is not None:
+        y = y + buffers[layer.residual]
+    return ACTIVATIONS[layer.activation](y)
+
+
+def run_reference(
+    spec: ProgramSpec, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """The program's outputs, computed by torch in `dtype`."""
+    buffers = [x.to(dtype) for x in inputs]
+    for layer in spec.layers:
+        buffers.append(_layer(layer, buffers, parameters))
+    return [buffers[o.buffer].flatten(1) if o.rank == 2 else buffers[o.buffer] for o in spec.outputs]
+
+
+def assert_accurate(got: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, factor: float = 4.0) -> None:
+    """rms error at most `factor` x eager's; small tensors, where eager may be lucky, at most a few ulp of the rms."""
+    assert got.shape == exact.shape
+    scale = max(rms(exact), 1e-30)
+    error, allowed = rms(got.double() - exact) / scale, factor * max(rms(eager.double() - exact) / scale, 1.5e-7)
+    assert error <= allowed, f"rms error {error:.2e}, allowed {allowed:.2e}"

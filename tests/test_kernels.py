@@ -1,0 +1,204 @@
+"""Every kernel on every instruction-set level against fp64, over shapes that hypothesis makes up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resfuse.runtime.executor import Executor
+from resfuse.runtime.spec import (
+    BatchNormSpec,
+    ConvSpec,
+    GlobalAvgPoolSpec,
+    MaxPoolSpec,
+    OutputSpec,
+    ProgramSpec,
+)
+from tests.conftest import ISAS
+from tests.reference import assert_accurate, run_reference
+
+isas = st.sampled_from(ISAS)
+LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "transposed")
+
+
+def make_input(shape: tuple[int, int, int, int], layout: str, generator: torch.Generator) -> torch.Tensor:
+    """A random tensor with one of several memory layouts."""
+    n, c, h, w = shape
+    if layout == "sliced":
+        return torch.randn(n, c + 1, h + 2, 2 * w, generator=generator)[:, 1:, 1:-1, ::2]
+    if layout == "expanded":
+        return torch.randn(1, c, h, 1, generator=generator).expand(n, c, h, w)
+    if layout == "transposed":
+        return torch.randn(w, h, c, n, generator=generator).permute(3, 2, 1, 0)
+    x = torch.randn(n, c, h, w, generator=generator)
+    return x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+
+
+def check(
+    spec: ProgramSpec, isa: str, inputs: list[torch.Tensor], parameters: list[torch.Tensor], factor: float = 4.0
+) -> None:
+    got = Executor(spec, isa).run(inputs, parameters)
+    exact = run_reference(spec, inputs, parameters, torch.float64)
+    eager = run_reference(spec, inputs, parameters, torch.float32)
+    for g, x, e in zip(got, exact, eager, strict=True):
+        assert_accurate(g, x, e, factor)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
+    """A program of one convolution, an image extent that fits it, a layout."""
+    kind = draw(st.sampled_from(["dense", "grouped", "depthwise", "pointwise", "winograd"]))
+    groups = draw(st.integers(2, 5)) if kind == "grouped" else 1
+    in_channels = groups * draw(st.integers(1, 20))
+    out_channels = groups * draw(st.integers(1, 40))
+    if kind == "depthwise":
+        groups = in_channels = out_channels = draw(st.integers(2, 40))
+    kernel, stride, dilation = (1, 1), (1, 1), (1, 1)
+    padding: tuple[int, int, int, int] | None = (0, 0, 0, 0)
+    if kind == "winograd":
+        kernel = (3, 3)
+        padding = draw(st.sampled_from([(1, 1, 1, 1), (0, 0, 0, 0), (2, 0, 1, 3), (0, 0, 1, 1), None]))
+    elif kind != "pointwise":
+        kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+        stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        padding = draw(st.none() | st.tuples(*[st.integers(0, 3)] * 4))
+    algorithm = draw(st.sampled_from(["auto", "direct", "winograd", "winograd_f2", "winograd_f4"]))
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    extent = (
+        draw(st.integers(1, 20) if padding is None else st.integers(max(1, spans[0] - padding[0] - padding[2]), 20)),
+        draw(st.integers(1, 20) if padding is None else st.integers(max(1, spans[1] - padding[1] - padding[3]), 20)),
+    )
+    residual = draw(st.booleans())
+    bias, batch_norm = draw(st.booleans()), draw(st.booleans())
+    output = 2 if residual else 1
+    layer = ConvSpec(
+        "conv",
+        0,
+        output,
+        in_channels,
+        out_channels,
+        weight=0,
+        bias=5 if bias else None,
+        batch_norm=BatchNormSpec(1, 2, 3, 4, 1e-3) if batch_norm else None,
+        kernel_size=kernel,
+        stride=stride,
+        dilation=dilation,
+        padding=padding,
+        groups=groups,
+        activation=draw(st.sampled_from(["none", "relu", "tanh", "sigmoid"])),
+        residual=1 if residual else None,
+        algorithm=algorithm,
+    )
+    inputs = (in_channels, out_channels) if residual else (in_channels,)
+    return ProgramSpec(inputs, (layer,), (OutputSpec(output),)), extent, draw(st.sampled_from(LAYOUTS))
+
+
+@given(isas, convolutions(), st.sampled_from([1, 2, 3, 5]), st.integers(0, 2**31 - 1))
+@settings(max_examples=300)
+def test_convolution(isa: str, case: tuple[ProgramSpec, tuple[int, int], str], batch: int, seed: int) -> None:
+    spec, extent, layout = case
+    generator = torch.Generator().manual_seed(seed)
+    layer = spec.layers[0]
+    assert isinstance(layer, ConvSpec)
+    k = layer.out_channels
+    inputs = [make_input((batch, layer.in_channels, *extent), layout, generator)]
+    if layer.residual is not None:
+        shape = spec.output_shapes([inputs[0].shape, (batch, k, 1, 1)])[0]
+        inputs.append(make_input(tuple(shape), layout, generator))
+    fan_in = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+    weight = torch.randn(k, layer.in_channels // layer.groups, *layer.kernel_size, generator=generator) / fan_in**0.5
+    statistics = [torch.rand(k, generator=generator) + 0.5 for _ in range(5)]
+    check(spec, isa, inputs, [weight, *statistics], factor=6.0 if layer.algorithm.startswith("winograd") else 4.0)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "batch"), [(64, 56, 1), (128, 28, 2), (256, 14, 1), (512, 7, 2), (33, 14, 3), (96, 13, 1)]
+)
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd_f2", "winograd_f4"])
+def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
+    isa: str, channels: int, size: int, batch: int, algorithm: str
+) -> None:
+    layer = ConvSpec(
+        "conv", 0, 2, channels, channels, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), activation="relu", residual=1,
+        algorithm=algorithm,
+    )  # fmt: skip
+    spec = ProgramSpec((channels, channels), (layer,), (OutputSpec(2),))
+    x = torch.relu(torch.randn(batch, channels, size, size))
+    residual = 0.1 * torch.randn(batch, channels, size, size)
+    weight = torch.randn(channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
+    check(spec, isa, [x, residual], [weight])
+
+
+@given(
+    isas,
+    st.integers(1, 40),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.integers(1, 2),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(LAYOUTS),
+)
+@settings(max_examples=60)
+def test_max_pool(isa, channels, kernel, stride, dilation, pad, ceil_mode, layout) -> None:
+    padding = (kernel[0] // 2, kernel[1] // 2) * 2 if pad else (0, 0, 0, 0)
+    layer = MaxPoolSpec("pool", 0, 1, kernel, stride, (dilation, dilation), padding, ceil_mode)
+    spec = ProgramSpec((channels,), (layer,), (OutputSpec(1),))
+    x = make_input((2, channels, 11, 9), layout, torch.Generator().manual_seed(channels))
+    got = Executor(spec, isa).run([x], [])[0]
+    assert torch.equal(got, run_reference(spec, [x], [], torch.float32)[0])
+
+
+@given(isas, st.integers(1, 70), st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 3]), st.sampled_from(LAYOUTS))
+@settings(max_examples=60)
+def test_global_avg_pool_and_linear(isa, channels, height, width, batch, layout) -> None:
+    layers = (GlobalAvgPoolSpec("pool", 0, 1), ConvSpec("fc", 1, 2, channels, 7, 0, 1, activation="tanh"))
+    spec = ProgramSpec((channels,), layers, (OutputSpec(1, rank=2), OutputSpec(2, rank=2)))
+    x = make_input((batch, channels, height, width), layout, torch.Generator().manual_seed(height)) + 1
+    check(spec, isa, [x], [torch.randn(7, channels) / channels**0.5, torch.randn(7)])
+
+
+def test_nan_and_inf_propagate_as_in_torch(isa: str) -> None:
+    layers = (
+        ConvSpec("conv", 0, 1, 4, 20, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), activation="relu", algorithm="direct"),
+        MaxPoolSpec("pool", 1, 2, (3, 3), (2, 2), (1, 1), (1, 1, 1, 1), False),
+    )
+    spec = ProgramSpec((4,), layers, (OutputSpec(1), OutputSpec(2)))
+    x = torch.randn(2, 4, 9, 9)
+    x[0, 1, 4, 4], x[1, 2, 0, 0], x[1, 3, 8, 8] = float("nan"), float("inf"), float("-inf")
+    weight = torch.randn(20, 4, 3, 3)
+    for got, want in zip(Executor(spec, isa).run([x], [weight]), run_reference(spec, [x], [weight], torch.float32), strict=True):
+        assert torch.equal(got.isnan(), want.isnan())
+        assert torch.equal(got.isinf(), want.isinf())
+
+
+def test_empty_batch(isa: str) -> None:
+    layer = ConvSpec("conv", 0, 1, 3, 8, 0, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
+    spec = ProgramSpec((3,), (layer,), (OutputSpec(1),))
+    got = Executor(spec, isa).run([torch.empty(0, 3, 9, 8)], [torch.randn(8, 3, 3, 3)])[0]
+    assert got.shape == (0, 8, 5, 4)
+
+
+@given(isas, st.data())
+@settings(max_examples=25)
+def test_residual_stage(isa: str, data: st.DataObject) -> None:
+    """Blocks with shared buffers, several batch sizes (waves) and every buffer as an output too."""
+    channels, size, batch = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 17)), data.draw(st.integers(1, 40))
+    stride = data.draw(st.integers(1, 2))
+    algorithm = data.draw(st.sampled_from(["auto", "direct", "winograd"]))
+    options = {"kernel_size": (3, 3), "padding": (1, 1, 1, 1), "activation": "relu", "algorithm": algorithm}
+    layers = (
+        ConvSpec("a", 0, 1, channels, channels, 0, stride=(stride, stride), **options),
+        ConvSpec("down", 0, 2, channels, channels, 1, stride=(stride, stride)),
+        ConvSpec("b", 1, 3, channels, channels, 2, residual=2, **options),
+        ConvSpec("c", 3, 4, channels, channels, 3, **options),
+        ConvSpec("d", 4, 5, channels, channels, 4, residual=3, **options),
+        GlobalAvgPoolSpec("pool", 5, 6),
+    )
+    outputs = tuple(OutputSpec(i) for i in range(1, 7)) if data.draw(st.booleans()) else (OutputSpec(6, rank=2),)
+    parameters = [torch.randn(channels, channels, k, k) / (channels * k * k) ** 0.5 for k in (3, 1, 3, 3, 3)]
+    x = make_input((batch, channels, size, size), data.draw(st.sampled_from(LAYOUTS)), torch.Generator().manual_seed(0))
+    check(ProgramSpec((channels,), layers, outputs), isa, [x], parameters, factor=6.0)
