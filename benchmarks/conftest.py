@@ -44,9 +44,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section(f"ratios, {torch.get_num_threads()} threads, medians of interleaved rounds")
     header = ("what", "peer", "resfuse ms", "peer ms", "ratio", "target", "")
     lines = [header] + [
-        (r.what, r.peer, f"{r.ours_ms:.2f}", f"{r.peer_ms:.2f}", f"{r.ratio:.2f}", f">= {r.target:g}", "" if r.ratio >= r.target else "MISSED")
+        (
+            r.what,
+            r.peer,
+            f"{r.ours_ms:.2f}",
+            f"{r.peer_ms:.2f}",
+            f"{r.ratio:.2f}",
+            f">= {r.target:g}",
+            "" if r.ratio >= r.target else "MISSED",
+        )
         for r in _ROWS
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
-        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        terminalreporter.write_line(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )

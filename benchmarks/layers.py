@@ -1,6 +1,6 @@
 """Each layer shape of the ResNets under each algorithm, beside torch and the cost model's choice.
 
-    python benchmarks/layers.py [--batch 1 16]
+python benchmarks/layers.py [--batch 1 16]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ALGORITHMS = ("direct", "winograd_f2", "winograd_f4")
 
 
 def measure(batch: int, shape: tuple[int, int, int, int, int]) -> tuple[dict[str, float], str]:
-    """Effective GFLOP/s (2 x multiply-adds of the direct algorithm / median time) by contender, and the model's choice."""
+    """Effective GFLOP/s (2 x the direct algorithm's multiply-adds / median time) by contender; the model's choice."""
     channels, out_channels, kernel, stride, size = shape
     pad = kernel // 2
     x = torch.randn(batch, channels, size, size).to(memory_format=torch.channels_last)
@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{'batch':>5} {'layer':32} {'torch':>7} " + " ".join(f"{a:>11}" for a in ALGORITHMS) + "  chosen, of the best")
+    print(
+        f"{'batch':>5} {'layer':32} {'torch':>7} " + " ".join(f"{a:>11}" for a in ALGORITHMS) + "  chosen, of the best"
+    )
     for batch in options.batch:
         for shape in SHAPES:
             rates, choice = measure(batch, shape)
@@ -70,7 +72,9 @@ def main() -> None:
             channels, out_channels, kernel, stride, size = shape
             cells = " ".join(f"{rates[a]:11.0f}" if a in rates else f"{'-':>11}" for a in ALGORITHMS)
             layer = f"{channels}->{out_channels} {kernel}x{kernel} /{stride} at {size}x{size}"
-            print(f"{batch:5} {layer:32} {rates['torch']:7.0f} {cells}  {choice}, {rates[choice] / best:.0%}", flush=True)
+            print(
+                f"{batch:5} {layer:32} {rates['torch']:7.0f} {cells}  {choice}, {rates[choice] / best:.0%}", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def test_inference(benchmark, record, name: str, batch: int, rounds: int, target
     assert resfuse.report(fast).native_calls == 0
     ours = timings["resfuse"].median
     rows = [
-        Row(f"{name}, batch {batch}", peer, ours * 1e3, timings[peer].median * 1e3, target) for peer, target in targets.items()
+        Row(f"{name}, batch {batch}", peer, ours * 1e3, timings[peer].median * 1e3, target)
+        for peer, target in targets.items()
     ]
     for row in rows:
         record(row)

@@ -97,14 +97,16 @@ def test_core_refuses_impossible_layers(options: dict[str, object], text: str) -
         "dilation": [1, 1], "padding": [1, 1, 1, 1], "groups": 1, "activation": "none", "residual": -1,
         "algorithm": "auto", **options,
     }  # fmt: skip
-    with pytest.raises(ValueError, match="conv|got") as caught:
+    with pytest.raises(ValueError, match=r"conv|got") as caught:
         program.add_conv(**layer)
     assert text in str(caught.value)
 
 
 def test_core_checks_arrays() -> None:
     program = _core.Program()
-    program.add_output(program.add_conv("conv", program.add_input(4), 8, [3, 3], [1, 1], [1, 1], [1, 1, 1, 1], 1, "none", -1, "auto"))
+    program.add_output(
+        program.add_conv("conv", program.add_input(4), 8, [3, 3], [1, 1], [1, 1], [1, 1, 1, 1], 1, "none", -1, "auto")
+    )
     plan = _core.Plan(program, 2, [(5, 6, False)], 2)
     weights = _core.WeightSet(program)
     x, y = torch.randn(2, 4, 5, 6).numpy(), torch.empty(2, 8, 5, 6).to(memory_format=torch.channels_last).numpy()
@@ -134,5 +136,7 @@ def test_core_checks_arrays() -> None:
 
 def _big_kernel() -> _core.Plan:
     program = _core.Program()
-    program.add_output(program.add_conv("conv", program.add_input(4), 8, [7, 7], [1, 1], [1, 1], [1, 1, 1, 1], 1, "none", -1, "auto"))
+    program.add_output(
+        program.add_conv("conv", program.add_input(4), 8, [7, 7], [1, 1], [1, 1], [1, 1, 1, 1], 1, "none", -1, "auto")
+    )
     return _core.Plan(program, 1, [(3, 3, False)], 1)

@@ -264,7 +264,11 @@ def test_any_batch_and_size(model: nn.Module) -> None:
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded"])
 def test_any_strides(model: nn.Module, layout: str) -> None:
     x = torch.randn(3, 3, 20, 20)
-    x = {"channels_last": x.to(memory_format=torch.channels_last), "sliced": x[:, :, ::2, 1:], "expanded": x[:1].expand(4, -1, -1, -1)}[layout]
+    x = {
+        "channels_last": x.to(memory_format=torch.channels_last),
+        "sliced": x[:, :, ::2, 1:],
+        "expanded": x[:1].expand(4, -1, -1, -1),
+    }[layout]
     assert_same(resfuse.fuse(model), model, x)
 
 

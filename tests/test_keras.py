@@ -79,7 +79,9 @@ def _randomize(model) -> None:
 
 
 @pytest.mark.parametrize("form", ["functional", "subclassed"])
-@pytest.mark.parametrize(("block_list", "filters", "size"), [([2, 2, 2, 2], 64, 32), ([1, 1, 1, 1], 16, 30), ([3, 1], 8, 17)])
+@pytest.mark.parametrize(
+    ("block_list", "filters", "size"), [([2, 2, 2, 2], 64, 32), ([1, 1, 1, 1], 16, 30), ([3, 1], 8, 17)]
+)
 def test_seed_network_equals_keras(form: str, block_list: list[int], filters: int, size: int) -> None:
     theirs = _functional(block_list, filters, size) if form == "functional" else _Subclassed(block_list, filters)
     images = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype("float32")
@@ -105,6 +107,8 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match="has 6 Conv2D"):
         resfuse.models.load_keras_weights(resfuse.models.ResNet("basic", [1], width=8, stem="cifar"), theirs)
     with pytest.raises(ValueError, match="no convolution left of kernel shape"):
-        resfuse.models.load_keras_weights(resfuse.models.ResNet("basic", [1, 1], width=4, stem="cifar", bn_eps=1e-3), theirs)
+        resfuse.models.load_keras_weights(
+            resfuse.models.ResNet("basic", [1, 1], width=4, stem="cifar", bn_eps=1e-3), theirs
+        )
     with pytest.raises(ValueError, match="epsilon"):
         resfuse.models.load_keras_weights(resfuse.models.ResNet("basic", [1, 1], width=8, stem="cifar"), theirs)

@@ -152,7 +152,9 @@ def test_max_pool(isa, channels, kernel, stride, dilation, pad, ceil_mode, layou
     assert torch.equal(got, run_reference(spec, [x], [], torch.float32)[0])
 
 
-@given(isas, st.integers(1, 70), st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 3]), st.sampled_from(LAYOUTS))
+@given(
+    isas, st.integers(1, 70), st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 3]), st.sampled_from(LAYOUTS)
+)
 @settings(max_examples=60)
 def test_global_avg_pool_and_linear(isa, channels, height, width, batch, layout) -> None:
     layers = (GlobalAvgPoolSpec("pool", 0, 1), ConvSpec("fc", 1, 2, channels, 7, 0, 1, activation="tanh"))
@@ -163,14 +165,18 @@ def test_global_avg_pool_and_linear(isa, channels, height, width, batch, layout)
 
 def test_nan_and_inf_propagate_as_in_torch(isa: str) -> None:
     layers = (
-        ConvSpec("conv", 0, 1, 4, 20, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), activation="relu", algorithm="direct"),
+        ConvSpec(
+            "conv", 0, 1, 4, 20, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), activation="relu", algorithm="direct"
+        ),
         MaxPoolSpec("pool", 1, 2, (3, 3), (2, 2), (1, 1), (1, 1, 1, 1), False),
     )
     spec = ProgramSpec((4,), layers, (OutputSpec(1), OutputSpec(2)))
     x = torch.randn(2, 4, 9, 9)
     x[0, 1, 4, 4], x[1, 2, 0, 0], x[1, 3, 8, 8] = float("nan"), float("inf"), float("-inf")
     weight = torch.randn(20, 4, 3, 3)
-    for got, want in zip(Executor(spec, isa).run([x], [weight]), run_reference(spec, [x], [weight], torch.float32), strict=True):
+    for got, want in zip(
+        Executor(spec, isa).run([x], [weight]), run_reference(spec, [x], [weight], torch.float32), strict=True
+    ):
         assert torch.equal(got.isnan(), want.isnan())
         assert torch.equal(got.isinf(), want.isinf())
 

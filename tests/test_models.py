@@ -93,7 +93,9 @@ def test_head_activations(activation: str | None) -> None:
     x = torch.randn(3, 3, 12, 12)
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x))
-        expected = {None: lambda v: v, "softmax": lambda v: v.softmax(1)}.get(activation) or getattr(torch, str(activation))
+        expected = {None: lambda v: v, "softmax": lambda v: v.softmax(1)}.get(activation) or getattr(
+            torch, str(activation)
+        )
         torch.testing.assert_close(fast(x), expected(model.logits(x)))
 
 

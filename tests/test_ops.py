@@ -18,7 +18,13 @@ SPEC = ProgramSpec((3,), LAYERS, (OutputSpec(3), OutputSpec(5, rank=2)))
 
 
 def _parameters() -> list[torch.Tensor]:
-    return [torch.randn(8, 3, 3, 3), *(torch.rand(8) + 0.5 for _ in range(4)), torch.randn(8, 8, 3, 3), torch.randn(4, 8), torch.randn(4)]
+    return [
+        torch.randn(8, 3, 3, 3),
+        *(torch.rand(8) + 0.5 for _ in range(4)),
+        torch.randn(8, 8, 3, 3),
+        torch.randn(4, 8),
+        torch.randn(4),
+    ]
 
 
 @pytest.mark.parametrize("size", [(9, 12), (16, 16), (5, 7)])

@@ -80,9 +80,9 @@ def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("isa", _core.available_isas())
 def test_isa_can_be_forced(isa: str) -> None:
     code = (
-        "import torch, resfuse; from resfuse import _core; assert _core.active_isa() == %r;"
+        "import torch, resfuse; from resfuse import _core; assert _core.active_isa() == '" + isa + "';"
         "m = resfuse.models.ResNet('basic', [1], width=8, num_classes=3).eval(); x = torch.randn(1, 3, 40, 40);"
-        "resfuse.verify(m, resfuse.fuse(m), x)" % isa
+        "resfuse.verify(m, resfuse.fuse(m), x)"
     )
     result = _python(code, RESFUSE_ISA=isa)
     assert result.returncode == 0, result.stderr

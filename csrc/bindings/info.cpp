@@ -12,16 +12,23 @@ using namespace resfuse;
 void register_info(py::module_& m) {
     m.def("active_isa", [] { return std::string(isa_name(active_isa())); }, "Instruction-set level in use.");
     m.def("available_isas", &available_isas, "Instruction-set levels of this CPU, lowest first.");
-    m.def("kernel_table", [](const std::string& isa) {
-        const KernelTable& kernels = kernels_of(parse_isa(isa));
-        py::dict table;
-        table["name"] = kernels.name;
-        table["vector_floats"] = kernels.vector_floats;
-        table["tile_rows"] = kernels.tile_rows;
-        table["tile_cols"] = kernels.tile_cols;
-        return table;
-    }, py::arg("isa"), "Kernels that a level runs: name, floats per vector, register tile.");
-    m.def("cache_bytes", [] { return py::make_tuple(cache_sizes().l2, cache_sizes().l3); }, "(L2 per core, L3) in bytes.");
-    m.def("openmp_max_threads", [] { return omp_get_max_threads(); }, "Threads of the OpenMP runtime that the core runs on.");
+    m.def(
+        "kernel_table",
+        [](const std::string& isa) {
+            const KernelTable& kernels = kernels_of(parse_isa(isa));
+            py::dict table;
+            table["name"] = kernels.name;
+            table["vector_floats"] = kernels.vector_floats;
+            table["tile_rows"] = kernels.tile_rows;
+            table["tile_cols"] = kernels.tile_cols;
+            return table;
+        },
+        py::arg("isa"), "Kernels that a level runs: name, floats per vector, register tile.");
+    m.def(
+        "cache_bytes", [] { return py::make_tuple(cache_sizes().l2, cache_sizes().l3); },
+        "(L2 per core, L3) in bytes.");
+    m.def(
+        "openmp_max_threads", [] { return omp_get_max_threads(); },
+        "Threads of the OpenMP runtime that the core runs on.");
     m.def("workspace_bytes", [] { return WorkspacePool::global().bytes(); }, "Bytes of idle workspace kept for reuse.");
 }

@@ -32,7 +32,8 @@ std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const 
     if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size())
         throw py::value_error("inputs, outputs: got " + std::to_string(inputs.size()) + " and " +
                               std::to_string(outputs.size()) + " arrays, want " +
-                              std::to_string(program.inputs().size()) + " and " + std::to_string(program.outputs().size()));
+                              std::to_string(program.inputs().size()) + " and " +
+                              std::to_string(program.outputs().size()));
     std::vector<Tensor> in, out;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
         const std::string what = "inputs[" + std::to_string(i) + "]";
@@ -70,8 +71,9 @@ py::list describe_layers(const Plan& plan) {
         row["images_per_wave"] = plan.wave_images(l);
         row["output"] = py::make_tuple(layer.out_channels, out.h, out.w);
         const bool conv = layer.kind == LayerKind::conv;
-        row["algorithm"] = conv ? algorithm_name(plan.algorithms()[l])
-                           : layer.kind == LayerKind::max_pool ? "max_pool" : "global_avg_pool";
+        row["algorithm"] = conv                                ? algorithm_name(plan.algorithms()[l])
+                           : layer.kind == LayerKind::max_pool ? "max_pool"
+                                                               : "global_avg_pool";
         row["packed_bytes"] = conv ? packed_bytes(layer, plan.algorithms()[l], plan.program().kernels()) : 0;
         row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
                                           layer.window.kernel_w * (layer.in_channels / layer.groups)
@@ -92,19 +94,26 @@ void register_plan(py::module_& m) {
                  return std::make_unique<Plan>(std::move(program), batch, shapes, threads);
              }),
              py::arg("program"), py::arg("batch"), py::arg("inputs"), py::arg("threads"))
-        .def("output_shape", [](const Plan& plan, std::size_t output) {
-            const int buffer = plan.program().outputs().at(output);
-            const Extent extent = plan.extent(buffer);
-            return py::make_tuple(plan.batch(), plan.program().channels(buffer), extent.h, extent.w);
-        }, py::arg("output"))
-        .def("prepare", [](const Plan& plan, py::handle weights) {
-            WeightSet& set = bound_weights(weights);
-            const py::gil_scoped_release release;
-            set.prepare(plan.algorithms(), plan.threads());
-        }, py::arg("weights"), "Packs the weights that this plan needs; idempotent.")
-        .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"),
-             py::arg("profile") = false)
+        .def(
+            "output_shape",
+            [](const Plan& plan, std::size_t output) {
+                const int buffer = plan.program().outputs().at(output);
+                const Extent extent = plan.extent(buffer);
+                return py::make_tuple(plan.batch(), plan.program().channels(buffer), extent.h, extent.w);
+            },
+            py::arg("output"))
+        .def(
+            "prepare",
+            [](const Plan& plan, py::handle weights) {
+                WeightSet& set = bound_weights(weights);
+                const py::gil_scoped_release release;
+                set.prepare(plan.algorithms(), plan.threads());
+            },
+            py::arg("weights"), "Packs the weights that this plan needs; idempotent.")
+        .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"), py::arg("profile") = false)
         .def("layers", &describe_layers, "What each layer does under this plan.")
         .def_property_readonly("workspace_bytes", &Plan::workspace_bytes);
-    m.def("is_dense_nhwc", [](const py::array& array) { return is_dense_nhwc(array4(array, "array")); }, py::arg("array"));
+    m.def(
+        "is_dense_nhwc", [](const py::array& array) { return is_dense_nhwc(array4(array, "array")); },
+        py::arg("array"));
 }

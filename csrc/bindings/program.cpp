@@ -24,8 +24,8 @@ Window make_window(Pair kernel_size, Pair stride, Pair dilation, const std::opti
 }
 
 int add_conv(Program& program, const std::string& name, int input, index_t out_channels, Pair kernel_size, Pair stride,
-             Pair dilation, const std::optional<std::array<index_t, 4>>& padding, index_t groups, const std::string& activation, int residual,
-             const std::string& algorithm) {
+             Pair dilation, const std::optional<std::array<index_t, 4>>& padding, index_t groups,
+             const std::string& activation, int residual, const std::string& algorithm) {
     Layer layer{.kind = LayerKind::conv, .name = name, .input = input, .output = -1, .window = {}};
     layer.residual = residual;
     layer.window = make_window(kernel_size, stride, dilation, padding, false);
@@ -45,10 +45,12 @@ struct BoundWeights {
             throw std::invalid_argument("layer: got " + std::to_string(layer) + ", want less than " +
                                         std::to_string(weights.program().layers().size()));
         const Layer& l = weights.program().layers()[layer];
-        const std::array<index_t, 4> want = {l.out_channels, l.in_channels / l.groups, l.window.kernel_h, l.window.kernel_w};
+        const std::array<index_t, 4> want = {l.out_channels, l.in_channels / l.groups, l.window.kernel_h,
+                                             l.window.kernel_w};
         const Array4 view = array4(weight, l.name + ": weight");
         if (view.shape != want)
-            throw std::invalid_argument(l.name + ": weight has shape " + shape_text(view.shape) + ", want " + shape_text(want));
+            throw std::invalid_argument(l.name + ": weight has shape " + shape_text(view.shape) + ", want " +
+                                        shape_text(want));
         weights.set(layer, {view.data, view.strides, std::move(scale), std::move(bias)});
         keep_alive[layer] = weight;
     }
@@ -71,14 +73,15 @@ void register_program(py::module_& m) {
         .def("add_conv", &add_conv, py::arg("name"), py::arg("input"), py::arg("out_channels"), py::arg("kernel_size"),
              py::arg("stride"), py::arg("dilation"), py::arg("padding"), py::arg("groups"), py::arg("activation"),
              py::arg("residual"), py::arg("algorithm"))
-        .def("add_max_pool",
-             [](Program& program, const std::string& name, int input, Pair kernel_size, Pair stride, Pair dilation,
-                const std::optional<std::array<index_t, 4>>& padding, bool ceil_mode) {
-                 return program.add_max_pool(name, input,
-                                             make_window(kernel_size, stride, dilation, padding, ceil_mode));
-             },
-             py::arg("name"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("dilation"),
-             py::arg("padding"), py::arg("ceil_mode"))
+        .def(
+            "add_max_pool",
+            [](Program& program, const std::string& name, int input, Pair kernel_size, Pair stride, Pair dilation,
+               const std::optional<std::array<index_t, 4>>& padding, bool ceil_mode) {
+                return program.add_max_pool(name, input,
+                                            make_window(kernel_size, stride, dilation, padding, ceil_mode));
+            },
+            py::arg("name"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("dilation"),
+            py::arg("padding"), py::arg("ceil_mode"))
         .def("add_global_avg_pool", &Program::add_global_avg_pool, py::arg("name"), py::arg("input"))
         .def("add_output", &Program::add_output, py::arg("buffer"))
         .def_property_readonly("isa", [](const Program& program) { return std::string(isa_name(program.isa())); })
@@ -89,7 +92,8 @@ void register_program(py::module_& m) {
         });
 
     py::class_<BoundWeights>(m, "WeightSet", "One version of a program's parameters, packed on demand.")
-        .def(py::init([](std::shared_ptr<Program> program) { return std::make_unique<BoundWeights>(std::move(program)); }),
+        .def(py::init(
+                 [](std::shared_ptr<Program> program) { return std::make_unique<BoundWeights>(std::move(program)); }),
              py::arg("program"))
         .def("set", &BoundWeights::set, py::arg("layer"), py::arg("weight"), py::arg("scale"), py::arg("bias"))
         .def_property_readonly("packed_bytes", [](const BoundWeights& self) { return self.weights.bytes(); });

@@ -12,8 +12,6 @@ constexpr double kGemmEfficiency = 0.8;
 // Bytes a core streams per cycle from beyond its L2 while it computes.
 constexpr double kStreamBytesPerCycle = 6.0;
 
-
-
 double stream_cycles(std::size_t bytes) { return static_cast<double>(bytes) / kStreamBytesPerCycle; }
 
 double direct_cycles(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
@@ -85,7 +83,8 @@ WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, inde
     const double v = static_cast<double>(frequencies * tiles * layer.in_channels) * sizeof(float);
 
     const index_t fused_blocks = blocks_for(frequencies * (layer.in_channels + cols), 112);
-    const double fused_traffic = weights > static_cast<double>(l2) / 2 ? weights * static_cast<double>(fused_blocks) : weights;
+    const double fused_traffic =
+        weights > static_cast<double>(l2) / 2 ? weights * static_cast<double>(fused_blocks) : weights;
 
     const index_t split_block = std::min<index_t>(tiles, 8 * rows);
     const index_t split_blocks = ceil_div(tiles, split_block);
@@ -94,8 +93,7 @@ WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, inde
     const double split_traffic =
         weights * static_cast<double>(split_blocks) + v * (1.0 + static_cast<double>(ceil_div(panels, group)));
 
-    if (fused_blocks < threads || split_traffic < fused_traffic)
-        return {true, ceil_div(tiles, split_blocks), group};
+    if (fused_blocks < threads || split_traffic < fused_traffic) return {true, ceil_div(tiles, split_blocks), group};
     return {false, ceil_div(tiles, fused_blocks), 1};
 }
 

@@ -21,9 +21,11 @@ class DirectStep final : public Step {
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
-          flat_(layer_.window.is_pointwise() && layer_.groups == 1 && context.dense[static_cast<std::size_t>(layer_.input)]),
+          flat_(layer_.window.is_pointwise() && layer_.groups == 1 &&
+                context.dense[static_cast<std::size_t>(layer_.input)]),
           gathered_(!flat_ && gathers(context)),
-          band_(!flat_ && !gathered_ && (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])) {
+          band_(!flat_ && !gathered_ &&
+                (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])) {
         const Window& w = layer_.window;
         band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
         pitch_ = (band_ ? band_cols_ : in_.w) * layer_.in_channels;
@@ -106,7 +108,8 @@ class DirectStep final : public Step {
             }
         }
         if (band_)
-            thread_scratch = static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * band_cols_ * layer_.in_channels);
+            thread_scratch =
+                static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * band_cols_ * layer_.in_channels);
     }
 
     index_t row_blocks(index_t images) const { return ceil_div(images * out_.h * out_.w, block_); }
@@ -135,7 +138,8 @@ class DirectStep final : public Step {
 
     // First output channel of a panel.
     index_t panel_channel(index_t panel) const {
-        return panel / grid_.per_group * (layer_.out_channels / layer_.groups) + panel % grid_.per_group * grid_.tile_cols;
+        return panel / grid_.per_group * (layer_.out_channels / layer_.groups) +
+               panel % grid_.per_group * grid_.tile_cols;
     }
 
     void multiply(GemmArgs& g, const Wave& wave) const {

@@ -16,7 +16,8 @@ class ImageStep : public Step {
           in_(context.extents[static_cast<std::size_t>(input)]),
           out_(context.extents[static_cast<std::size_t>(output)]),
           parts_of_(parts_of),
-          parts_(std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, std::max<index_t>(parts_of, 1))) {}
+          parts_(
+              std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, std::max<index_t>(parts_of, 1))) {}
 
     index_t tasks(int, index_t images) const override { return images * parts_; }
 
@@ -106,8 +107,7 @@ class MaxPoolStep final : public ImageStep {
 class GlobalAvgPoolStep final : public ImageStep {
   public:
     GlobalAvgPoolStep(const StepContext& context, const Layer& layer)
-        : ImageStep(context, layer.input, layer.output,
-                    ceil_div(layer.out_channels, context.kernels().vector_floats)),
+        : ImageStep(context, layer.input, layer.output, ceil_div(layer.out_channels, context.kernels().vector_floats)),
           channels_(layer.out_channels),
           vector_(context.kernels().vector_floats) {}
 

@@ -54,10 +54,10 @@ void Plan::infer_extents(const std::vector<InputShape>& inputs) {
 
 void Plan::choose_algorithms() {
     for (const Layer& layer : layers_)
-        algorithms_.push_back(layer.kind == LayerKind::conv
-                                  ? choose_algorithm(layer, extents_[static_cast<std::size_t>(layer.output)], batch_,
-                                                     program_->kernels())
-                                  : Algorithm::direct);
+        algorithms_.push_back(
+            layer.kind == LayerKind::conv
+                ? choose_algorithm(layer, extents_[static_cast<std::size_t>(layer.output)], batch_, program_->kernels())
+                : Algorithm::direct);
 }
 
 // A direct convolution reads any strides while it fills its band; every other reader wants dense NHWC. The input's own
@@ -72,8 +72,8 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
         for (std::size_t l = 0; l < layers_.size(); ++l) {
             const Layer& layer = layers_[l];
             needs_dense |= layer.residual == buffer;
-            needs_dense |= layer.input == buffer &&
-                           (layer.kind != LayerKind::conv || algorithms_[l] != Algorithm::direct);
+            needs_dense |=
+                layer.input == buffer && (layer.kind != LayerKind::conv || algorithms_[l] != Algorithm::direct);
         }
         if (inputs[i].dense || !needs_dense) {
             placements_[static_cast<std::size_t>(buffer)].external_input = static_cast<int>(i);

@@ -73,8 +73,8 @@ void WeightSet::set(std::size_t index, WeightSource source) {
         throw std::invalid_argument(layer.name + ": scale has " + std::to_string(source.scale.size()) +
                                     " values, want " + std::to_string(channels));
     if (!source.bias.empty() && source.bias.size() != channels)
-        throw std::invalid_argument(layer.name + ": bias has " + std::to_string(source.bias.size()) +
-                                    " values, want " + std::to_string(channels));
+        throw std::invalid_argument(layer.name + ": bias has " + std::to_string(source.bias.size()) + " values, want " +
+                                    std::to_string(channels));
     Entry& entry = entries_[index];
     entry.scale = per_panel(layer, program_->kernels(), source.scale, 1.0f);
     entry.bias = per_panel(layer, program_->kernels(), source.bias, 0.0f);

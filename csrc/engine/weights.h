@@ -23,9 +23,9 @@ struct WeightSource {
 
 // Panels of a convolution: groups never share one.
 struct PanelGrid {
-    index_t per_group;   // panels of one group
-    index_t total;       // panels of all groups
-    index_t reduction;   // kernel_h * kernel_w * channels of one group
+    index_t per_group;  // panels of one group
+    index_t total;      // panels of all groups
+    index_t reduction;  // kernel_h * kernel_w * channels of one group
     index_t tile_cols;
 };
 PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels);

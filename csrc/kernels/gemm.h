@@ -1,9 +1,9 @@
 // The register tile of every matrix product: direct and 1x1 convolutions, Winograd frequencies, linear layers.
 //
-// Each output element is a sum of chains of fused multiply-adds over the reduction in a fixed order, whatever the tile's
-// height, so results do not depend on how rows are split over tiles, blocks or threads. Chains end after about
-// `chain` steps: the rounding error of one long chain grows with the square root of its length (Higham, "Accuracy and Stability
-// of Numerical Algorithms", section 4.2).
+// Each output element is a sum of chains of fused multiply-adds over the reduction in a fixed order, whatever the
+// tile's height, so results do not depend on how rows are split over tiles, blocks or threads. Chains end after about
+// `chain` steps: the rounding error of one long chain grows with the square root of its length (Higham, "Accuracy and
+// Stability of Numerical Algorithms", section 4.2).
 #pragma once
 
 #include "kernels/simd.h"

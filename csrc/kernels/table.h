@@ -11,9 +11,9 @@ namespace resfuse {
 
 using index_t = std::ptrdiff_t;
 
-// One panel of C = act(A * B * scale + bias + residual). Row i of A starts at a + i * lda; its reduction dimension is made of
-// `segments` runs of `segment_length` contiguous floats at a + i * lda + segment_offset[s] (an implicit im2col).
-// B is packed [segments * segment_length][tile_cols].
+// One panel of C = act(A * B * scale + bias + residual). Row i of A starts at a + i * lda; its reduction dimension is
+// made of `segments` runs of `segment_length` contiguous floats at a + i * lda + segment_offset[s] (an implicit
+// im2col). B is packed [segments * segment_length][tile_cols].
 struct GemmArgs {
     const float* a;
     index_t lda;
@@ -51,9 +51,9 @@ struct WinogradInputArgs {
     index_t tiles_per_row;
     index_t first_tile;
     index_t tiles;
-    float* v;                // element (frequency f, tile t, channel c) at f * frequency_stride + t * channels + c
+    float* v;  // element (frequency f, tile t, channel c) at f * frequency_stride + t * channels + c
     index_t frequency_stride;
-    const float* zeros;      // at least `channels` zeros, read for padding
+    const float* zeros;  // at least `channels` zeros, read for padding
 };
 
 // Output transform y = act(A^T m A + bias + residual) of `tiles` tiles of one image, for one panel of channels.

@@ -1,8 +1,8 @@
 // Winograd convolution transforms F(2x2, 3x3) and F(4x4, 3x3) (Lavin & Gray, "Fast Algorithms for Convolutional Neural
-// Networks", 2015). F(4,3) uses the interpolation points 0, +-5/8, +-3/2, infinity. Pairs +-p keep the even/odd symmetry
-// that makes the transforms cheap; points near +-1/sqrt(2), +-sqrt(2) halve the rounding error of the usual +-1, +-2; and
-// they must be exact in fp32: with rounded square roots the three matrices no longer fit each other, which costs three
-// times the error (measured, see docs/accuracy.md).
+// Networks", 2015). F(4,3) uses the interpolation points 0, +-5/8, +-3/2, infinity. Pairs +-p keep the even/odd
+// symmetry that makes the transforms cheap; points near +-1/sqrt(2), +-sqrt(2) halve the rounding error of the usual
+// +-1, +-2; and they must be exact in fp32: with rounded square roots the three matrices no longer fit each other,
+// which costs three times the error (measured, see docs/accuracy.md).
 #pragma once
 
 #include "kernels/gemm.h"
@@ -62,10 +62,10 @@ struct F4x4 {
     // Row of point x: (1, x, x^2) / product of (x - other points); the last row is the point at infinity.
     static constexpr double over_p = 1 / (2 * p2 * (p2 - q2)), over_q = 1 / (2 * q2 * (q2 - p2));
     static constexpr double weight[6][3] = {{1 / (p2 * q2), 0, 0},
-                                            {over_p, over_p * p, over_p* p2},
-                                            {over_p, -over_p * p, over_p* p2},
-                                            {over_q, over_q * q, over_q* q2},
-                                            {over_q, -over_q * q, over_q* q2},
+                                            {over_p, over_p * p, over_p * p2},
+                                            {over_p, -over_p * p, over_p * p2},
+                                            {over_q, over_q * q, over_q * q2},
+                                            {over_q, -over_q * q, over_q * q2},
                                             {0, 0, 1}};
 };
 
@@ -171,7 +171,8 @@ void pack_winograd(const PackPanelArgs& g) {
         for (int i = 0; i < F::in; ++i)
             for (int s = 0; s < 3; ++s)
                 for (int k = 0; k < kTileCols; ++k)
-                    t[i][s][k] = F::weight[i][0] * w[s][k] + F::weight[i][1] * w[3 + s][k] + F::weight[i][2] * w[6 + s][k];
+                    t[i][s][k] =
+                        F::weight[i][0] * w[s][k] + F::weight[i][1] * w[3 + s][k] + F::weight[i][2] * w[6 + s][k];
         for (int i = 0; i < F::in; ++i)
             for (int j = 0; j < F::in; ++j) {
                 float* u = g.packed + ((i * F::in + j) * g.channels + c) * kTileCols;

@@ -20,8 +20,8 @@ def class_activation_map(
 ) -> torch.Tensor:
     """Where in the image a classifier with global average pooling found a class.
 
-    ``map[n, y, x] = sum_k w[class, k] * f[n, k, y, x]``, with f the feature maps before the pooling and w the weights of
-    the linear layer behind it (Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, eq. 2).
+    ``map[n, y, x] = sum_k w[class, k] * f[n, k, y, x]``, with f the feature maps before the pooling and w the weights
+    of the linear layer behind it (Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, eq. 2).
 
     Args:
         model: a classifier (fused or not) that ends in global average pooling and one linear layer; eval mode.
@@ -74,7 +74,9 @@ def _classes(class_index: int | Sequence[int] | torch.Tensor | None, logits: tor
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(f"class_index: got dtype {classes.dtype}, want integers")
     if classes.dim() > 1 or (classes.dim() == 1 and len(classes) != batch):
-        raise ValueError(f"class_index: got shape {list(classes.shape)}, want one class or one for each of {batch} images")
+        raise ValueError(
+            f"class_index: got shape {list(classes.shape)}, want one class or one for each of {batch} images"
+        )
     if bool(((classes < 0) | (classes >= count)).any()):
         raise ValueError(f"class_index: got {class_index}, want classes from 0 to {count - 1}")
     return classes.long().expand(batch)

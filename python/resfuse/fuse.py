@@ -50,7 +50,7 @@ def fuse(
     if not any(isinstance(layer, ConvSpec) and _is_conv(layer) for p in lowered.programs for layer in p.spec.layers):
         raise UnsupportedModelError(_explain(model, lowered))
     fast = model if inplace else _shallow_copy(model, {})
-    fast.__class__ = fused_class(type(model))
+    fast.__class__ = fused_class(type(model))  # type: ignore[arg-type]  # classes do hash
     assert isinstance(fast, FusedModule)
     fast.adopt(lowered, algorithm)
     return fast

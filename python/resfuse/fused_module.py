@@ -20,7 +20,7 @@ _RUNTIME = "_resfuse_runtime"
 
 @dataclasses.dataclass
 class Fusion:
-    """What is derived from a model's modules, and how its calls went: never pickled, never copied, rebuilt on demand."""
+    """What is derived from a model's modules, and how its calls went. Never pickled or copied; rebuilt on demand."""
 
     binding: Binding
     fused_calls: int = 0
@@ -41,7 +41,8 @@ class FusedModule(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # The signature of the code that is replaced: for inspect, torch.fx and torch.export.
-        original = next(c for c in cls.__mro__ if "forward" in vars(c) and not issubclass(c, FusedModule)).forward
+        plain = next(c for c in cls.__mro__ if "forward" in vars(c) and not issubclass(c, FusedModule))
+        original = vars(plain)["forward"]
 
         @functools.wraps(original)
         def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
@@ -51,7 +52,7 @@ class FusedModule(nn.Module):
 
     def native_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original forward."""
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return super().forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The same result as the original forward."""
@@ -154,5 +155,5 @@ def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _rebuild(cls: type[nn.Module]) -> nn.Module:
-    fused = fused_class(cls)
+    fused: type[nn.Module] = fused_class(cls)  # type: ignore[arg-type]  # classes do hash
     return fused.__new__(fused)

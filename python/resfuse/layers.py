@@ -28,7 +28,6 @@ class Conv2dSame(nn.Conv2d):
         return super().forward(F.pad(input, (left, right, top, bottom)))
 
 
-
 class MaxPool2dSame(nn.MaxPool2d):
     """Max-pooling with TensorFlow's "same" padding: output side = ceil(input side / stride).
 
@@ -41,9 +40,12 @@ class MaxPool2dSame(nn.MaxPool2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, C, ceil(H / stride), ceil(W / stride)]."""
-        top, bottom = same_padding(input.shape[-2], int(self.kernel_size), int(self.stride), 1)
-        left, right = same_padding(input.shape[-1], int(self.kernel_size), int(self.stride), 1)
-        return super().forward(F.pad(input, (left, right, top, bottom), value=float("-inf")))
+        kernel, stride = self.kernel_size, self.stride
+        assert isinstance(kernel, int)
+        assert isinstance(stride, int)
+        top, bottom = same_padding(input.shape[-2], kernel, stride, 1)
+        left, right = same_padding(input.shape[-1], kernel, stride, 1)
+        return F.max_pool2d(F.pad(input, (left, right, top, bottom), value=float("-inf")), kernel, stride)
 
 
 LEAF_TYPES = (Conv2dSame, MaxPool2dSame)

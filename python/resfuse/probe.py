@@ -45,7 +45,7 @@ def probe(
             for buffer in wanted(bound.step)
             for value in [by_buffer[buffer]]
         }
-        return results[: len(spec.outputs)]
+        return list(results[: len(spec.outputs)])
 
     with torch.no_grad():
         result = model.fusion().binding.run(model, args, {}, run_program)

@@ -60,14 +60,18 @@ class Report:
             for row in self.rows
         ]
         widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [header, *lines]]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in [header, *lines]
+        ]
         packed = sum(row.packed_bytes for row in self.rows) / 2**20
         calls = f"calls: {self.fused_calls} fused, {self.native_calls} native"
         if self.last_native_reason:
             calls += f" (the last because {self.last_native_reason})"
         return "\n".join(
             [
-                f"{self.model}: {len(self.fused)} parts fused, {len(self.native)} native, {packed:.1f} MiB of packed weights",
+                f"{self.model}: {len(self.fused)} parts fused, {len(self.native)} native, "
+                f"{packed:.1f} MiB of packed weights",
                 f"now: {self.state}",
                 calls,
                 "",

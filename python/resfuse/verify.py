@@ -51,7 +51,8 @@ class Verification:
         width = max(len(row.part) for row in self.rows)
         lines = [f"{'part'.ljust(width)}  eager rms  fused rms  fused max  ratio"]
         lines += [
-            f"{row.part.ljust(width)}  {row.eager_rms:9.2e}  {row.fused_rms:9.2e}  {row.fused_max:9.2e}  {row.ratio:5.2f}"
+            f"{row.part.ljust(width)}  {row.eager_rms:9.2e}  {row.fused_rms:9.2e}  {row.fused_max:9.2e}  "
+            f"{row.ratio:5.2f}"
             for row in self.rows
         ]
         lines.append(f"worst: {self.worst.part}, {self.worst.ratio:.2f} x eager's error (tolerance {self.tolerance:g})")
@@ -84,7 +85,9 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
         raise ValueError(f"fast: {reason}, so nothing would run fused")
 
     def blocks(step: ProgramStep) -> list[int]:
-        return [layer.output for layer in step.spec.layers if isinstance(layer, ConvSpec) and layer.residual is not None]
+        return [
+            layer.output for layer in step.spec.layers if isinstance(layer, ConvSpec) and layer.residual is not None
+        ]
 
     result, kept = probe(fast, inputs, blocks)
     fused: dict[str, torch.Tensor] = {}

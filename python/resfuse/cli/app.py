@@ -36,7 +36,9 @@ def info() -> None:
 
 @app.command()
 def verify(
-    model: Annotated[str, typer.Option(help="resnet18 ... resnet152 (torchvision's where installed), or seed.")] = "resnet18",
+    model: Annotated[
+        str, typer.Option(help="resnet18 ... resnet152 (torchvision's where installed), or seed.")
+    ] = "resnet18",
     batch: Annotated[int, typer.Option(min=1)] = 2,
     size: Annotated[int, typer.Option(min=1, help="Image height and width.")] = 224,
     algorithm: Annotated[str, typer.Option(help="auto, direct or winograd.")] = "auto",

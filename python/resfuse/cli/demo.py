@@ -26,9 +26,7 @@ def run(output: Path, epochs: int, seed: int) -> None:
     console = Console()
     torch.manual_seed(seed)
     digits = load_digits(size=16, seed=seed)
-    model = resfuse.models.resnet18(
-        num_classes=10, stem="cifar", padding="same", head_activation="tanh", bn_eps=1e-3
-    )
+    model = resfuse.models.resnet18(num_classes=10, stem="cifar", padding="same", head_activation="tanh", bn_eps=1e-3)
     parameters = sum(p.numel() for p in model.parameters())
     console.rule("resfuse demo")
     console.print(
@@ -103,7 +101,9 @@ def measure(model: nn.Module, fast: nn.Module, digits: Digits, console: Console)
     """Times of both models by batch size."""
     rounds = {1: 60, 64: 12}
     timings = {}
-    with Progress(TextColumn("   timing"), BarColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
+    with Progress(
+        TextColumn("   timing"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as progress:
         task = progress.add_task("timing", total=sum((n + 2) * 2 for n in rounds.values()))
         for batch, count in rounds.items():
             x = digits.test_x[:batch]

@@ -35,7 +35,7 @@ class _NativeCall:
 
 
 def _template(arguments: Any) -> Any:
-    return fx.node.map_arg(arguments, lambda node: _Value(node.name))
+    return fx.node.map_arg(arguments, lambda node: _Value(node.name))  # type: ignore[arg-type, return-value]
 
 
 def _fill(template: Any, env: dict[str, Any]) -> Any:
@@ -104,8 +104,8 @@ class Binding:
     def _watch(self, model: nn.Module) -> None:
         paths: dict[str, None] = {}
         for bound in self.programs:
-            for module in bound.step.modules:
-                parts = module.split(".")
+            for used in bound.step.modules:
+                parts = used.split(".")
                 for depth in range(1, len(parts) + 1):
                     paths[".".join(parts[:depth])] = None
         for path in paths:

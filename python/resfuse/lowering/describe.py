@@ -15,7 +15,7 @@ from resfuse.layers import Conv2dSame, MaxPool2dSame
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """A node that a program can compute. ``inputs`` are the nodes it reads; ``module`` is its path, "" for functions."""
+    """A node that a program can compute: the nodes that it reads, and its module's path ("" for functions)."""
 
     kind: str  # conv, batch_norm, activation, add, max_pool, global_avg_pool, flatten, linear, identity
     inputs: tuple[fx.Node, ...]
@@ -134,7 +134,7 @@ def _describe_call(node: fx.Node) -> Op | Unsupported:
         return Unsupported("adds something other than two tensors, or scales one")
     if len(tensors) != 1 or node.args[0] is not tensors[0]:
         return Unsupported(f"{_name(target)} has no fused form")
-    options = {**dict(enumerate(node.args[1:], 1)), **node.kwargs}
+    options: dict[Any, Any] = {**dict(enumerate(node.args[1:], 1)), **node.kwargs}
     if target in _ACTIVATION_FUNCTIONS and not set(options) - {"inplace"}:
         return Op("activation", tensors, activation=_ACTIVATION_FUNCTIONS[target])
     if target in (torch.flatten, "flatten"):
@@ -143,8 +143,10 @@ def _describe_call(node: fx.Node) -> Op | Unsupported:
             return Op("flatten", tensors)
         return Unsupported(f"flattens dimensions {start} to {end}, want 1 to -1")
     if target is F.adaptive_avg_pool2d:
-        return Op("global_avg_pool", tensors) if _is_one(options.get(1, options.get("output_size"))) else Unsupported(
-            "adaptive average pool to another size than 1 x 1"
+        return (
+            Op("global_avg_pool", tensors)
+            if _is_one(options.get(1, options.get("output_size")))
+            else Unsupported("adaptive average pool to another size than 1 x 1")
         )
     if target in (torch.mean, "mean"):
         dims = options.get(1, options.get("dim"))

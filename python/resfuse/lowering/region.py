@@ -121,14 +121,16 @@ class Region:
         if pending is None or pending.linear or pending.batch_norm or pending.residual is not None:
             return "batch norm that follows no convolution of its own"
         pending.batch_norm = op.module
-        return self._join(node, op.inputs[0])
+        self._join(node, op.inputs[0])
+        return None
 
     def _add_activation(self, node: fx.Node, op: Op) -> str | None:
         pending = self._joinable(op.inputs[0])
         if pending is None:
             return "activation that follows no convolution of its own"
         pending.activation = op.activation
-        return self._join(node, op.inputs[0])
+        self._join(node, op.inputs[0])
+        return None
 
     def _add_add(self, node: fx.Node, op: Op) -> str | None:
         for main, other in (op.inputs, op.inputs[::-1]):
@@ -143,7 +145,8 @@ class Region:
             if residual is None or not residual.expect(conv.out_channels):
                 continue
             pending.residual = residual
-            return self._join(node, main)
+            self._join(node, main)
+            return None
         return "sum with no convolution of its own to join"
 
     def _add_max_pool(self, node: fx.Node, op: Op) -> str | None:

@@ -17,8 +17,8 @@ def load_keras_weights(model: ResNet, keras_model: Any) -> None:
     """Copies the weights of a Keras ResNet of basic blocks into the same network here.
 
     Keras keeps kernels as [height, width, in, out] and dense kernels as [in, out]. Convolutions are matched by kernel
-    shape in the order in which they compute, batch norms by the convolution that they follow. Functional, Sequential and
-    subclassed Keras models are read, nested ones too.
+    shape in the order in which they compute, batch norms by the convolution that they follow. Functional, Sequential
+    and subclassed Keras models are read, nested ones too.
 
     Args:
         model: made by `resfuse.models.ResNet` with block "basic".

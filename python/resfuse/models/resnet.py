@@ -67,7 +67,9 @@ class ResNet(nn.Module):
         if bn_eps <= 0:
             raise ValueError(f"bn_eps: got {bn_eps}, want a positive number")
 
-        self.conv1 = make_conv(in_channels, width, 7 if stem == "imagenet" else 3, 2 if stem == "imagenet" else 1, padding=padding)
+        self.conv1 = make_conv(
+            in_channels, width, 7 if stem == "imagenet" else 3, 2 if stem == "imagenet" else 1, padding=padding
+        )
         self.bn1 = nn.BatchNorm2d(width, eps=bn_eps)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool: nn.Module = nn.Identity()

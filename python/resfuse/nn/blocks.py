@@ -21,7 +21,7 @@ def make_conv(
     dilation: int = 1,
     padding: str = "torch",
 ) -> nn.Conv2d:
-    """A convolution without bias; ``padding`` "torch" pads dilation * (k // 2) on all sides, "same" as TensorFlow does."""
+    """A convolution without bias; "torch" pads dilation * (k // 2) on all sides, "same" as TensorFlow does."""
     if padding not in PADDINGS:
         raise ValueError(f"padding: got {padding!r}, want 'torch' or 'same'")
     if padding == "same" and stride > 1:

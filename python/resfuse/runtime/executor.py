@@ -48,7 +48,9 @@ def build_program(spec: ProgramSpec, isa: str | None = None) -> _core.Program:
         else:
             buffer = program.add_global_avg_pool(name=layer.name, input=layer.input)
         if buffer != layer.output:
-            raise ValueError(f"program: layer {layer.name} makes buffer {buffer}, its specification says {layer.output}")
+            raise ValueError(
+                f"program: layer {layer.name} makes buffer {buffer}, its specification says {layer.output}"
+            )
     for output in spec.outputs:
         program.add_output(output.buffer)
     return program
@@ -67,9 +69,7 @@ class Executor:
     def plan(self, inputs: Sequence[torch.Tensor]) -> _core.Plan:
         """The plan for these inputs' sizes and layouts and torch's present number of threads."""
         threads = torch.get_num_threads()
-        shapes = tuple(
-            [(x.shape[2], x.shape[3], x.is_contiguous(memory_format=torch.channels_last)) for x in inputs]
-        )
+        shapes = tuple([(x.shape[2], x.shape[3], x.is_contiguous(memory_format=torch.channels_last)) for x in inputs])
         key = (max(inputs[0].shape[0], 1), shapes, threads)
         plan = self._plans.get(key)
         if plan is None:
@@ -92,9 +92,7 @@ class Executor:
             weights = self._weights.entry(parameters).current(parameters, plan)
             plan.run(weights, [x.detach().numpy() for x in inputs], [y.numpy() for y in outputs])
             self.last_plan = plan
-        return [
-            y.flatten(1) if output.rank == 2 else y for y, output in zip(outputs, self.spec.outputs, strict=True)
-        ]
+        return [y.flatten(1) if output.rank == 2 else y for y, output in zip(outputs, self.spec.outputs, strict=True)]
 
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
         """Bytes of packed weights held for these parameters."""
