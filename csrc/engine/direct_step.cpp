@@ -82,7 +82,8 @@ class DirectStep final : public Step {
     void plan_flat(const StepContext& context) {
         const index_t rows = context.images * out_.h * out_.w;
         const index_t tile = context.kernels().tile_rows;
-        const index_t wanted = 4 * context.threads;
+        // Every task on the same rows gathers their windows anew.
+        const index_t wanted = (gathered_ ? 1 : 4) * context.threads;
         block_ = std::max(4 * tile, kBlockFloats / grid_.reduction / tile * tile);
         if (rows < layer_.out_channels) {
             // Weights are the larger operand: each should be read by one thread only.
@@ -132,7 +133,7 @@ class DirectStep final : public Step {
         g.scale = wave.weights.scale(index_) + panel * grid_.tile_cols;
         g.bias = wave.weights.bias(index_) + panel * grid_.tile_cols;
         g.floor = activation_floor(layer_.activation);
-        g.chain = wave.kernels.direct_chain;
+        g.chain = wave.kernels.chain;
         return g;
     }
 

@@ -109,7 +109,7 @@ class WinogradStep final : public Step {
         g.rows = block.size();
         g.cols = cols;
         g.floor = -__builtin_inff();
-        g.chain = wave.kernels.winograd_chain;
+        g.chain = kernel_ == 1 ? wave.kernels.f4x4_chain : wave.kernels.chain;
         for (index_t f = 0; f < tiles_.frequencies; ++f)
             for (index_t p = panels.begin; p < panels.end; ++p) {
                 g.a = v + f * stride;

@@ -149,9 +149,9 @@ struct KernelTable {
     int vector_floats;
     int tile_rows;  // rows of a full register tile
     int tile_cols;  // columns of a weight panel
-    // Steps of one accumulator: in direct convolutions, and in Winograd products, whose rounding errors the output
-    // transform magnifies.
-    index_t direct_chain, winograd_chain;
+    // Steps of one accumulator: in direct convolutions and F(2x2, 3x3), and in F(4x4, 3x3), whose output transform
+    // magnifies the products' rounding errors.
+    index_t chain, f4x4_chain;
     void (*gemm)(const GemmArgs&);
     // Index 0: F(2x2, 3x3), index 1: F(4x4, 3x3).
     void (*winograd_input[2])(const WinogradInputArgs&);

@@ -163,7 +163,7 @@ class Binding:
             else:
                 inputs = [env[name] for name in step.inputs]
                 if run_program is None:
-                    results = ops.program(inputs, step.parameters(), step.text)
+                    results = ops.run_program(inputs, step.parameters(), step.text)
                 else:
                     results = run_program(step, inputs)
                 for name, result in zip(step.outputs, results, strict=True):

@@ -42,3 +42,15 @@ def _(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], progra
         torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=memory_format)
         for shape, memory_format in zip(shapes, formats, strict=True)
     ]
+
+
+def run_program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], text: str) -> list[torch.Tensor]:
+    """The operator's result; where nothing listens to the dispatcher, without its 0.2 ms for a hundred parameters."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or not all([type(x) is torch.Tensor and x.is_cpu for x in inputs])
+    ):
+        results: list[torch.Tensor] = program(inputs, parameters, text)
+        return results
+    return executor_of(text).run(inputs, parameters)
