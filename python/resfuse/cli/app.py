@@ -52,7 +52,7 @@ def verify(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("resfuse-demo.png"),
-    epochs: Annotated[int, typer.Option(min=1)] = 4,
+    epochs: Annotated[int, typer.Option(min=1)] = 3,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Train the seed network on real images, fuse it, check it, time it, and draw what it looks at."""

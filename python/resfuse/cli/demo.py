@@ -25,7 +25,7 @@ def run(output: Path, epochs: int, seed: int) -> None:
     """Runs the demo and writes its picture to ``output``."""
     console = Console()
     torch.manual_seed(seed)
-    digits = load_digits(size=16, seed=seed)
+    digits = load_digits(size=24, seed=seed)
     model = resfuse.models.resnet18(num_classes=10, stem="cifar", padding="same", head_activation="tanh", bn_eps=1e-3)
     parameters = sum(p.numel() for p in model.parameters())
     console.rule("resfuse demo")
