@@ -150,3 +150,9 @@ def test_a_user_module_of_the_same_structure() -> None:
         for key, value in fast(x, scale=2.0).items():
             torch.testing.assert_close(value, model(x)[key], rtol=1e-4, atol=1e-4)
     resfuse.verify(model, fast, x)
+
+
+def test_our_models_are_plain_torch_until_they_are_fused() -> None:
+    """What fused models are compared and timed with must not be fused itself."""
+    model = make_model("seed")
+    assert not any(isinstance(module, resfuse.fused_module.FusedModule) for module in model.modules())

@@ -57,8 +57,10 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, const 
 index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, index_t batch, int threads) {
     const CacheSizes& caches = cache_sizes();
     // Weights that do not fit beside the activations are streamed again in every wave: take the batch in few waves.
-    constexpr index_t kMostImages = 32;
-    const index_t whole = std::min(batch, kMostImages);
+    constexpr index_t kFewestImages = 32;
+    constexpr std::size_t kMostActivationBytes = std::size_t{64} << 20;
+    const index_t affordable = static_cast<index_t>(kMostActivationBytes / std::max<std::size_t>(activation_bytes, 1));
+    const index_t whole = std::min(batch, std::max(kFewestImages, affordable));
     if (weight_bytes > caches.l2) return whole;
     const std::size_t budget = caches.l2 * static_cast<std::size_t>(threads);
     const index_t fit = static_cast<index_t>(budget / std::max<std::size_t>(activation_bytes, 1));

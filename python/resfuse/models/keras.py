@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from resfuse.models.blocks import BasicBlock
 from resfuse.models.resnet import ResNet
-from resfuse.nn.blocks import BasicBlock
 
 
 def load_keras_weights(model: ResNet, keras_model: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from resfuse.layers import MaxPool2dSame
-from resfuse.nn.blocks import PADDINGS, BasicBlock, Bottleneck, make_conv
+from resfuse.models.blocks import PADDINGS, BasicBlock, Bottleneck, make_conv
 
 _BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 _ACTIVATIONS: dict[str, Any] = {
@@ -22,6 +22,8 @@ _ACTIVATIONS: dict[str, Any] = {
 
 class ResNet(nn.Module):
     """A residual network (He et al., 2016): stem, stages of residual blocks, global average pool, linear, activation.
+
+    Plain torch, trained and run as any module; `resfuse.fuse` makes the fast one.
 
     Args:
         block: "basic" or "bottleneck".
