@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,13 @@ import pytest
 
 
 def _resfuse(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "resfuse", *arguments], capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-m", "resfuse", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "COLUMNS": "400"},  # nothing is wrapped
+    )
 
 
 def test_info() -> None:

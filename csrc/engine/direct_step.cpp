@@ -53,7 +53,7 @@ class DirectStep final : public Step {
     }
 
   private:
-    static constexpr index_t kBlockFloats = 64 * 1024;  // of A that a task keeps in L2
+    static constexpr index_t kBlockFloats = 128 * 1024;  // of A that a task keeps in L2
 
     bool gathers(const StepContext& context) const {
         return layer_.groups == 1 && layer_.window.dilation_h == 1 && layer_.window.dilation_w == 1 &&
@@ -84,7 +84,8 @@ class DirectStep final : public Step {
         const index_t tile = context.kernels().tile_rows;
         // Every task on the same rows gathers their windows anew.
         const index_t wanted = (gathered_ ? 1 : 4) * context.threads;
-        block_ = std::max(4 * tile, kBlockFloats / grid_.reduction / tile * tile);
+        // Few enough rows that what all panels write stays near, enough that the weights are not streamed too often.
+        block_ = std::clamp(kBlockFloats / grid_.reduction / tile, index_t{4}, index_t{8}) * tile;
         if (rows < layer_.out_channels) {
             // Weights are the larger operand: each should be read by one thread only.
             panel_chunks_ = std::min(grid_.total, wanted);

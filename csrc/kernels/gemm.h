@@ -29,12 +29,22 @@ inline void finish(const GemmArgs& g, index_t row, int vector, Vec v) {
     store_first(g.c + row * g.ldc + column, clamp_below(v, broadcast(g.floor)), n);
 }
 
+// Fetches what the epilogue will read and write while the products are computed.
+template <int Vectors>
+inline void prefetch_rows(const GemmArgs& g, index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i)
+        for (int j = 0; j < Vectors; ++j) {
+            if (g.residual) __builtin_prefetch(g.residual + i * g.ldr + j * kVectorFloats);
+            __builtin_prefetch(g.c + i * g.ldc + j * kVectorFloats, 1);
+        }
+}
+
 // The reduction is cut into pieces of about g.chain steps: some whole segments, or a part of one. GCC cannot see that
 // `total` is read only after a first piece has written it.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 template <int Rows, int Vectors>
-inline void gemm_tile(const GemmArgs& g, index_t first_row) {
+[[gnu::noinline]] void gemm_tile(const GemmArgs& g, index_t first_row) {
     const bool whole_segments = g.segment_length <= g.chain;
     const index_t segments_each = whole_segments ? g.chain / g.segment_length : 1;
     const index_t depth_each = whole_segments ? g.segment_length : g.chain;
@@ -104,6 +114,7 @@ void gemm_rows(const GemmArgs& g) {
     for (index_t t = 0; t < tiles; ++t) {
         const index_t begin = g.rows * t / tiles;
         const index_t end = g.rows * (t + 1) / tiles;
+        prefetch_rows<Vectors>(g, begin, end);
         gemm_tile_of<kTileRows, Vectors>(g, begin, static_cast<int>(end - begin));
     }
 }
