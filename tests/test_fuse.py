@@ -14,6 +14,7 @@ from torch import nn
 
 import resfuse
 from resfuse.bench.models import randomize_batch_norm
+from resfuse.runtime.executor import executor_of
 
 
 def small(**options: object) -> nn.Module:
@@ -359,3 +360,33 @@ def test_a_sum_that_broadcasts_runs_natively() -> None:
             assert (report.fused_calls, report.native_calls) == calls
         with pytest.raises(ValueError, match=r"got shape \[2, 5, 6, 6\], want \[N, 4, H, W\]"):
             fast(torch.randn(2, 5, 6, 6), shift)
+
+
+def test_jit_trace_records_the_original_modules(model: nn.Module, x: torch.Tensor) -> None:
+    fast = resfuse.fuse(model)
+    with torch.no_grad():
+        traced = torch.jit.trace(fast, x)
+        other = torch.randn(3, 3, 12, 20)
+        torch.testing.assert_close(traced(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+def test_functional_call(model: nn.Module, x: torch.Tensor) -> None:
+    fast, other = resfuse.fuse(model), small()
+    with torch.no_grad():
+        result = torch.func.functional_call(fast, other.state_dict(), (x,))
+        torch.testing.assert_close(result, other(x), rtol=1e-4, atol=1e-5)
+    assert_same(fast, model, x)
+
+
+def test_a_replaced_head_frees_its_packed_weights(model: nn.Module, x: torch.Tensor) -> None:
+    fast = resfuse.fuse(model)
+    with torch.no_grad():
+        fast(x)
+        cache = executor_of(fast.fusion().binding.programs[0].step.text)._weights
+        before = len(cache._entries)
+        for _ in range(3):
+            fast.fc = nn.Linear(16, 5)
+            fast(x)
+        del model
+        gc.collect()
+        assert len(cache._entries) <= before + 1

@@ -16,6 +16,7 @@ from resfuse.lowering.lower import lower
 from resfuse.lowering.steps import Lowered
 
 _RUNTIME = "_resfuse_runtime"
+_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 
 @dataclasses.dataclass
@@ -117,10 +118,12 @@ def _native_reason(runtime: Fusion, tensors: list[torch.Tensor]) -> str | None:
     if reason is not None:
         return reason
     parameters = [p for bound in runtime.binding.programs for p in bound.parameters()]
-    if not all([p.dtype is torch.float32 and p.is_cpu for p in parameters]):
-        return "its parameters are not all float32 on the CPU"
+    if not all([type(p) in _PLAIN_TENSORS and p.dtype is torch.float32 and p.is_cpu for p in parameters]):
+        return "its parameters are not all plain float32 tensors on the CPU"
     if not all([t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors]):
         return "an input is not a dense float32 tensor on the CPU"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return "torch.jit is tracing it"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is enabled"
     if torch._C._functorch.maybe_current_level() is not None:

@@ -131,6 +131,7 @@ class WeightCache:
         if entry is None or not entry.belongs_to(tensors):
             entry = PackedWeights(self._spec, self._program, tensors)
             self._entries[key] = entry
-            if tensors:
-                weakref.finalize(tensors[0], self._entries.pop, key, None).atexit = False
+            # Any tensor's death ends the entry: a replaced head must not keep the packed weights of the whole model.
+            for tensor in tensors:
+                weakref.finalize(tensor, self._entries.pop, key, None).atexit = False
         return entry
