@@ -113,7 +113,4 @@ void register_plan(py::module_& m) {
         .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"), py::arg("profile") = false)
         .def("layers", &describe_layers, "What each layer does under this plan.")
         .def_property_readonly("workspace_bytes", &Plan::workspace_bytes);
-    m.def(
-        "is_dense_nhwc", [](const py::array& array) { return is_dense_nhwc(array4(array, "array")); },
-        py::arg("array"));
 }

@@ -153,22 +153,14 @@ class DirectStep final : public Step {
     // The windows of output pixels `rows`, counted over all images of the wave.
     void gather(Range rows, const Wave& wave, float* windows) const {
         const Window& w = layer_.window;
-        const Tensor& x = wave.tensors[layer_.input];
         for (index_t row = rows.begin; row < rows.end; ++row) {
             const index_t pixel = row % (out_.h * out_.w);
-            wave.kernels.copy_band({.image = x.data + row / (out_.h * out_.w) * x.image,
-                                    .height = in_.h,
-                                    .width = in_.w,
-                                    .channels = layer_.in_channels,
-                                    .stride_h = x.row,
-                                    .stride_w = x.pixel,
-                                    .stride_c = x.channel,
-                                    .y0 = pixel / out_.w * w.stride_h - w.pad_top,
-                                    .rows = w.kernel_h,
-                                    .x0 = pixel % out_.w * w.stride_w - w.pad_left,
-                                    .cols = w.kernel_w,
-                                    .fill = 0.0f,
-                                    .band = windows + (row - rows.begin) * grid_.reduction});
+            copy_window(wave, layer_.input, row / (out_.h * out_.w), in_, layer_.in_channels,
+                        {.y0 = pixel / out_.w * w.stride_h - w.pad_top,
+                         .rows = w.kernel_h,
+                         .x0 = pixel % out_.w * w.stride_w - w.pad_left,
+                         .cols = w.kernel_w},
+                        windows + (row - rows.begin) * grid_.reduction);
         }
     }
 
@@ -198,19 +190,12 @@ class DirectStep final : public Step {
         const Tensor& y = wave.tensors[layer_.output];
         const float* first = x.data + image * x.image + rows.begin * w.stride_h * x.row;
         if (band_) {
-            wave.kernels.copy_band({.image = x.data + image * x.image,
-                                    .height = in_.h,
-                                    .width = in_.w,
-                                    .channels = layer_.in_channels,
-                                    .stride_h = x.row,
-                                    .stride_w = x.pixel,
-                                    .stride_c = x.channel,
-                                    .y0 = rows.begin * w.stride_h - w.pad_top,
-                                    .rows = band_rows(rows.size()),
-                                    .x0 = -w.pad_left,
-                                    .cols = band_cols_,
-                                    .fill = 0.0f,
-                                    .band = scratch});
+            copy_window(wave, layer_.input, image, in_, layer_.in_channels,
+                        {.y0 = rows.begin * w.stride_h - w.pad_top,
+                         .rows = band_rows(rows.size()),
+                         .x0 = -w.pad_left,
+                         .cols = band_cols_},
+                        scratch);
             first = scratch;
         }
         for (index_t p = panels.begin; p < panels.end; ++p) {

@@ -131,21 +131,10 @@ class LayoutStep final : public ImageStep {
 
   private:
     void run_part(index_t image, Range rows, const Wave& wave) const override {
-        const Tensor& x = wave.tensors[input_];
         const Tensor& y = wave.tensors[output_];
-        wave.kernels.copy_band({.image = x.data + image * x.image,
-                                .height = in_.h,
-                                .width = in_.w,
-                                .channels = channels_,
-                                .stride_h = x.row,
-                                .stride_w = x.pixel,
-                                .stride_c = x.channel,
-                                .y0 = rows.begin,
-                                .rows = rows.size(),
-                                .x0 = 0,
-                                .cols = in_.w,
-                                .fill = 0.0f,
-                                .band = y.data + image * y.image + rows.begin * y.row});
+        copy_window(wave, input_, image, in_, channels_,
+                    {.y0 = rows.begin, .rows = rows.size(), .x0 = 0, .cols = in_.w},
+                    y.data + image * y.image + rows.begin * y.row);
     }
 
     index_t channels_;

@@ -132,8 +132,7 @@ void Plan::make_steps() {
     for (std::size_t s = 0; s < layouts_.size() + layers_.size(); ++s) {
         const StepContext context{*program_, layers_, extents_, dense_, segments_[segment_of(s)].images, threads_};
         if (s < layouts_.size()) {
-            const StepContext layout{*program_, layers_, extents_, dense_, context.images, threads_};
-            steps_.push_back(make_layout_step(layout, layouts_[s].from, layouts_[s].to));
+            steps_.push_back(make_layout_step(context, layouts_[s].from, layouts_[s].to));
             continue;
         }
         const std::size_t l = s - layouts_.size();

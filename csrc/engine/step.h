@@ -67,6 +67,30 @@ inline float activation_floor(Activation activation) {
     return activation == Activation::relu ? 0.0f : -__builtin_inff();
 }
 
+// A window of pixels; it may reach past the image.
+struct PixelWindow {
+    index_t y0, rows, x0, cols;
+};
+
+// Copies a window of one image, of any strides, to a dense NHWC band with zeros where there is no image.
+inline void copy_window(const Wave& wave, int buffer, index_t image, Extent extent, index_t channels,
+                        const PixelWindow& window, float* band) {
+    const Tensor& x = wave.tensors[buffer];
+    wave.kernels.copy_band({.image = x.data + image * x.image,
+                            .height = extent.h,
+                            .width = extent.w,
+                            .channels = channels,
+                            .stride_h = x.row,
+                            .stride_w = x.pixel,
+                            .stride_c = x.channel,
+                            .y0 = window.y0,
+                            .rows = window.rows,
+                            .x0 = window.x0,
+                            .cols = window.cols,
+                            .fill = 0.0f,
+                            .band = band});
+}
+
 inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) {
     return {tensor.data + image * tensor.image, extent.h, extent.w, tensor.row, tensor.pixel};
 }

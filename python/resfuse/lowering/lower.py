@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import nn
 
 from resfuse.lowering.describe import Op, describe
 from resfuse.lowering.region import Region
@@ -44,10 +44,6 @@ def _close(region: Region, steps: list[Step]) -> None:
         return
     closed = region.close()
     if isinstance(closed, str):
-        steps.extend(_native(node, closed) for node in region.nodes)
+        steps.extend(NativeStep(node, closed) for node in region.nodes)
     else:
         steps.append(closed)
-
-
-def _native(node: fx.Node, reason: str) -> NativeStep:
-    return NativeStep(node, reason)
