@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from resfuse.layers import same_padding
 from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
 
-ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda x: x.softmax(1),
+}
 
 
 def rms(x: torch.Tensor) -> float:

@@ -71,9 +71,11 @@ py::list describe_layers(const Plan& plan) {
         row["images_per_wave"] = plan.wave_images(l);
         row["output"] = py::make_tuple(layer.out_channels, out.h, out.w);
         const bool conv = layer.kind == LayerKind::conv;
+        const int pooled_in = plan.pooled_in(l);
         row["algorithm"] = conv                                ? algorithm_name(plan.algorithms()[l])
                            : layer.kind == LayerKind::max_pool ? "max_pool"
-                                                               : "global_avg_pool";
+                           : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
+                                            : "global_avg_pool";
         row["packed_bytes"] = conv ? packed_bytes(layer, plan.algorithms()[l], plan.program().kernels()) : 0;
         row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
                                           layer.window.kernel_w * (layer.in_channels / layer.groups)

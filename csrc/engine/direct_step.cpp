@@ -5,6 +5,8 @@
 //       not dense NHWC, a task first copies the input rows that it needs into a zero-padded band in cache.
 // gathered: where output rows are too short to fill a register tile, a task writes out the windows of a block of pixels
 //       (of any images) one after the other, and multiplies them as in flat.
+// Where global average pooling follows, a task of the flat and the gathered form takes whole images: it keeps the
+// feature maps of one weight panel in cache and writes their means only.
 #include <algorithm>
 
 #include "engine/step.h"
@@ -25,7 +27,10 @@ class DirectStep final : public Step {
                 context.dense[static_cast<std::size_t>(layer_.input)]),
           gathered_(!flat_ && gathers(context)),
           band_(!flat_ && !gathered_ &&
-                (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])) {
+                (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])),
+          pooled_(context.pooled[index]),
+          pools_(pooled_ >= 0 && (flat_ || gathered_) && out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats &&
+                 layer_.activation != Activation::softmax) {
         const Window& w = layer_.window;
         band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
         pitch_ = (band_ ? band_cols_ : in_.w) * layer_.in_channels;
@@ -37,15 +42,23 @@ class DirectStep final : public Step {
         }
     }
 
-    index_t tasks(int, index_t images) const override {
+    bool pools() const override { return pools_; }
+
+    int stages() const override { return layer_.activation == Activation::softmax ? 2 : 1; }
+
+    index_t tasks(int stage, index_t images) const override {
+        if (stage == 1) return images;
         return flat_ || gathered_ ? row_blocks(images) * panel_chunks_ : images * bands_ * panel_chunks_;
     }
 
-    void run(int, index_t task, const Wave& wave, float* scratch) const override {
+    void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
+        if (stage == 1) return softmax(task, wave);
         const Range panels = part(grid_.total, task % panel_chunks_, panel_chunks_);
         if (flat_ || gathered_) {
-            run_flat(part(wave.images * out_.h * out_.w, task / panel_chunks_, row_blocks(wave.images)), panels, wave,
-                     scratch);
+            // Pooling wants whole images.
+            const index_t unit = pools_ ? pixels() : 1;
+            const Range block = part(wave.images * pixels() / unit, task / panel_chunks_, row_blocks(wave.images));
+            run_flat({block.begin * unit, block.end * unit}, panels, wave, scratch);
         } else {
             const index_t band = task / panel_chunks_;
             run_rows(band / bands_, part(out_.h, band % bands_, bands_), panels, wave, scratch);
@@ -80,7 +93,7 @@ class DirectStep final : public Step {
     }
 
     void plan_flat(const StepContext& context) {
-        const index_t rows = context.images * out_.h * out_.w;
+        const index_t rows = context.images * pixels();
         const index_t tile = context.kernels().tile_rows;
         // Every task on the same rows gathers their windows anew.
         const index_t wanted = (gathered_ ? 1 : 4) * context.threads;
@@ -93,8 +106,25 @@ class DirectStep final : public Step {
             block_ = std::clamp(ceil_div(ceil_div(rows, wanted), tile) * tile, tile, block_);
             panel_chunks_ = std::clamp<index_t>(wanted / ceil_div(rows, block_), 1, grid_.total);
         }
-        if (gathered_) thread_scratch = static_cast<std::size_t>(block_ * grid_.reduction);
+        if (pools_) block_ = whole_images(context) * pixels();
+        windows_ = gathered_ ? block_ * grid_.reduction : 0;
+        thread_scratch = static_cast<std::size_t>(windows_ + (pools_ ? (block_ + 1) * grid_.tile_cols : 0));
     }
+
+    // As many images as come near the block of rows with the fewest rows missing in the last register tile.
+    index_t whole_images(const StepContext& context) const {
+        const index_t tile = context.kernels().tile_rows;
+        const index_t most = std::clamp<index_t>(block_ / pixels(), 1, kMostPooledFloats / pixels() / grid_.tile_cols);
+        const auto tiles_per_image = [&](index_t n) {
+            return static_cast<double>(ceil_div(n * pixels(), tile)) / static_cast<double>(n);
+        };
+        index_t best = 1;
+        for (index_t n = 2; n <= most; ++n)
+            if (tiles_per_image(n) < tiles_per_image(best)) best = n;
+        return best;
+    }
+
+    index_t pixels() const { return out_.h * out_.w; }
 
     void plan_rows(const StepContext& context) {
         const Window& w = layer_.window;
@@ -114,7 +144,7 @@ class DirectStep final : public Step {
                 static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * band_cols_ * layer_.in_channels);
     }
 
-    index_t row_blocks(index_t images) const { return ceil_div(images * out_.h * out_.w, block_); }
+    index_t row_blocks(index_t images) const { return ceil_div(images * pixels(), block_); }
 
     index_t band_rows(index_t out_rows) const {
         const Window& w = layer_.window;
@@ -173,15 +203,31 @@ class DirectStep final : public Step {
             g.a = gathered_ ? scratch : x.data + rows.begin * x.pixel;
             g.lda = gathered_ ? grid_.reduction : x.pixel;
             g.rows = rows.size();
-            g.c = y.data + rows.begin * y.pixel + panel_channel(p);
-            g.ldc = y.pixel;
+            g.c = pools_ ? scratch + windows_ : y.data + rows.begin * y.pixel + panel_channel(p);
+            g.ldc = pools_ ? grid_.tile_cols : y.pixel;
             if (layer_.residual >= 0) {
                 const Tensor& residual = wave.tensors[layer_.residual];
                 g.residual = residual.data + rows.begin * residual.pixel + panel_channel(p);
                 g.ldr = residual.pixel;
             }
             multiply(g, wave);
+            if (pools_) pool(rows, g, panel_channel(p), wave);
         }
+    }
+
+    // Means over the images that the product's rows are.
+    void pool(Range rows, const GemmArgs& g, index_t channel, const Wave& wave) const {
+        const Tensor& y = wave.tensors[pooled_];
+        float* sums = g.c + block_ * g.ldc;
+        for (index_t row = 0; row < rows.size(); row += pixels())
+            pool_pixels(wave.kernels, {g.c + row * g.ldc, 1, pixels(), pixels() * g.ldc, g.ldc}, 0, g.cols, sums,
+                        y.data + (rows.begin + row) / pixels() * y.image + channel);
+    }
+
+    void softmax(index_t image, const Wave& wave) const {
+        const Tensor& y = wave.tensors[layer_.output];
+        for (index_t pixel = 0; pixel < pixels(); ++pixel)
+            wave.kernels.activate(Activation::softmax, y.data + image * y.image + pixel * y.pixel, layer_.out_channels);
     }
 
     void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch) const {
@@ -225,6 +271,9 @@ class DirectStep final : public Step {
     bool flat_;
     bool gathered_;
     bool band_;
+    int pooled_;  // buffer of the means, or -1
+    bool pools_;
+    index_t windows_ = 0;  // floats of gathered windows
     index_t band_cols_ = 0;
     index_t pitch_ = 0;  // floats between input rows as the kernel reads them
     std::vector<index_t> segments_;

@@ -21,12 +21,12 @@ class ImageStep : public Step {
 
     index_t tasks(int, index_t images) const override { return images * parts_; }
 
-    void run(int, index_t task, const Wave& wave, float*) const override {
-        run_part(task / parts_, part(parts_of_, task % parts_, parts_), wave);
+    void run(int, index_t task, const Wave& wave, float* scratch) const override {
+        run_part(task / parts_, part(parts_of_, task % parts_, parts_), wave, scratch);
     }
 
   protected:
-    virtual void run_part(index_t image, Range range, const Wave& wave) const = 0;
+    virtual void run_part(index_t image, Range range, const Wave& wave, float* scratch) const = 0;
 
     int input_, output_;
     Extent in_, out_;
@@ -42,7 +42,7 @@ class DepthwiseStep final : public ImageStep {
           layer_(layer) {}
 
   private:
-    void run_part(index_t image, Range rows, const Wave& wave) const override {
+    void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
         const Window& w = layer_.window;
         const Tensor& y = wave.tensors[output_];
         const Tensor* residual = layer_.residual >= 0 ? &wave.tensors[layer_.residual] : nullptr;
@@ -81,7 +81,7 @@ class MaxPoolStep final : public ImageStep {
           layer_(layer) {}
 
   private:
-    void run_part(index_t image, Range rows, const Wave& wave) const override {
+    void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
         const Window& w = layer_.window;
         const Tensor& y = wave.tensors[output_];
         wave.kernels.max_pool({.image = image_view(wave.tensors[input_], image, in_),
@@ -109,15 +109,16 @@ class GlobalAvgPoolStep final : public ImageStep {
     GlobalAvgPoolStep(const StepContext& context, const Layer& layer)
         : ImageStep(context, layer.input, layer.output, ceil_div(layer.out_channels, context.kernels().vector_floats)),
           channels_(layer.out_channels),
-          vector_(context.kernels().vector_floats) {}
+          vector_(context.kernels().vector_floats) {
+        thread_scratch = static_cast<std::size_t>(parts_of_ * vector_);
+    }
 
   private:
-    void run_part(index_t image, Range vectors, const Wave& wave) const override {
+    void run_part(index_t image, Range vectors, const Wave& wave, float* scratch) const override {
         const Tensor& y = wave.tensors[output_];
-        wave.kernels.global_avg_pool({.image = image_view(wave.tensors[input_], image, in_),
-                                      .channel_begin = vectors.begin * vector_,
-                                      .channel_end = std::min(vectors.end * vector_, channels_),
-                                      .y = y.data + image * y.image});
+        const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, channels_);
+        pool_pixels(wave.kernels, image_view(wave.tensors[input_], image, in_), begin, end, scratch,
+                    y.data + image * y.image + begin);
     }
 
     index_t channels_, vector_;
@@ -130,7 +131,7 @@ class LayoutStep final : public ImageStep {
           channels_(context.program.channels(to)) {}
 
   private:
-    void run_part(index_t image, Range rows, const Wave& wave) const override {
+    void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
         const Tensor& y = wave.tensors[output_];
         copy_window(wave, input_, image, in_, channels_,
                     {.y0 = rows.begin, .rows = rows.size(), .x0 = 0, .cols = in_.w},
@@ -140,7 +141,16 @@ class LayoutStep final : public ImageStep {
     index_t channels_;
 };
 
+class FusedAwayStep final : public Step {
+  public:
+    int stages() const override { return 0; }
+    index_t tasks(int, index_t) const override { return 0; }
+    void run(int, index_t, const Wave&, float*) const override {}
+};
+
 }  // namespace
+
+std::unique_ptr<Step> make_fused_away_step() { return std::make_unique<FusedAwayStep>(); }
 
 std::unique_ptr<Step> make_depthwise_step(const StepContext& context, std::size_t layer) {
     return std::make_unique<DepthwiseStep>(context, layer, context.layers[layer]);

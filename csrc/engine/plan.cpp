@@ -20,6 +20,7 @@ Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vec
     choose_algorithms();
     place_inputs(inputs);
     make_segments();
+    find_pooled();
     make_steps();
     place_buffers();
     zeros_.assign(static_cast<std::size_t>(*std::max_element(channels_.begin(), channels_.end())), 0.0f);
@@ -128,9 +129,32 @@ std::size_t Plan::segment_of(std::size_t step) const {
 
 index_t Plan::wave_images(std::size_t layer) const { return segments_[segment_of(step_of_layer(layer))].images; }
 
+void Plan::find_pooled() {
+    std::vector<int> readers(channels_.size(), 0);
+    for (const Layer& layer : layers_) {
+        ++readers[static_cast<std::size_t>(layer.input)];
+        if (layer.residual >= 0) ++readers[static_cast<std::size_t>(layer.residual)];
+    }
+    for (const int output : program_->outputs()) ++readers[static_cast<std::size_t>(output)];
+    pooled_.assign(layers_.size(), -1);
+    for (const Layer& pool : layers_) {
+        if (pool.kind != LayerKind::global_avg_pool || readers[static_cast<std::size_t>(pool.input)] != 1) continue;
+        for (std::size_t l = 0; l < layers_.size(); ++l)
+            if (layers_[l].output == pool.input) pooled_[l] = pool.output;
+    }
+}
+
+int Plan::pooled_in(std::size_t layer) const {
+    if (layers_[layer].kind != LayerKind::global_avg_pool) return -1;
+    for (std::size_t l = 0; l < layer; ++l)
+        if (pooled_[l] == layers_[layer].output && steps_[step_of_layer(l)]->pools()) return static_cast<int>(l);
+    return -1;
+}
+
 void Plan::make_steps() {
     for (std::size_t s = 0; s < layouts_.size() + layers_.size(); ++s) {
-        const StepContext context{*program_, layers_, extents_, dense_, segments_[segment_of(s)].images, threads_};
+        const StepContext context{*program_, layers_, extents_, dense_, pooled_, segments_[segment_of(s)].images,
+                                  threads_};
         if (s < layouts_.size()) {
             steps_.push_back(make_layout_step(context, layouts_[s].from, layouts_[s].to));
             continue;
@@ -140,7 +164,7 @@ void Plan::make_steps() {
         if (layer.kind == LayerKind::max_pool) {
             steps_.push_back(make_max_pool_step(context, l));
         } else if (layer.kind == LayerKind::global_avg_pool) {
-            steps_.push_back(make_global_avg_pool_step(context, l));
+            steps_.push_back(pooled_in(l) >= 0 ? make_fused_away_step() : make_global_avg_pool_step(context, l));
         } else if (algorithms_[l] == Algorithm::depthwise) {
             steps_.push_back(make_depthwise_step(context, l));
         } else if (algorithms_[l] == Algorithm::direct) {
@@ -162,7 +186,11 @@ void Plan::place_buffers() {
     for (std::size_t s = 0; s < layouts_.size(); ++s) touch(layouts_[s].to, s);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
         const Layer& layer = layers_[l];
-        touch(layer.output, step_of_layer(l));
+        if (const int pooling = pooled_in(l); pooling >= 0) {
+            touch(layer.output, step_of_layer(static_cast<std::size_t>(pooling)));
+            continue;
+        }
+        if (!steps_[step_of_layer(l)]->pools()) touch(layer.output, step_of_layer(l));
         touch(layer.input, step_of_layer(l));
         if (layer.residual >= 0) touch(layer.residual, step_of_layer(l));
     }

@@ -48,10 +48,11 @@ Algorithm parse_algorithm(const std::string& name) {
 }
 
 Activation parse_activation(const std::string& name) {
-    constexpr std::array<const char*, 4> names = {"none", "relu", "tanh", "sigmoid"};
+    constexpr std::array<const char*, 5> names = {"none", "relu", "tanh", "sigmoid", "softmax"};
     for (std::size_t i = 0; i < names.size(); ++i)
         if (name == names[i]) return static_cast<Activation>(i);
-    throw std::invalid_argument("activation: got '" + name + "', want one of 'none', 'relu', 'tanh', 'sigmoid'");
+    throw std::invalid_argument("activation: got '" + name +
+                                "', want one of 'none', 'relu', 'tanh', 'sigmoid', 'softmax'");
 }
 
 Window resolve_padding(Window w, Extent in) {
@@ -107,6 +108,8 @@ int Program::add_conv(Layer layer) {
                 name + ": residual has " + std::to_string(channels(layer.residual)) + " channels, want " +
                     std::to_string(layer.out_channels));
     }
+    require(layer.activation != Activation::softmax || !layer.is_depthwise(),
+            name + ": softmax cannot follow a depthwise convolution");
     layer.output = add_buffer(layer.out_channels);
     layers_.push_back(std::move(layer));
     return layers_.back().output;

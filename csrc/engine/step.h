@@ -30,7 +30,9 @@ struct StepContext {
     const std::vector<Layer>& layers;    // paddings resolved
     const std::vector<Extent>& extents;  // per buffer
     const std::vector<bool>& dense;      // per buffer: dense NHWC
-    index_t images;                      // per wave, at most
+    // Per layer: the buffer of the global average pool that alone reads its output, or -1.
+    const std::vector<int>& pooled;
+    index_t images;  // per wave, at most
     int threads;
     const KernelTable& kernels() const { return program.kernels(); }
 };
@@ -41,6 +43,8 @@ class Step {
     virtual int stages() const { return 1; }
     virtual index_t tasks(int stage, index_t images) const = 0;
     virtual void run(int stage, index_t task, const Wave& wave, float* scratch) const = 0;
+    // Whether this step writes the means over its output's pixels and not the output.
+    virtual bool pools() const { return false; }
 
     std::size_t thread_scratch = 0;  // floats
     std::size_t shared_scratch = 0;  // floats
@@ -51,6 +55,8 @@ std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t
 std::unique_ptr<Step> make_depthwise_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_max_pool_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer);
+// Does nothing, for a layer that the step before it computes as well.
+std::unique_ptr<Step> make_fused_away_step();
 // Copies a strided buffer into a dense NHWC one.
 std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int to);
 
@@ -93,6 +99,31 @@ inline void copy_window(const Wave& wave, int buffer, index_t image, Extent exte
 
 inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) {
     return {tensor.data + image * tensor.image, extent.h, extent.w, tensor.row, tensor.pixel};
+}
+
+// A whole feature map of one weight panel that fits in cache is pooled there.
+constexpr index_t kMostPooledFloats = 64 * 1024;
+
+// Means over the pixels of channels [begin, end) of an image into y; `scratch` holds as many floats.
+inline void pool_pixels(const KernelTable& kernels, const ImageView& image, index_t begin, index_t end, float* scratch,
+                        float* y) {
+    const bool one_row = image.row == image.width * image.pixel;
+    constexpr auto fp32 = static_cast<std::size_t>(DType::fp32);
+    kernels.pool_sum[fp32]({.x = image.data + begin,
+                            .channels = end - begin,
+                            .rows = one_row ? 1 : image.height,
+                            .cols = one_row ? image.height * image.width : image.width,
+                            .stride_c = 1,
+                            .stride_h = image.row,
+                            .stride_w = image.pixel,
+                            .sums = scratch});
+    kernels.pool_mean[fp32]({.sums = scratch,
+                             .parts = 1,
+                             .part_stride = 0,
+                             .channels = end - begin,
+                             .pixels = image.height * image.width,
+                             .y = y,
+                             .stride_y = 1});
 }
 
 }  // namespace resfuse

@@ -1,16 +1,61 @@
-// Activations of a head, element by element; ReLU is a clamp in the epilogues and never comes here.
+// Activations of a head; ReLU is a clamp in the epilogues and never comes here.
 #pragma once
 
-#include "kernels/simd.h"
+#include "kernels/element.h"
 
 namespace resfuse {
 namespace {
+
+// e^x to about one unit in the last place: x = k ln 2 + r, a polynomial of degree 6 in r (Cephes' expf), times 2^k in
+// two factors, so that results down to the denormals and up to infinity come out right. NaN stays NaN.
+inline Vec exp_vector(Vec x) {
+    const Vec high = Vec{} + 89.0f, low = Vec{} - 104.0f;
+    const Vec bounded = x > high ? high : (x < low ? low : x);
+    const Vec magic = Vec{} + 0x1.8p23f;  // adding it rounds to a whole number
+    const Vec k = (bounded * 1.44269504088896341f + magic) - magic;
+    const Vec r = (bounded - k * 0.693359375f) + k * 2.12194440e-4f;
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const VecMask whole = __builtin_convertvector(k == k ? k : Vec{}, VecMask);
+    const VecMask half = whole >> 1;
+    const Vec scaled = p * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+    return x != x ? x : scaled;
+}
+
+// Calls f(values, number of valid lanes) for vectors of n floats and stores what it returns.
+template <class F>
+inline void transform_floats(float* p, index_t n, F f) {
+    for (index_t i = 0; i < n; i += kVectorFloats) {
+        const index_t lanes = at_most(kVectorFloats, n - i);
+        store_first(p + i, f(load_first(p + i, lanes), lanes), lanes);
+    }
+}
+
+// e^(x - max) / sum, the shift by the largest against overflow.
+inline void softmax(float* p, index_t n) {
+    float largest = -__builtin_inff();
+    for (index_t i = 0; i < n; ++i) largest = p[i] > largest || p[i] != p[i] ? p[i] : largest;
+    double sum = 0;
+    transform_floats(p, n, [&](Vec x, index_t lanes) {
+        const Vec e = exp_vector(x - broadcast(largest));
+        for (index_t k = 0; k < lanes; ++k) sum += static_cast<double>(e[k]);
+        return e;
+    });
+    const Vec divisor = broadcast(static_cast<float>(sum));
+    transform_floats(p, n, [&](Vec e, index_t) { return e / divisor; });
+}
 
 void activate(Activation kind, float* p, index_t n) {
     if (kind == Activation::tanh) {
         for (index_t i = 0; i < n; ++i) p[i] = __builtin_tanhf(p[i]);
     } else if (kind == Activation::sigmoid) {
-        for (index_t i = 0; i < n; ++i) p[i] = 1.0f / (1.0f + __builtin_expf(-p[i]));
+        transform_floats(p, n, [](Vec x, index_t) { return 1.0f / (1.0f + exp_vector(-x)); });
+    } else if (kind == Activation::softmax) {
+        softmax(p, n);
     }
 }
 

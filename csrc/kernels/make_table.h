@@ -4,9 +4,12 @@
 #include "kernels/activation.h"
 #include "kernels/depthwise.h"
 #include "kernels/gemm.h"
+#include "kernels/global_avg_pool.h"
+#include "kernels/global_avg_pool_backward.h"
 #include "kernels/layout.h"
+#include "kernels/max_pool.h"
 #include "kernels/pack.h"
-#include "kernels/pool.h"
+#include "kernels/read.h"
 #include "kernels/winograd.h"
 
 namespace resfuse {
@@ -28,7 +31,10 @@ constexpr KernelTable make_table(const char* name) {
         .copy_band = copy_band,
         .depthwise = depthwise,
         .max_pool = max_pool,
-        .global_avg_pool = global_avg_pool,
+        .pool_sum = {pool_sum<Fp32>, pool_sum<Fp64>, pool_sum<Bf16>, pool_sum<Fp16>},
+        .pool_mean = {pool_mean<Fp32>, pool_mean<Fp64>, pool_mean<Bf16>, pool_mean<Fp16>},
+        .pool_spread = {pool_spread<Fp32>, pool_spread<Fp64>, pool_spread<Bf16>, pool_spread<Fp16>},
+        .read_all = read_all,
         .activate = activate,
     };
 }

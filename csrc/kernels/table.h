@@ -64,8 +64,9 @@ struct WinogradOutputArgs {
     float* y;  // NHWC image of the whole layer, already advanced to the panel's first channel
     index_t height;
     index_t width;
-    index_t pixel;  // floats between pixels of y and of the residual
-    index_t cols;   // valid channels, at most tile_cols
+    index_t pixel;           // floats between pixels of y
+    index_t residual_pixel;  // and of the residual
+    index_t cols;            // valid channels, at most tile_cols
     index_t tiles_per_row;
     index_t first_tile;
     index_t tiles;
@@ -118,12 +119,37 @@ struct MaxPoolArgs {
     index_t out_row_end;
 };
 
-// Mean over the pixels of one image, for channels [channel_begin, channel_end).
-struct GlobalAvgPoolArgs {
-    ImageView image;
-    index_t channel_begin;
-    index_t channel_end;
-    float* y;
+// Element types of tensors that come from outside.
+enum class DType : int { fp32, fp64, bf16, fp16 };
+constexpr int kDTypes = 4;
+
+// Sums over the pixels of one image. Strides in elements; `sums` are fp64 for fp64, fp32 for all others. The walks want
+// the columns to be the pixels with the smaller stride.
+struct PoolSumArgs {
+    const void* x;
+    index_t channels, rows, cols;
+    index_t stride_c, stride_h, stride_w;
+    void* sums;  // channels accumulators
+};
+
+// Means of sums that were taken in `parts` parts: y = (sums[0] + sums[part_stride] + ...) / pixels.
+struct PoolMeanArgs {
+    const void* sums;
+    index_t parts, part_stride;
+    index_t channels;
+    index_t pixels;
+    void* y;
+    index_t stride_y;
+};
+
+// dx[c, h, w] = grad[c] / pixels.
+struct PoolSpreadArgs {
+    const void* grad;
+    index_t stride_grad;
+    index_t pixels;
+    void* dx;
+    index_t channels, rows, cols;
+    index_t stride_c, stride_h, stride_w;
 };
 
 // One panel of weights w[k][c][r][s] (torch's order, strides in floats), zeros past `cols`. Direct ones are copied as
@@ -140,7 +166,8 @@ struct PackPanelArgs {
     float* packed;
 };
 
-enum class Activation : int { none, relu, tanh, sigmoid };
+// softmax runs over the n numbers it is given, the others element by element.
+enum class Activation : int { none, relu, tanh, sigmoid, softmax };
 
 // The functions of one instruction set. Everything here is a pure function on pointers and strides: no allocation,
 // no threads, no torch.
@@ -161,8 +188,12 @@ struct KernelTable {
     void (*copy_band)(const BandArgs&);
     void (*depthwise)(const DepthwiseArgs&);
     void (*max_pool)(const MaxPoolArgs&);
-    void (*global_avg_pool)(const GlobalAvgPoolArgs&);
-    void (*activate)(Activation, float*, index_t);  // in place, for activations that are not a clamp
+    // Global average pooling, by element type.
+    void (*pool_sum[kDTypes])(const PoolSumArgs&);
+    void (*pool_mean[kDTypes])(const PoolMeanArgs&);
+    void (*pool_spread[kDTypes])(const PoolSpreadArgs&);
+    std::uint32_t (*read_all)(const void*, index_t bytes);  // a checksum of every byte
+    void (*activate)(Activation, float*, index_t);          // in place, for activations that are not a clamp
 };
 
 const KernelTable& generic_kernels();

@@ -143,13 +143,13 @@ void winograd_output(const WinogradOutputArgs& g) {
                 if (i >= rows) break;
                 Vec y[F::out];
                 F::output(half + i * F::in, 1, y);
-                const index_t at = ((y0 + i) * g.width + x0) * g.pixel + k;
+                const index_t first = (y0 + i) * g.width + x0;
 #pragma GCC unroll 4
                 for (int j = 0; j < F::out; ++j) {
                     if (j >= cols) break;
                     Vec v = y[j] + bias;
-                    if (g.residual) v += load_first(g.residual + at + j * g.pixel, n);
-                    store_first(g.y + at + j * g.pixel, clamp_below(v, floor), n);
+                    if (g.residual) v += load_first(g.residual + (first + j) * g.residual_pixel + k, n);
+                    store_first(g.y + (first + j) * g.pixel + k, clamp_below(v, floor), n);
                 }
             }
         }

@@ -44,6 +44,7 @@ _ACTIVATION_FUNCTIONS: dict[Any, str] = {
     "tanh": "tanh",
     "sigmoid": "sigmoid",
 }
+_SOFTMAX_FUNCTIONS = {F.softmax, torch.softmax, "softmax"}
 _ADD_FUNCTIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
@@ -93,6 +94,9 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
         return Op("linear", inputs, path)
     if kind in _ACTIVATION_TYPES:
         return Op("activation", inputs, path, activation=_ACTIVATION_TYPES[kind])
+    if kind is nn.Softmax:
+        assert isinstance(module, nn.Softmax)
+        return _softmax(inputs, path, module.dim)
     if kind in (nn.Identity, nn.Dropout, nn.Dropout2d):
         return Op("identity", inputs, path)
     if kind is nn.Flatten:
@@ -121,6 +125,12 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
     return Unsupported(f"{kind.__name__} has no fused form")
 
 
+def _softmax(inputs: tuple[fx.Node, ...], path: str, dim: Any) -> Op | Unsupported:
+    if dim in (1, -1):
+        return Op("activation", inputs, path, activation="softmax")
+    return Unsupported(f"softmax over dimension {dim}, want 1")
+
+
 def _is_one(size: Any) -> bool:
     return size == 1 or tuple(size if isinstance(size, (tuple, list)) else ()) == (1, 1)
 
@@ -137,6 +147,12 @@ def _describe_call(node: fx.Node) -> Op | Unsupported:
     options: dict[Any, Any] = {**dict(enumerate(node.args[1:], 1)), **node.kwargs}
     if target in _ACTIVATION_FUNCTIONS and not set(options) - {"inplace"}:
         return Op("activation", tensors, activation=_ACTIVATION_FUNCTIONS[target])
+    if (
+        target in _SOFTMAX_FUNCTIONS
+        and options.get("dtype") is None
+        and not set(options) - {1, "dim", "dtype", "_stacklevel"}
+    ):
+        return _softmax(tensors, "", options.get(1, options.get("dim")))
     if target in (torch.flatten, "flatten"):
         start, end = options.get(1, options.get("start_dim", 0)), options.get(2, options.get("end_dim", -1))
         if (start, end) == (1, -1):

@@ -128,6 +128,8 @@ class Region:
         pending = self._joinable(op.inputs[0])
         if pending is None:
             return "activation that follows no convolution of its own"
+        if op.activation == "softmax" and not pending.linear:
+            return "softmax that follows no linear layer of its own"
         pending.activation = op.activation
         self._join(node, op.inputs[0])
         return None

@@ -1,4 +1,4 @@
-// Max-pooling and global average pooling over NHWC images, vectorised over the channels.
+// Max-pooling over NHWC images, vectorised over the channels.
 #pragma once
 
 #include "kernels/simd.h"
@@ -26,22 +26,6 @@ void max_pool(const MaxPoolArgs& g) {
                 store_first(y + c, best, n);
             }
         }
-}
-
-// Rows are summed first and then added up: the rounding error grows with height + width, not with their product.
-void global_avg_pool(const GlobalAvgPoolArgs& g) {
-    const float pixels = static_cast<float>(g.image.height * g.image.width);
-    for (index_t c = g.channel_begin; c < g.channel_end; c += kVectorFloats) {
-        const index_t n = g.channel_end - c < kVectorFloats ? g.channel_end - c : kVectorFloats;
-        Vec total = zero();
-        for (index_t y = 0; y < g.image.height; ++y) {
-            const float* p = g.image.data + y * g.image.row + c;
-            Vec row = zero();
-            for (index_t x = 0; x < g.image.width; ++x) row += load_first(p + x * g.image.pixel, n);
-            total += row;
-        }
-        store_first(g.y + c, total / pixels, n);
-    }
 }
 
 }  // namespace
