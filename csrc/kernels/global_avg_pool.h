@@ -235,6 +235,19 @@ void sum_lane_rows(const typename E::Storage* p, index_t rows, const PoolSumArgs
     }
 }
 
+// sums[c] = the sum of its `fold` repeats.
+template <class E>
+void fold_repeats(typename E::Accumulator* sums, index_t channels, index_t fold) {
+    while (fold > 1) {
+        const index_t half = fold / 2;
+        const auto* upper = sums + (fold - half) * channels;
+        index_t j = 0;
+        for (; j + E::kLanes <= half * channels; j += E::kLanes) add_vector<typename E::Vector>(sums + j, upper + j);
+        for (; j < half * channels; ++j) sums[j] += upper[j];
+        fold -= half;
+    }
+}
+
 template <class E>
 void pool_lanes(const PoolSumArgs& g) {
     using A = typename E::Accumulator;
@@ -242,20 +255,12 @@ void pool_lanes(const PoolSumArgs& g) {
     for (index_t c = 0; c < g.channels; c += kLaneBlock) {
         const index_t channels = at_most(kLaneBlock, g.channels - c);
         const bool dense = g.stride_c == 1 && g.stride_w == g.channels;
-        index_t fold = dense ? at_most(kLaneBlock / channels, g.cols) : 1;
+        const index_t fold = dense ? at_most(kLaneBlock / channels, g.cols) : 1;
         A sums[kLaneBlock];
         sum_lane_rows<E>(x + c * g.stride_c, g.rows, g, fold * channels, fold, sums);
         if (g.stride_c == 1)
             for (index_t j = 0; j < fold * channels; j += 2 * E::kLanes) E::order_pair(sums + j);
-        while (fold > 1) {
-            const index_t half = fold / 2;
-            const A* upper = sums + (fold - half) * channels;
-            index_t j = 0;
-            for (; j + E::kLanes <= half * channels; j += E::kLanes)
-                add_vector<typename E::Vector>(sums + j, upper + j);
-            for (; j < half * channels; ++j) sums[j] += upper[j];
-            fold -= half;
-        }
+        fold_repeats<E>(sums, channels, fold);
         std::memcpy(static_cast<A*>(g.sums) + c, sums, static_cast<std::size_t>(channels) * sizeof(A));
     }
 }
@@ -307,7 +312,13 @@ void pool_mean(const PoolMeanArgs& g) {
         const index_t n = at_most(lanes, g.channels - c);
         const auto load = [n](const auto* p) { return n == lanes ? load_raw<V>(p) : load_raw_first<V>(p, n); };
         V total = load(sums + c);
-        for (index_t part = 1; part < g.parts; ++part) total += load(sums + part * g.part_stride + c);
+        // The parts are few and large: added up in double, they are rounded once.
+        for (index_t k = 0; k < n && g.parts > 1; ++k) {
+            double parts = 0;
+            for (index_t part = 0; part < g.parts; ++part)
+                parts += static_cast<double>(sums[part * g.part_stride + c + k]);
+            total[k] = static_cast<typename E::Accumulator>(parts);
+        }
         const auto means = E::round(total / pixels);
         if (n == lanes && g.stride_y == 1) {
             store_vector(y + c, means);

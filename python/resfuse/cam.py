@@ -36,7 +36,8 @@ def class_activation_map(
         ValueError: ``model`` is in train mode, or ``class_index`` does not fit the classes or the batch.
     """
     fast = model if isinstance(model, FusedModule) else fuse(model)
-    assert isinstance(fast, FusedModule)
+    if not isinstance(fast, FusedModule):
+        raise UnsupportedModelError(f"model: {type(model).__name__} cannot be traced by torch.fx as a whole")
     reason = fast.fusion().binding.native_reason()
     if reason is not None:
         raise ValueError(f"model: {reason}; class activation maps want a model in eval mode without hooks")

@@ -11,6 +11,7 @@ from resfuse.errors import UnsupportedModelError
 from resfuse.fused_module import FusedModule, fused_class
 from resfuse.lowering.lower import lower
 from resfuse.lowering.steps import Lowered
+from resfuse.pooling import replace_pools
 from resfuse.runtime.spec import ConvSpec
 
 ALGORITHMS = ("auto", "direct", "winograd")
@@ -24,10 +25,12 @@ def fuse(
     The result has the model's class, forward signature, ``state_dict`` keys and the very same Parameter and buffer
     objects; training either trains both. Under ``eval()`` without gradients its convolutions run with batch norm folded
     in and residual sums and activations in their epilogues, from packed weights that follow every change of the
-    parameters. In ``train()`` mode, and wherever fusing would change what can be observed, the original modules run.
+    parameters. In ``train()`` mode, and wherever fusing would change what can be observed, the original modules run;
+    global average pools run resfuse's kernels there too.
 
     Args:
-        model: any module that torch.fx can trace.
+        model: any module. Where torch.fx cannot trace it as a whole (Hugging Face's), the largest of its modules that
+            can be traced are fused.
         inplace: change ``model`` itself instead of a shallow copy.
         algorithm: "auto" (a cost model chooses), "direct", or "winograd" (for every 3x3 convolution of stride 1).
         dtype: None or torch.float32.
@@ -46,14 +49,39 @@ def fuse(
         raise ValueError(f"algorithm: got {algorithm!r}, want one of {', '.join(map(repr, ALGORITHMS))}")
     if dtype not in (None, torch.float32):
         raise ValueError(f"dtype: got {dtype}, want None or torch.float32 (this version computes in float32 only)")
-    lowered = lower(model, algorithm)
-    if not any(isinstance(layer, ConvSpec) and _is_conv(layer) for p in lowered.programs for layer in p.spec.layers):
-        raise UnsupportedModelError(_explain(model, lowered))
+    parts = _fusible_parts(model, algorithm)
     fast = model if inplace else _shallow_copy(model, {})
-    fast.__class__ = fused_class(type(model))  # type: ignore[arg-type]  # classes do hash
-    assert isinstance(fast, FusedModule)
-    fast.adopt(lowered, algorithm)
+    for path, lowered in parts:
+        part = fast.get_submodule(path)
+        part.__class__ = fused_class(type(part))  # type: ignore[arg-type]  # classes do hash
+        assert isinstance(part, FusedModule)
+        part.adopt(lowered, algorithm)
+    replace_pools(fast)
     return fast
+
+
+def _fusible_parts(model: nn.Module, algorithm: str) -> list[tuple[str, Lowered]]:
+    """The model itself (path ""), or where torch.fx cannot trace it, the largest of its modules that can be fused."""
+    parts: list[tuple[str, Lowered]] = []
+    failures: list[UnsupportedModelError] = []
+
+    def visit(module: nn.Module, path: str) -> None:
+        try:
+            lowered = lower(module, algorithm)
+        except UnsupportedModelError as error:
+            failures.append(error)
+            for name, child in module.named_children():
+                visit(child, f"{path}.{name}".lstrip("."))
+            return
+        if any(isinstance(layer, ConvSpec) and _is_conv(layer) for p in lowered.programs for layer in p.spec.layers):
+            parts.append((path, lowered))
+        elif not path:
+            failures.append(UnsupportedModelError(_explain(model, lowered)))
+
+    visit(model, "")
+    if not parts:
+        raise failures[0]
+    return parts
 
 
 def _is_conv(layer: ConvSpec) -> bool:

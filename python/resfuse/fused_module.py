@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -139,6 +140,15 @@ def _native_reason(runtime: Fusion, tensors: list[torch.Tensor]) -> str | None:
             )
         return "gradients are enabled (use torch.no_grad() or torch.inference_mode())"
     return None
+
+
+def fused_parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, FusedModule]]:
+    """The fused modules of a model with their paths; not those inside another."""
+    if isinstance(model, FusedModule):
+        yield path, model
+        return
+    for name, child in model.named_children():
+        yield from fused_parts(child, f"{path}.{name}".lstrip("."))
 
 
 @functools.cache

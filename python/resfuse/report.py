@@ -7,8 +7,9 @@ import dataclasses
 from torch import nn
 
 from resfuse.errors import UnsupportedModelError
-from resfuse.fused_module import FusedModule
+from resfuse.fused_module import fused_parts
 from resfuse.lowering.binding import BoundProgram
+from resfuse.pooling import FusedPool
 from resfuse.runtime.executor import executor_of
 from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec
 
@@ -91,18 +92,51 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
-    if not isinstance(model, FusedModule):
+    parts = dict(fused_parts(model))
+    if not parts:
         raise UnsupportedModelError(f"model: {type(model).__name__} is not fused; want what resfuse.fuse returned")
-    fusion = model.fusion()
     rows: list[ReportRow] = []
-    for bound in fusion.binding.programs:
-        rows.extend(_program_rows(bound))
-    rows.extend(ReportRow(step.node.name, False, step.reason) for step in fusion.binding.lowered.natives)
-    reason = fusion.binding.native_reason()
-    state = f"all parts run natively, because {reason}" if reason else "fused wherever no gradient is asked for"
+    reasons: list[str] = []
+    for path, part in parts.items():
+        prefix = f"{path}." if path else ""
+        binding = part.fusion().binding
+        for bound in binding.programs:
+            rows += [dataclasses.replace(row, part=prefix + row.part) for row in _program_rows(bound)]
+        rows += [ReportRow(prefix + step.node.name, False, step.reason) for step in binding.lowered.natives]
+        reason = binding.native_reason()
+        if reason is not None:
+            reasons.append(prefix + reason)
+    if "" not in parts:
+        rows += _rows_outside(model, list(parts))
+    fusions = [part.fusion() for part in parts.values()]
     return Report(
-        type(model).__name__, state, tuple(rows), fusion.fused_calls, fusion.native_calls, fusion.native_reason
+        type(model).__name__,
+        _state(len(parts), reasons),
+        tuple(rows),
+        sum(fusion.fused_calls for fusion in fusions),
+        sum(fusion.native_calls for fusion in fusions),
+        next((fusion.native_reason for fusion in reversed(fusions) if fusion.native_reason), None),
     )
+
+
+def _state(parts: int, reasons: list[str]) -> str:
+    if not reasons:
+        return "fused wherever no gradient is asked for"
+    who = "all parts run" if len(reasons) == parts else f"{len(reasons)} of {parts} parts run"
+    return f"{who} natively, because {reasons[0]}"
+
+
+def _rows_outside(model: nn.Module, parts: list[str]) -> list[ReportRow]:
+    """The layers of a model that could not be traced as a whole, outside of its fused parts."""
+    rows = []
+    for path, module in model.named_modules():
+        if any(path == part or path.startswith(f"{part}.") for part in parts) or list(module.children()):
+            continue
+        if isinstance(module, FusedPool):
+            rows.append(ReportRow(path, True, "global average pool", "kernel"))
+        else:
+            rows.append(ReportRow(path, False, "in a module that torch.fx cannot trace"))
+    return rows
 
 
 def _program_rows(bound: BoundProgram) -> list[ReportRow]:

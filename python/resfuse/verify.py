@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from resfuse.errors import UnsupportedModelError, VerificationError
-from resfuse.fused_module import FusedModule
+from resfuse.fused_module import FusedModule, fused_parts
 from resfuse.lowering.steps import ProgramStep
 from resfuse.lowering.tracer import trace
 from resfuse.probe import probe
@@ -77,7 +77,9 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
         UnsupportedModelError: ``fast`` is not fused, or is another network than ``model``.
     """
     if not isinstance(fast, FusedModule):
-        raise UnsupportedModelError(f"fast: {type(fast).__name__} is not fused; want what resfuse.fuse returned")
+        parts = [path for path, _ in fused_parts(fast)]
+        what = f"was fused in {len(parts)} parts ({parts[0]}, ...); verify those" if parts else "is not fused"
+        raise UnsupportedModelError(f"fast: {type(fast).__name__} {what}; want a model that was fused as a whole")
     if model.training or fast.training:
         raise ValueError(f"{'model' if model.training else 'fast'}: is in train mode, want eval()")
     reason = fast.fusion().binding.native_reason()

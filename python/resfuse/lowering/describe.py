@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.layers import Conv2dSame, MaxPool2dSame
+from resfuse.pooling import FusedPool, is_global
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +118,11 @@ def _describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
             "ceil_mode": module.ceil_mode,
         }
         return Op("max_pool", inputs, path, pool=pool)
+    if isinstance(module, FusedPool):
+        return Op("global_avg_pool", inputs, path, keepdim=module.keepdim)
     if kind is nn.AdaptiveAvgPool2d:
         assert isinstance(module, nn.AdaptiveAvgPool2d)
-        if _is_one(module.output_size):
+        if is_global(module.output_size):
             return Op("global_avg_pool", inputs, path)
         return Unsupported(f"adaptive average pool to {module.output_size}, want 1 x 1")
     return Unsupported(f"{kind.__name__} has no fused form")
@@ -129,10 +132,6 @@ def _softmax(inputs: tuple[fx.Node, ...], path: str, dim: Any) -> Op | Unsupport
     if dim in (1, -1):
         return Op("activation", inputs, path, activation="softmax")
     return Unsupported(f"softmax over dimension {dim}, want 1")
-
-
-def _is_one(size: Any) -> bool:
-    return size == 1 or tuple(size if isinstance(size, (tuple, list)) else ()) == (1, 1)
 
 
 def _describe_call(node: fx.Node) -> Op | Unsupported:
@@ -161,9 +160,11 @@ def _describe_call(node: fx.Node) -> Op | Unsupported:
     if target is F.adaptive_avg_pool2d:
         return (
             Op("global_avg_pool", tensors)
-            if _is_one(options.get(1, options.get("output_size")))
+            if is_global(options.get(1, options.get("output_size")))
             else Unsupported("adaptive average pool to another size than 1 x 1")
         )
+    if target is torch.ops.resfuse.global_avg_pool2d.default:
+        return Op("global_avg_pool", tensors, keepdim=bool(options.get(1, options.get("keepdim", True))))
     if target in (torch.mean, "mean"):
         dims = options.get(1, options.get("dim"))
         keepdim = bool(options.get(2, options.get("keepdim", False)))

@@ -6,11 +6,12 @@ from torch import fx, nn
 
 from resfuse.errors import UnsupportedModelError
 from resfuse.layers import LEAF_TYPES
+from resfuse.pooling import FusedPool
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LEAF_TYPES) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (*LEAF_TYPES, FusedPool)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module) -> fx.Graph:
