@@ -23,13 +23,53 @@ class Row:
         return self.peer_ms / self.ours_ms
 
 
+@dataclasses.dataclass(frozen=True)
+class BandwidthRow:
+    """A kernel that only moves memory: the peer, and a plain parallel read of the same bytes, beside ours."""
+
+    what: str
+    moved_bytes: int
+    ours_seconds: float
+    peer_seconds: float
+    read_seconds: float | None  # None where the kernel writes as well
+    target: float
+    least_share: float | None  # of the plain read; None where a call's overhead is what counts
+
+    @property
+    def ratio(self) -> float:
+        return self.peer_seconds / self.ours_seconds
+
+    @property
+    def share(self) -> float | None:
+        return None if self.read_seconds is None else self.read_seconds / self.ours_seconds
+
+    @property
+    def verdict(self) -> str:
+        """Empty where all is reached."""
+        share_missed = self.least_share is not None and (self.share or 0.0) < self.least_share
+        if self.ratio >= self.target:
+            return f"read share < {self.least_share}" if share_missed else ""
+        # Where the peer itself is near the plain read, no kernel can reach the ratio on this machine.
+        if self.read_seconds is not None and self.peer_seconds / self.read_seconds < self.target and not share_missed:
+            return f"bound by memory: at most {self.peer_seconds / self.read_seconds:.2f} here"
+        return "MISSED"
+
+    def gigabytes(self, seconds: float | None) -> str:
+        return "" if seconds is None else f"{self.moved_bytes / seconds / 1e9:.1f}"
+
+
 _ROWS: list[Row] = []
+_BANDWIDTH_ROWS: list[BandwidthRow] = []
 
 
 @pytest.fixture
 def record():
-    """Adds a row to the table."""
-    return _ROWS.append
+    """Adds a row to the table of its kind."""
+
+    def add(row: Row | BandwidthRow) -> None:
+        (_BANDWIDTH_ROWS if isinstance(row, BandwidthRow) else _ROWS).append(row)  # type: ignore[arg-type]
+
+    return add
 
 
 @pytest.fixture(autouse=True)
@@ -39,24 +79,50 @@ def _two_threads():
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _ROWS:
-        return
-    terminalreporter.section(f"ratios, {torch.get_num_threads()} threads, medians of interleaved rounds")
-    header = ("what", "peer", "resfuse ms", "peer ms", "ratio", "target", "")
-    lines = [header] + [
-        (
-            r.what,
-            r.peer,
-            f"{r.ours_ms:.2f}",
-            f"{r.peer_ms:.2f}",
-            f"{r.ratio:.2f}",
-            f">= {r.target:g}",
-            "" if r.ratio >= r.target else "MISSED",
+    if _ROWS:
+        terminalreporter.section(f"ratios, {torch.get_num_threads()} threads, medians of interleaved rounds")
+        _write_table(
+            terminalreporter,
+            ("what", "peer", "resfuse ms", "peer ms", "ratio", "target", ""),
+            [
+                (
+                    r.what,
+                    r.peer,
+                    f"{r.ours_ms:.2f}",
+                    f"{r.peer_ms:.2f}",
+                    f"{r.ratio:.2f}",
+                    f">= {r.target:g}",
+                    "" if r.ratio >= r.target else "MISSED",
+                )
+                for r in _ROWS
+            ],
         )
-        for r in _ROWS
-    ]
+    if _BANDWIDTH_ROWS:
+        terminalreporter.section(
+            f"GB/s, {torch.get_num_threads()} threads, medians of interleaved rounds, torch: F.adaptive_avg_pool2d"
+        )
+        _write_table(
+            terminalreporter,
+            ("what", "resfuse us", "resfuse", "torch", "plain read", "of the read", "ratio", "target", ""),
+            [
+                (
+                    r.what,
+                    f"{r.ours_seconds * 1e6:.1f}",
+                    r.gigabytes(r.ours_seconds),
+                    r.gigabytes(r.peer_seconds),
+                    r.gigabytes(r.read_seconds),
+                    "" if r.share is None else f"{r.share:.2f}",
+                    f"{r.ratio:.2f}",
+                    f">= {r.target:g}",
+                    r.verdict,
+                )
+                for r in _BANDWIDTH_ROWS
+            ],
+        )
+
+
+def _write_table(reporter: pytest.TerminalReporter, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
-        terminalreporter.write_line(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+        reporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

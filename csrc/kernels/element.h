@@ -150,6 +150,8 @@ struct NativeElement {
         return {load_raw<Vector>(p), load_raw_first<Vector>(p + kLanes, n - kLanes)};
     }
     static void order_pair(T*) {}
+    static Vector lanes(const T* p) { return load_raw<Vector>(p); }
+    static Vector lanes_first(const T* p, index_t n) { return load_raw_first<Vector>(p, n); }
     static Vector step(const T* p) { return load_raw<Vector>(p); }
     static Vector step_first(const T* p, index_t n) { return load_raw_first<Vector>(p, n); }
     using Tail = TailLoader<Vector, T>;
@@ -180,6 +182,10 @@ struct Bf16 {
         constexpr auto lanes = std::make_index_sequence<kVectorFloats>{};
         store_vector(sums, zip<0>(even, odd, lanes));
         store_vector(sums + kLanes, zip<kVectorFloats / 2>(even, odd, lanes));
+    }
+    static Vec lanes(const Storage* p) { return (Vec)(widen_bits(load_raw<HalfBits>(p)) << 16); }
+    static Vec lanes_first(const Storage* p, index_t n) {
+        return (Vec)(widen_bits(load_raw_first<HalfBits>(p, n)) << 16);
     }
     template <std::size_t First, std::size_t... I>
     static Vec zip(Vec even, Vec odd, std::index_sequence<I...>) {
@@ -228,6 +234,8 @@ struct Fp16 {
         return {step(p), step_first(p + kLanes, n - kLanes)};
     }
     static void order_pair(float*) {}
+    static Vec lanes(const Storage* p) { return step(p); }
+    static Vec lanes_first(const Storage* p, index_t n) { return step_first(p, n); }
     static Vec step(const Storage* p) { return widen_lanes(load_raw<HalfBits>(p)); }
     static Vec step_first(const Storage* p, index_t n) { return widen_lanes(load_raw_first<HalfBits>(p, n)); }
     using Tail = TailLoader<HalfBits, Storage>;

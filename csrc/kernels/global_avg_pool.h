@@ -48,8 +48,15 @@ inline V reduce_each(const V* v) {
 
 // ---- runs ----
 
-constexpr index_t kLine = 64;           // bytes
-constexpr index_t kAhead = 32 * kLine;  // how far short runs are fetched ahead of their sums
+// The hardware's prefetchers stop at pages, and sums of short types keep too few loads in flight by themselves: fetches
+// what lies kAhead bytes behind `Elements` elements at p.
+constexpr index_t kAhead = 3072;
+template <index_t Elements, class T>
+inline void fetch_ahead(const T* p) {
+    constexpr index_t line = 64;
+    for (index_t byte = 0; byte < Elements * static_cast<index_t>(sizeof(T)); byte += line)
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + byte);
+}
 
 // n elements, of which the last n % kStep are the tail of their run.
 template <class E>
@@ -59,6 +66,7 @@ inline typename E::Vector sum_block(const typename E::Storage* p, index_t n, con
     typename E::Vector a{}, b{}, c{}, d{};
     index_t i = 0;
     for (; i + 4 <= steps; i += 4) {
+        fetch_ahead<4 * step>(p + i * step);
         a += E::step(p + i * step);
         b += E::step(p + (i + 1) * step);
         c += E::step(p + (i + 2) * step);
@@ -112,8 +120,7 @@ void pool_short_runs(const PoolSumArgs& g) {
     const typename E::Tail tail(cols % E::kStep);
     reduce_channels<E>(g, [=](index_t c) {
         const auto* p = x + c * stride;
-        for (index_t ahead = 0; ahead < Steps * E::kStep + E::kStep / 2; ahead += kLine / sizeof(*p))
-            __builtin_prefetch(p + kAhead / sizeof(*p) + ahead);
+        fetch_ahead<Steps * E::kStep + E::kStep / 2>(p);
         typename E::Vector even = E::step_tail(p + cols, tail), odd = E::step(p);
         for (int i = 1; i < Steps; ++i) (i % 2 ? even : odd) += E::step(p + i * E::kStep);
         return even + odd;
@@ -140,7 +147,8 @@ void pool_runs(const PoolSumArgs& g) {
 // ---- lanes ----
 
 constexpr index_t kLaneBlock = 1024;  // channels whose accumulators stay in L1
-constexpr index_t kBlock = 32;        // pixels added up one after the other
+constexpr index_t kFoldLanes = 256;
+constexpr index_t kBlock = 32;  // pixels added up one after the other
 
 // sums[j] (+)= the sum of P pixels, as pairs. The last pair is padded with zeros: `sums` has room for them.
 template <class E, int P, bool First>
@@ -148,6 +156,8 @@ inline void add_pixels(const typename E::Storage* p, index_t pixel, index_t lane
     using V = typename E::Vector;
     constexpr index_t pair = 2 * E::kLanes;
     const auto add = [&](index_t j, auto load) {
+        // The next P pixels: into L2, for they are used only after the rest of these.
+        for (int i = 0; i < P; ++i) __builtin_prefetch(p + j + (P + i) * pixel, 0, 2);
         auto total = load(p + j);
         if constexpr (P >= 2) total += load(p + j + pixel);
         if constexpr (P >= 4) total += load(p + j + 2 * pixel) + load(p + j + 3 * pixel);
@@ -255,7 +265,7 @@ void pool_lanes(const PoolSumArgs& g) {
     for (index_t c = 0; c < g.channels; c += kLaneBlock) {
         const index_t channels = at_most(kLaneBlock, g.channels - c);
         const bool dense = g.stride_c == 1 && g.stride_w == g.channels;
-        const index_t fold = dense ? at_most(kLaneBlock / channels, g.cols) : 1;
+        const index_t fold = dense ? at_most(channels < kFoldLanes ? kFoldLanes / channels : 1, g.cols) : 1;
         A sums[kLaneBlock];
         sum_lane_rows<E>(x + c * g.stride_c, g.rows, g, fold * channels, fold, sums);
         if (g.stride_c == 1)
