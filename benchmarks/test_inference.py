@@ -1,62 +1,76 @@
-"""Whole models at 224x224 against native PyTorch, all contenders in interleaved rounds of one run.
+"""Whole models against every engine that is installed, each in a process of its own, in interleaved rounds of one run.
 
-The targets are those of the issue that brought the fused models; a missed one fails the benchmark.
+``pytest benchmarks -k inference``. eager, channels_last and torch.compile with freezing always take part; ONNX Runtime,
+OpenVINO and zentorch where they are installed (``pip install --no-deps`` what would replace torch). A target is the
+least ratio to the fastest fp32 peer; a missed one fails the benchmark.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 
 import pytest
 import torch
-from torch import nn
 
 import resfuse
 from benchmarks.conftest import Row
-from resfuse.bench.models import make_model, randomize_batch_norm
-from resfuse.bench.timing import interleaved
+from resfuse.bench import engines
+from resfuse.bench.duel import duel
+from resfuse.bench.models import make_model
 
-# model, batch, counted rounds, peer -> least ratio
-CASES = [
-    ("resnet18", 16, 9, {"eager channels_last": 1.7, "compile, freezing, channels_last": 1.3}),
-    ("resnet50", 16, 7, {"eager channels_last": 1.5}),
-    ("resnet18", 1, 40, {"eager channels_last": 1.8}),
-]
-
-
-def _peer(name: str, model: nn.Module) -> nn.Module:
-    peer = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    return torch.compile(peer, options={"freezing": True}) if name.startswith("compile") else peer
-
-
-@pytest.mark.parametrize(("name", "batch", "rounds", "targets"), CASES, ids=[f"{c[0]}-b{c[1]}" for c in CASES])
-def test_inference(benchmark, record, name: str, batch: int, rounds: int, targets: dict[str, float]) -> None:
-    model = make_model(name).eval()
-    randomize_batch_norm(model)
-    fast = resfuse.fuse(model)
-    x = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
-    peers = {peer: _peer(peer, model) for peer in targets}
-    with torch.no_grad():
-        expected = model(x)
-        for contender in (fast, *peers.values()):  # nothing is timed whose numbers are wrong
-            torch.testing.assert_close(contender(x), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-        contenders = {"resfuse": fast, **peers}
-        timings = interleaved({key: lambda m=m: m(x) for key, m in contenders.items()}, rounds)
-        benchmark.pedantic(fast, (x,), rounds=3, warmup_rounds=1)
-    assert resfuse.report(fast).native_calls == 0
-    ours = timings["resfuse"].median
-    rows = [
-        Row(f"{name}, batch {batch}", peer, ours * 1e3, timings[peer].median * 1e3, target)
-        for peer, target in targets.items()
-    ]
-    for row in rows:
-        record(row)
-        benchmark.extra_info[row.peer] = row.ratio
-    assert all(row.ratio >= row.target for row in rows), [(row.peer, row.ratio, row.target) for row in rows]
+# model, image size -> {batch: least ratio}
+TARGETS = {
+    ("resnet18", 224): {1: 1.6, 16: 2.0},
+    ("resnet34", 224): {1: 1.6, 16: 2.0},
+    ("resnet50", 224): {1: 1.25, 16: 1.35},
+    ("wide_resnet50_2", 224): {1: 1.3, 16: 1.5},
+    ("resnext50_32x4d", 224): {1: 1.2, 16: 1.3},
+    ("seed", 32): {1: 1.5, 64: 2.0},
+}
+CASES = [(model, size, batch, ratio) for (model, size), row in TARGETS.items() for batch, ratio in row.items()]
 
 
-def test_fuse_and_first_forward(benchmark, record) -> None:
+@pytest.mark.parametrize("threads", [2, 1])
+@pytest.mark.parametrize(("model", "size", "batch", "target"), CASES, ids=[f"{c[0]}-b{c[2]}" for c in CASES])
+def test_inference(record, model: str, size: int, batch: int, target: float, threads: int) -> None:
+    peers = [name for name in engines.ENGINES if engines.installed(name)]
+    scores = duel(peers, model, batch=batch, size=size, threads=threads, rounds=7, forwards=1 if batch > 1 else 5)
+    ours = scores.pop("resfuse")
+    fp32 = {name: score for name, score in scores.items() if "bf16" not in name}
+    fastest = min(fp32, key=lambda name: fp32[name].timing.median)
+    for name, score in scores.items():
+        goal = target if name == fastest else 0.0
+        if (model, batch, threads, name) == ("resnet18", 16, 2, "openvino bf16"):
+            goal = 1.0
+        record(
+            Row(
+                f"{model}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}",
+                name,
+                ours.timing.median * 1e3,
+                score.timing.median * 1e3,
+                goal,
+            )
+        )
+    assert fp32[fastest].timing.median / ours.timing.median >= target
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+def test_inference_scales_to_two_threads(record, model: str) -> None:
+    """Batch 16, 1 thread over 2."""
+    one, two = (duel(["resfuse"], model, batch=16, threads=t, rounds=7)["resfuse"].timing.median for t in (1, 2))
+    record(Row(f"{model}, batch 16", "one thread", two * 1e3, one * 1e3, 1.85))
+    assert one / two >= 1.85
+
+
+def test_inference_memory(record) -> None:
+    """Peak resident memory of ResNet-50, batch 16, above what the process held before; in MiB."""
+    scores = duel(["resfuse", "compile"], "resnet50", batch=16, rounds=2)
+    ours, theirs = (scores[name].peak_bytes / 2**20 for name in ("resfuse", "compile"))
+    record(Row("resnet50, batch 16, peak MiB", "compile", ours, theirs, 1.0))
+    assert ours <= theirs
+
+
+def test_inference_fuse_and_first_forward(benchmark, record) -> None:
     """At most one second for ResNet-50, batch 1; the median of three models."""
     x = torch.randn(1, 3, 224, 224)
     seconds = []

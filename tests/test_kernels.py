@@ -49,12 +49,13 @@ def check(
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     """A program of one convolution, an image extent that fits it, a layout."""
-    kind = draw(st.sampled_from(["dense", "grouped", "depthwise", "pointwise", "winograd"]))
+    kind = draw(st.sampled_from(["dense", "grouped", "small_groups", "pointwise", "winograd"]))
     groups = draw(st.integers(2, 5)) if kind == "grouped" else 1
     in_channels = groups * draw(st.integers(1, 20))
     out_channels = groups * draw(st.integers(1, 40))
-    if kind == "depthwise":
-        groups = in_channels = out_channels = draw(st.integers(2, 40))
+    if kind == "small_groups":
+        groups = draw(st.integers(2, 40))
+        in_channels = out_channels = groups * draw(st.sampled_from([1, 1, 2, 4, 8]))
     kernel, stride, dilation = (1, 1), (1, 1), (1, 1)
     padding: tuple[int, int, int, int] | None = (0, 0, 0, 0)
     if kind == "winograd":

@@ -44,7 +44,7 @@ WinogradTiles winograd_tiles(Algorithm algorithm, Extent out) {
 }
 
 Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
-    if (layer.is_depthwise()) return Algorithm::depthwise;
+    if (layer.has_small_groups(kernels.vector_floats)) return Algorithm::grouped;
     if (!layer.winograd_applies() || layer.algorithm == Algorithm::direct) return Algorithm::direct;
     if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4) return layer.algorithm;
     const double f2 = winograd_cycles(layer, Algorithm::winograd_f2, out, batch, kernels);

@@ -1,5 +1,5 @@
-// The steps whose tasks are bands of rows, or ranges of channels, of single images: depthwise convolution, max-pool,
-// global average pool, layout change.
+// The steps whose tasks are bands of rows, or ranges of channels, of single images: convolution in small groups,
+// max-pool, global average pool, layout change.
 #include <algorithm>
 
 #include "engine/step.h"
@@ -34,44 +34,74 @@ class ImageStep : public Step {
     index_t parts_;     // tasks that they are cut into
 };
 
-class DepthwiseStep final : public ImageStep {
+class GroupedStep final : public Step {
   public:
-    DepthwiseStep(const StepContext& context, std::size_t index, const Layer& layer)
-        : ImageStep(context, layer.input, layer.output, context.extents[static_cast<std::size_t>(layer.output)].h),
-          index_(index),
-          layer_(layer) {}
-
-  private:
-    void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
+    GroupedStep(const StepContext& context, std::size_t index)
+        : index_(index),
+          layer_(context.layers[index]),
+          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
+          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
+          vector_(context.kernels().vector_floats),
+          vectors_(ceil_div(layer_.out_channels, vector_)) {
+        // Vectors of channels have nothing in common; bands of rows read the rows between them twice.
+        const index_t wanted = ceil_div(4 * context.threads, context.images);
+        if (vectors_ >= wanted) {
+            chunks_ = wanted;
+        } else {
+            bands_ = std::min(wanted, out_.h);
+        }
         const Window& w = layer_.window;
-        const Tensor& y = wave.tensors[output_];
-        const Tensor* residual = layer_.residual >= 0 ? &wave.tensors[layer_.residual] : nullptr;
-        wave.kernels.depthwise({.image = image_view(wave.tensors[input_], image, in_),
-                                .channels = layer_.out_channels,
-                                .kernel_h = w.kernel_h,
-                                .kernel_w = w.kernel_w,
-                                .stride_h = w.stride_h,
-                                .stride_w = w.stride_w,
-                                .dilation_h = w.dilation_h,
-                                .dilation_w = w.dilation_w,
-                                .pad_top = w.pad_top,
-                                .pad_left = w.pad_left,
-                                .weight = wave.weights.packed(index_, Algorithm::depthwise),
-                                .scale = wave.weights.scale(index_),
-                                .bias = wave.weights.bias(index_),
-                                .y = y.data + image * y.image,
-                                .out_width = out_.w,
-                                .out_row_begin = rows.begin,
-                                .out_row_end = rows.end,
-                                .residual = residual ? residual->data + image * residual->image : nullptr,
-                                .floor = activation_floor(layer_.activation)});
-        if (layer_.activation == Activation::tanh || layer_.activation == Activation::sigmoid)
-            wave.kernels.activate(layer_.activation, y.data + image * y.image + rows.begin * y.row,
-                                  rows.size() * y.row);
+        const index_t span_h = (w.kernel_h - 1) * w.dilation_h + 1, span_w = (w.kernel_w - 1) * w.dilation_w + 1;
+        thread_scratch = static_cast<std::size_t>(span_h * ((out_.w - 1) * w.stride_w + span_w) *
+                                                  (layer_.in_channels / layer_.groups) * vector_);
     }
 
+    index_t tasks(int, index_t images) const override { return images * chunks_ * bands_; }
+
+    void run(int, index_t task, const Wave& wave, float* scratch) const override {
+        const index_t image = task / (chunks_ * bands_);
+        const Range vectors = part(vectors_, task / bands_ % chunks_, chunks_),
+                    rows = part(out_.h, task % bands_, bands_);
+        const Window& w = layer_.window;
+        const Tensor& y = wave.tensors[layer_.output];
+        const Tensor* residual = layer_.residual >= 0 ? &wave.tensors[layer_.residual] : nullptr;
+        const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, layer_.out_channels);
+        wave.kernels.grouped({.image = image_view(wave.tensors[layer_.input], image, in_),
+                              .channels = layer_.out_channels,
+                              .group = layer_.in_channels / layer_.groups,
+                              .kernel_h = w.kernel_h,
+                              .kernel_w = w.kernel_w,
+                              .stride_h = w.stride_h,
+                              .stride_w = w.stride_w,
+                              .dilation_h = w.dilation_h,
+                              .dilation_w = w.dilation_w,
+                              .pad_top = w.pad_top,
+                              .pad_left = w.pad_left,
+                              .weight = wave.weights.packed(index_, Algorithm::grouped),
+                              .scale = wave.weights.scale(index_),
+                              .bias = wave.weights.bias(index_),
+                              .y = y.data + image * y.image,
+                              .out_width = out_.w,
+                              .out_row_begin = rows.begin,
+                              .out_row_end = rows.end,
+                              .channel_begin = begin,
+                              .channel_end = end,
+                              .residual = residual ? residual->data + image * residual->image : nullptr,
+                              .floor = activation_floor(layer_.activation),
+                              .copies = scratch});
+        if (layer_.activation == Activation::tanh || layer_.activation == Activation::sigmoid)
+            for (index_t pixel = rows.begin * out_.w; pixel < rows.end * out_.w; ++pixel)
+                wave.kernels.activate(layer_.activation, y.data + image * y.image + pixel * y.pixel + begin,
+                                      end - begin);
+    }
+
+  private:
     std::size_t index_;
     const Layer& layer_;
+    Extent in_, out_;
+    index_t vector_, vectors_;
+    index_t chunks_ = 1;  // of the channels of an image
+    index_t bands_ = 1;   // of its rows
 };
 
 class MaxPoolStep final : public ImageStep {
@@ -152,8 +182,8 @@ class FusedAwayStep final : public Step {
 
 std::unique_ptr<Step> make_fused_away_step() { return std::make_unique<FusedAwayStep>(); }
 
-std::unique_ptr<Step> make_depthwise_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<DepthwiseStep>(context, layer, context.layers[layer]);
+std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<GroupedStep>(context, layer);
 }
 
 std::unique_ptr<Step> make_max_pool_step(const StepContext& context, std::size_t layer) {

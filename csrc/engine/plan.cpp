@@ -165,8 +165,8 @@ void Plan::make_steps() {
             steps_.push_back(make_max_pool_step(context, l));
         } else if (layer.kind == LayerKind::global_avg_pool) {
             steps_.push_back(pooled_in(l) >= 0 ? make_fused_away_step() : make_global_avg_pool_step(context, l));
-        } else if (algorithms_[l] == Algorithm::depthwise) {
-            steps_.push_back(make_depthwise_step(context, l));
+        } else if (algorithms_[l] == Algorithm::grouped) {
+            steps_.push_back(make_grouped_step(context, l));
         } else if (algorithms_[l] == Algorithm::direct) {
             steps_.push_back(make_direct_step(context, l));
         } else {

@@ -8,8 +8,8 @@ namespace resfuse {
 
 namespace {
 
-constexpr std::array<const char*, 6> kAlgorithmNames = {"direct",    "winograd_f2", "winograd_f4",
-                                                        "depthwise", "auto",        "winograd"};
+constexpr std::array<const char*, 6> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4",
+                                                        "grouped", "auto",        "winograd"};
 
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);
@@ -108,8 +108,8 @@ int Program::add_conv(Layer layer) {
                 name + ": residual has " + std::to_string(channels(layer.residual)) + " channels, want " +
                     std::to_string(layer.out_channels));
     }
-    require(layer.activation != Activation::softmax || !layer.is_depthwise(),
-            name + ": softmax cannot follow a depthwise convolution");
+    require(layer.activation != Activation::softmax || layer.groups == 1,
+            name + ": softmax cannot follow a convolution in groups");
     layer.output = add_buffer(layer.out_channels);
     layers_.push_back(std::move(layer));
     return layers_.back().output;

@@ -12,7 +12,7 @@ namespace resfuse {
 enum class LayerKind { conv, max_pool, global_avg_pool };
 
 // How a convolution is computed. `automatic` and `winograd` are requests; the plan holds one of the others.
-enum class Algorithm : int { direct, winograd_f2, winograd_f4, depthwise, automatic, winograd };
+enum class Algorithm : int { direct, winograd_f2, winograd_f4, grouped, automatic, winograd };
 
 const char* algorithm_name(Algorithm algorithm);
 Algorithm parse_algorithm(const std::string& name);
@@ -57,7 +57,11 @@ struct Layer {
     Activation activation = Activation::none;
     Algorithm algorithm = Algorithm::automatic;
 
-    bool is_depthwise() const { return groups == in_channels && groups == out_channels && groups > 1; }
+    // Groups of as many output as input channels that divide a vector and are smaller than it.
+    bool has_small_groups(int vector_floats) const {
+        const index_t group = in_channels / groups;
+        return groups > 1 && in_channels == out_channels && group < vector_floats && vector_floats % group == 0;
+    }
     bool winograd_applies() const {
         return kind == LayerKind::conv && groups == 1 && window.kernel_h == 3 && window.kernel_w == 3 &&
                window.stride_h == 1 && window.stride_w == 1 && window.dilation_h == 1 && window.dilation_w == 1 &&

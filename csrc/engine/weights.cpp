@@ -15,30 +15,39 @@ index_t frequencies(Algorithm algorithm) {
 }
 
 std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
-    if (algorithm == Algorithm::depthwise)
-        return static_cast<std::size_t>(layer.window.kernel_h * layer.window.kernel_w * layer.out_channels);
+    if (algorithm == Algorithm::grouped) {
+        const index_t vectors = (layer.out_channels + kernels.vector_floats - 1) / kernels.vector_floats;
+        return static_cast<std::size_t>(vectors * kernels.vector_floats * layer.window.kernel_h *
+                                        layer.window.kernel_w * (layer.in_channels / layer.groups));
+    }
     const PanelGrid grid = panel_grid(layer, kernels);
     const index_t reduction =
         algorithm == Algorithm::direct ? grid.reduction : frequencies(algorithm) * layer.in_channels;
     return static_cast<std::size_t>(grid.total * reduction * grid.tile_cols);
 }
 
-void pack_depthwise(const Layer& layer, const WeightSource& source, float* packed) {
-    for (index_t r = 0; r < layer.window.kernel_h; ++r)
-        for (index_t s = 0; s < layer.window.kernel_w; ++s)
-            for (index_t c = 0; c < layer.out_channels; ++c) {
-                *packed++ = source.weight[c * source.strides[0] + r * source.strides[2] + s * source.strides[3]];
-            }
+// As GroupedArgs has them.
+void pack_grouped(const Layer& layer, const WeightSource& source, index_t vector, float* packed) {
+    for (index_t block = 0; block < layer.out_channels; block += vector)
+        for (index_t r = 0; r < layer.window.kernel_h; ++r)
+            for (index_t s = 0; s < layer.window.kernel_w; ++s)
+                for (index_t i = 0; i < layer.in_channels / layer.groups; ++i)
+                    for (index_t k = block; k < block + vector; ++k)
+                        *packed++ = k < layer.out_channels
+                                        ? source.weight[k * source.strides[0] + i * source.strides[1] +
+                                                        r * source.strides[2] + s * source.strides[3]]
+                                        : 0.0f;
 }
 
-// Per-channel values laid out as the kernels read them: by channel for depthwise layers, by panel for all others.
+// Per-channel values laid out as the kernels read them: by channel for small groups, by panel for all others.
 template <class T>
 AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const std::vector<T>& values, float none) {
     const PanelGrid grid = panel_grid(layer, kernels);
     AlignedFloats laid(static_cast<std::size_t>(grid.total * grid.tile_cols));
     std::fill_n(laid.data(), laid.size(), none);
-    const index_t group_cols = layer.is_depthwise() ? layer.out_channels : layer.out_channels / layer.groups;
-    const index_t group_pitch = layer.is_depthwise() ? 0 : grid.per_group * grid.tile_cols;
+    const bool by_channel = layer.has_small_groups(kernels.vector_floats);
+    const index_t group_cols = by_channel ? layer.out_channels : layer.out_channels / layer.groups;
+    const index_t group_pitch = by_channel ? 0 : grid.per_group * grid.tile_cols;
     for (std::size_t i = 0; i < values.size(); ++i) {
         const index_t k = static_cast<index_t>(i);
         laid.data()[k / group_cols * group_pitch + k % group_cols] = static_cast<float>(values[i]);
@@ -96,8 +105,8 @@ void WeightSet::pack(std::size_t index, Algorithm algorithm, int threads) {
     const KernelTable& kernels = program_->kernels();
     const WeightSource& source = entries_[index].source;
     AlignedFloats packed(packed_floats(layer, algorithm, kernels));
-    if (algorithm == Algorithm::depthwise) {
-        pack_depthwise(layer, source, packed.data());
+    if (algorithm == Algorithm::grouped) {
+        pack_grouped(layer, source, kernels.vector_floats, packed.data());
     } else {
         const PanelGrid grid = panel_grid(layer, kernels);
         const index_t group_cols = layer.out_channels / layer.groups;

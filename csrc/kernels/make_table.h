@@ -2,10 +2,10 @@
 #pragma once
 
 #include "kernels/activation.h"
-#include "kernels/depthwise.h"
 #include "kernels/gemm.h"
 #include "kernels/global_avg_pool.h"
 #include "kernels/global_avg_pool_backward.h"
+#include "kernels/grouped.h"
 #include "kernels/layout.h"
 #include "kernels/max_pool.h"
 #include "kernels/pack.h"
@@ -29,7 +29,7 @@ constexpr KernelTable make_table(const char* name) {
         .pack_direct = pack_direct,
         .pack_winograd = {pack_winograd<F2x2>, pack_winograd<F4x4>},
         .copy_band = copy_band,
-        .depthwise = depthwise,
+        .grouped = grouped,
         .max_pool = max_pool,
         .pool_sum = {pool_sum<Fp32>, pool_sum<Fp64>, pool_sum<Bf16>, pool_sum<Fp16>},
         .pool_mean = {pool_mean<Fp32>, pool_mean<Fp64>, pool_mean<Bf16>, pool_mean<Fp16>},

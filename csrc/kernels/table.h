@@ -93,19 +93,23 @@ struct BandArgs {
     float* band;
 };
 
-struct DepthwiseArgs {
+// Output channels [channel_begin, channel_end) and rows of one image, for a convolution whose groups have as many
+// output as input channels, fewer than a vector. `channel_begin` is a multiple of vector_floats.
+struct GroupedArgs {
     ImageView image;
     index_t channels;
+    index_t group;  // channels of a group: 1, or another divisor of vector_floats
     index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
-    const float* weight;  // [kernel_h * kernel_w][channels]
+    const float* weight;  // [channels / vector_floats, rounded up][kernel_h * kernel_w][group][vector_floats]
     const float* scale;   // channels floats
     const float* bias;    // channels floats
     float* y;
     index_t out_width;
-    index_t out_row_begin;
-    index_t out_row_end;
+    index_t out_row_begin, out_row_end;
+    index_t channel_begin, channel_end;
     const float* residual;  // addressed like y, or null
     float floor;
+    float* copies;  // scratch: span of the kernel's rows x input columns with padding x group x vector_floats
 };
 
 struct MaxPoolArgs {
@@ -186,7 +190,7 @@ struct KernelTable {
     void (*pack_direct)(const PackPanelArgs&);
     void (*pack_winograd[2])(const PackPanelArgs&);  // packs [frequencies][channels][tile_cols]
     void (*copy_band)(const BandArgs&);
-    void (*depthwise)(const DepthwiseArgs&);
+    void (*grouped)(const GroupedArgs&);
     void (*max_pool)(const MaxPoolArgs&);
     // Global average pooling, by element type.
     void (*pool_sum[kDTypes])(const PoolSumArgs&);

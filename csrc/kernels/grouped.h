@@ -1,0 +1,113 @@
+// Convolution in groups of few channels (1: depthwise; 4 or 8: ResNeXt), vectorised over the output channels.
+//
+// A vector of output channels holds whole groups. Output channel l of a group of G needs the group's G input channels
+// one after the other; so each input pixel is first written out G times, copy i holding the group's channel i in all of
+// the group's lanes (zeros where there is padding). Every product is then an elementwise one that reads its input from
+// L1, and a tile of output pixels shares each weight vector.
+#pragma once
+
+#include "kernels/element.h"
+
+namespace resfuse {
+namespace {
+
+constexpr int kGroupedPixels = kVectorFloats == 16 ? 14 : 8;  // whose accumulators stay in registers
+
+// Rows of copies: a ring of as many input rows as the kernel spans.
+struct CopyRing {
+    float* data;
+    index_t rows, cols;  // input rows and columns, padding included
+    index_t pixel;       // floats of one pixel's copies
+    const float* row(index_t y) const { return data + y % rows * cols * pixel; }
+};
+
+template <int Group>
+void copy_row(const GroupedArgs& g, const CopyRing& ring, index_t padded_y, index_t channel, index_t lanes) {
+    VecMask lane[Group];
+    for (int i = 0; i < Group; ++i)
+        for (int l = 0; l < kVectorFloats; ++l) lane[i][l] = l / Group * Group + i;
+    float* to = ring.data + padded_y % ring.rows * ring.cols * ring.pixel;
+    const index_t y = padded_y - g.pad_top;
+    for (index_t x = -g.pad_left; x < ring.cols - g.pad_left; ++x, to += Group * kVectorFloats) {
+        Vec v{};
+        if (y >= 0 && y < g.image.height && x >= 0 && x < g.image.width)
+            v = load_first(g.image.data + y * g.image.row + x * g.image.pixel + channel, lanes);
+        if constexpr (Group == 1) {
+            store(to, v);
+        } else {
+            for (int i = 0; i < Group; ++i) store(to + i * kVectorFloats, __builtin_shuffle(v, lane[i]));
+        }
+    }
+}
+
+// Stride 0 stands for one that is known at run time only.
+template <int Group, int Stride, int Pixels>
+inline void grouped_tile(const GroupedArgs& g, const CopyRing& ring, const float* weight, index_t oy, index_t ox,
+                         index_t channel, index_t lanes) {
+    constexpr index_t pixel = Group * kVectorFloats;
+    const index_t step = (Stride > 0 ? Stride : g.stride_w) * pixel;
+    Vec acc[Pixels] = {};
+    for (index_t r = 0; r < g.kernel_h; ++r) {
+        const float* row = ring.row(oy * g.stride_h + r * g.dilation_h) + ox * step;
+        for (index_t s = 0; s < g.kernel_w; ++s) {
+            const float* x = row + s * g.dilation_w * pixel;
+#pragma GCC unroll 8
+            for (int i = 0; i < Group; ++i, weight += kVectorFloats) {
+                const Vec w = load(weight);
+#pragma GCC unroll 14
+                for (int p = 0; p < Pixels; ++p) acc[p] += w * load(x + p * step + i * kVectorFloats);
+            }
+        }
+    }
+    const Vec scale = load_first(g.scale + channel, lanes), bias = load_first(g.bias + channel, lanes);
+    const Vec floor = broadcast(g.floor);
+    for (int p = 0; p < Pixels; ++p) {
+        const index_t at = (oy * g.out_width + ox + p) * g.channels + channel;
+        Vec v = acc[p] * scale + bias;
+        if (g.residual) v += load_first(g.residual + at, lanes);
+        store_first(g.y + at, clamp_below(v, floor), lanes);
+    }
+}
+
+template <int Group, int Stride>
+void grouped_rows(const GroupedArgs& g) {
+    const index_t span_h = (g.kernel_h - 1) * g.dilation_h + 1, span_w = (g.kernel_w - 1) * g.dilation_w + 1;
+    const CopyRing ring{g.copies, span_h, (g.out_width - 1) * g.stride_w + span_w, Group * kVectorFloats};
+    const index_t block_floats = g.kernel_h * g.kernel_w * Group * kVectorFloats;
+    for (index_t c = g.channel_begin; c < g.channel_end; c += kVectorFloats) {
+        const float* weight = g.weight + c / kVectorFloats * block_floats;
+        const index_t lanes = at_most(kVectorFloats, g.channels - c);
+        index_t copied = g.out_row_begin * g.stride_h;  // rows of the padded image before this one are in the ring
+        for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
+            const index_t first = oy * g.stride_h;
+            if (copied < first) copied = first;
+            for (; copied < first + span_h; ++copied) copy_row<Group>(g, ring, copied, c, lanes);
+            index_t ox = 0;
+            for (; ox + kGroupedPixels <= g.out_width; ox += kGroupedPixels)
+                grouped_tile<Group, Stride, kGroupedPixels>(g, ring, weight, oy, ox, c, lanes);
+            for (; ox + 7 <= g.out_width; ox += 7) grouped_tile<Group, Stride, 7>(g, ring, weight, oy, ox, c, lanes);
+            for (; ox + 3 <= g.out_width; ox += 3) grouped_tile<Group, Stride, 3>(g, ring, weight, oy, ox, c, lanes);
+            for (; ox < g.out_width; ++ox) grouped_tile<Group, Stride, 1>(g, ring, weight, oy, ox, c, lanes);
+        }
+    }
+}
+
+template <int Group>
+void grouped_of(const GroupedArgs& g) {
+    if (g.stride_w == 1) return grouped_rows<Group, 1>(g);
+    if (g.stride_w == 2) return grouped_rows<Group, 2>(g);
+    grouped_rows<Group, 0>(g);
+}
+
+// Groups that divide a vector, and are smaller than it.
+void grouped(const GroupedArgs& g) {
+    if (g.group == 1) return grouped_of<1>(g);
+    if (g.group == 2) return grouped_of<2>(g);
+    if constexpr (kVectorFloats > 4)
+        if (g.group == 4) return grouped_of<4>(g);
+    if constexpr (kVectorFloats > 8)
+        if (g.group == 8) return grouped_of<8>(g);
+}
+
+}  // namespace
+}  // namespace resfuse

@@ -1,0 +1,127 @@
+"""The engines that a model can run on, each behind one call: build it once, then run it on one input."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import resfuse
+
+Array = npt.NDArray[Any]
+Runner = Callable[[], Array]
+Builder = Callable[[nn.Module, torch.Tensor, Path], Runner]
+
+
+def _torch_runner(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Runner:
+    def run() -> Array:
+        with torch.inference_mode():
+            result: Array = model(x).numpy()
+            return result
+
+    return run
+
+
+def _channels_last(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    moved: nn.Module = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved, x.to(memory_format=torch.channels_last)
+
+
+def _resfuse(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    return _torch_runner(resfuse.fuse(model), x.to(memory_format=torch.channels_last))
+
+
+def _eager(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    return _torch_runner(model, x)
+
+
+def _eager_channels_last(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    return _torch_runner(*_channels_last(model, x))
+
+
+def _compile(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    moved, x = _channels_last(model, x)
+    compiled = torch.compile(moved, options={"freezing": True})
+
+    def run() -> Array:
+        with torch.no_grad():  # freezing folds constants under no_grad only
+            result: Array = compiled(x).numpy()
+            return result
+
+    return run
+
+
+def _zentorch(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    importlib.import_module("zentorch")
+    moved, x = _channels_last(model, x)
+    compiled = torch.compile(moved, backend="zentorch", options={"freezing": True})
+
+    def run() -> Array:
+        with torch.no_grad():
+            result: Array = compiled(x).numpy()
+            return result
+
+    return run
+
+
+def _onnxruntime(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    ort = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feed)[0]
+
+
+def _openvino(precision: str) -> Builder:
+    def build(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+        ov = importlib.import_module("openvino")
+        config = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        core = ov.Core()
+        network = core.read_model(str(onnx))
+        network.reshape(list(x.shape))
+        compiled = core.compile_model(network, "CPU", config)
+        request = compiled.create_infer_request()
+        feed = x.numpy()
+        return lambda: request.infer([feed], share_inputs=True, share_outputs=True)[0]
+
+    return build
+
+
+# name -> (what must be installed, how it is built); fp32 unless the name says otherwise
+ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
+    "resfuse": ((), _resfuse),
+    "eager": ((), _eager),
+    "channels_last": ((), _eager_channels_last),
+    "compile": ((), _compile),
+    "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), _onnxruntime),
+    "openvino": (("openvino", "onnx", "onnxscript"), _openvino("f32")),
+    "openvino bf16": (("openvino", "onnx", "onnxscript"), _openvino("bf16")),
+    "zentorch": (("zentorch",), _zentorch),
+}
+_NEED_ONNX = ("onnxruntime", "openvino")
+
+
+def installed(name: str) -> bool:
+    """Whether an engine can run here."""
+    return all(importlib.util.find_spec(package) is not None for package in ENGINES[name][0])
+
+
+def needs_onnx(name: str) -> bool:
+    """Whether an engine reads the model from an ONNX file."""
+    return name.startswith(_NEED_ONNX)
+
+
+def export_onnx(model: nn.Module, x: torch.Tensor, path: Path) -> None:
+    """Writes a model, for the engines that read ONNX."""
+    torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False)

@@ -1,0 +1,79 @@
+"""One engine in a process of its own: ``python -m resfuse.bench.worker``, driven over its standard streams.
+
+Engines in one process disturb each other's thread pools. Requests are lines of JSON, and so are the answers: "build"
+answers with the seconds to the first result, "run" with the seconds of each of some forwards, after one that is not
+counted, and the peak resident memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from resfuse.bench import engines
+from resfuse.bench.models import make_model, randomize_batch_norm
+
+
+def make_case(model: str, batch: int, size: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The same network and input in every process."""
+    torch.manual_seed(0)
+    network = make_model(model).eval()
+    randomize_batch_norm(network)
+    return network, torch.randn(batch, 3, size, size)
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self._run: engines.Runner | None = None
+
+    def build(self, engine: str, model: str, batch: int, size: int, threads: int, folder: str) -> dict[str, Any]:
+        torch.set_num_threads(threads)
+        network, x = make_case(model, batch, size)
+        resident = _resident_bytes()
+        start = time.perf_counter()
+        self._run = engines.ENGINES[engine][1](network, x, Path(folder) / "model.onnx")
+        result = self._run()
+        seconds = time.perf_counter() - start
+        np.save(Path(folder) / f"{engine}.npy", result)
+        return {"first_result_seconds": seconds, "resident_before": resident}
+
+    def run(self, forwards: int) -> dict[str, Any]:
+        assert self._run is not None
+        self._run()
+        seconds = []
+        for _ in range(forwards):
+            start = time.perf_counter()
+            self._run()
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": seconds, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    """Answers requests until the input ends."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # engines print
+    worker = _Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
