@@ -124,7 +124,7 @@ class WinogradStep final : public Step {
         g.ldc = cols;
         g.rows = block.size();
         g.cols = cols;
-        g.floor = -__builtin_inff();
+        g.plain = true;
         g.chain = kernel_ == 1 ? wave.kernels.f4x4_chain : wave.kernels.chain;
         for (index_t f = 0; f < tiles_.frequencies; ++f)
             for (index_t p = panels.begin; p < panels.end; ++p) {

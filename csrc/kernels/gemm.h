@@ -18,15 +18,45 @@ constexpr int kTileCols = kTileVectors * kVectorFloats;
 // Steps ahead: weights that stream from memory (few rows, many channels) come an eighth faster, the rest as fast.
 constexpr index_t kPrefetch = 32;
 
-// Epilogue of one vector of a row, written to memory.
-inline void finish(const GemmArgs& g, index_t row, int vector, Vec v) {
-    const index_t column = vector * kVectorFloats;
-    const index_t n = g.cols - column;
-    if (n <= 0) return;
-    if (g.scale) v *= load(g.scale + column);
-    if (g.bias) v += load(g.bias + column);
-    if (g.residual) v += load_first(g.residual + row * g.ldr + column, n);
-    store_first(g.c + row * g.ldc + column, clamp_below(v, broadcast(g.floor)), n);
+// The epilogue of a tile, one vector of columns after the other so that its scale and bias stay in registers.
+template <int Rows, int Vectors, bool Residual>
+inline void finish_tile(const GemmArgs& g, index_t first_row, const Vec (&sums)[Rows][Vectors]) {
+    const Vec floor = broadcast(g.floor);
+    float* const c = g.c + first_row * g.ldc;
+    const float* const residual = Residual ? g.residual + first_row * g.ldr : nullptr;
+#pragma GCC unroll 2
+    for (int j = 0; j < Vectors; ++j) {
+        const index_t column = j * kVectorFloats;
+        const index_t n = g.cols - column;
+        if (n <= 0) return;
+        const Vec scale = g.scale ? load(g.scale + column) : broadcast(1.0f);
+        const Vec bias = g.bias ? load(g.bias + column) : zero();
+        if (n >= kVectorFloats) {
+#pragma GCC unroll 16
+            for (int i = 0; i < Rows; ++i) {
+                Vec v = sums[i][j] * scale + bias;
+                if constexpr (Residual) v += load(residual + i * g.ldr + column);
+                store(c + i * g.ldc + column, clamp_below(v, floor));
+            }
+        } else {
+#pragma GCC unroll 16
+            for (int i = 0; i < Rows; ++i) {
+                Vec v = sums[i][j] * scale + bias;
+                if constexpr (Residual) v += load_first(residual + i * g.ldr + column, n);
+                store_first(c + i * g.ldc + column, clamp_below(v, floor), n);
+            }
+        }
+    }
+}
+
+// A tile without an epilogue.
+template <int Rows, int Vectors>
+inline void store_tile(const GemmArgs& g, index_t first_row, const Vec (&sums)[Rows][Vectors]) {
+    float* const c = g.c + first_row * g.ldc;
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < Vectors; ++j) store(c + i * g.ldc + j * kVectorFloats, sums[i][j]);
 }
 
 // Fetches what the epilogue will read and write while the products are computed.
@@ -82,18 +112,26 @@ template <int Rows, int Vectors>
             s = s_end;
             begin = 0;
         }
-        const bool last = s == g.segments;
+        if (has_total) {
+#pragma GCC unroll 16
+            for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+                for (int j = 0; j < Vectors; ++j) acc[i][j] += total[i][j];
+        }
+        if (s == g.segments) {
+            if (g.plain) {
+                store_tile<Rows, Vectors>(g, first_row, acc);
+            } else if (g.residual) {
+                finish_tile<Rows, Vectors, true>(g, first_row, acc);
+            } else {
+                finish_tile<Rows, Vectors, false>(g, first_row, acc);
+            }
+            return;
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Vectors; ++j) {
-                const Vec sum = has_total ? total[i][j] + acc[i][j] : acc[i][j];
-                if (last) {
-                    finish(g, first_row + i, j, sum);
-                } else {
-                    total[i][j] = sum;
-                }
-            }
-        if (last) return;
+#pragma GCC unroll 2
+            for (int j = 0; j < Vectors; ++j) total[i][j] = acc[i][j];
         has_total = true;
     }
 }

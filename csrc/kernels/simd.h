@@ -71,7 +71,16 @@ inline void store_first(float* p, Vec v, index_t n) {
 }
 
 // max(v, floor) with NaN kept, as torch's ReLU keeps it.
-inline Vec clamp_below(Vec v, Vec floor) { return floor > v ? floor : v; }
+inline Vec clamp_below(Vec v, Vec floor) {
+    // The x86 maximum gives its second operand when either is NaN.
+#if defined(__AVX512F__)
+    return _mm512_maskz_max_ps(static_cast<__mmask16>(-1), floor, v);
+#elif defined(__AVX__)
+    return _mm256_max_ps(floor, v);
+#else
+    return floor > v ? floor : v;
+#endif
+}
 
 // Maximum with NaN kept once seen, as torch's max-pool keeps it.
 inline Vec max_keep_nan(Vec accumulated, Vec v) {

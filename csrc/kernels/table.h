@@ -31,6 +31,7 @@ struct GemmArgs {
     index_t ldr;
     float floor;    // lower clamp of the epilogue: 0 for ReLU, -inf for none
     index_t chain;  // steps of the reduction that one accumulator takes before it is added to a total
+    bool plain;     // all tile_cols columns are written as they are, without an epilogue
 };
 
 // A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
