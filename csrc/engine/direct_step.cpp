@@ -67,6 +67,7 @@ class DirectStep final : public Step {
 
   private:
     static constexpr index_t kBlockFloats = 128 * 1024;  // of A that a task keeps in L2
+    static constexpr index_t kChunkFloats = 192 * 1024;  // of weights that stay there while rows pass by
 
     bool gathers(const StepContext& context) const {
         return layer_.groups == 1 && layer_.window.dilation_h == 1 && layer_.window.dilation_w == 1 &&
@@ -151,8 +152,17 @@ class DirectStep final : public Step {
         return (out_rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
     }
 
-    // The parts of a product that do not depend on where its rows are.
-    GemmArgs panel_args(index_t panel, const Wave& wave) const {
+    // Panels of one group whose weights fit in half a core's L2; pooling keeps the feature maps of one panel at a time.
+    Range chunk_from(index_t panel, index_t end) const {
+        if (pools_) return {panel, panel + 1};
+        const index_t fit = kChunkFloats / (grid_.reduction * grid_.tile_cols);
+        const index_t group_end = (panel / grid_.per_group + 1) * grid_.per_group;
+        return {panel, std::min({end, group_end, panel + std::max<index_t>(fit, 1)})};
+    }
+
+    // The parts of a product that do not depend on where its rows are. Panels of one group.
+    GemmArgs panel_args(Range panels, const Wave& wave) const {
+        const index_t panel = panels.begin;
         const index_t group_cols = layer_.out_channels / layer_.groups;
         const index_t in_group = panel % grid_.per_group * grid_.tile_cols;
         GemmArgs g{};
@@ -160,7 +170,7 @@ class DirectStep final : public Step {
         g.segments = static_cast<index_t>(segments_.size());
         g.segment_length = segment_length_;
         g.b = wave.weights.packed(index_, Algorithm::direct) + panel * grid_.reduction * grid_.tile_cols;
-        g.cols = std::min(grid_.tile_cols, group_cols - in_group);
+        g.cols = std::min(panels.size() * grid_.tile_cols, group_cols - in_group);
         g.scale = wave.weights.scale(index_) + panel * grid_.tile_cols;
         g.bias = wave.weights.bias(index_) + panel * grid_.tile_cols;
         g.floor = activation_floor(layer_.activation);
@@ -198,8 +208,9 @@ class DirectStep final : public Step {
         const Tensor& x = wave.tensors[layer_.input];
         if (gathered_) gather(rows, wave, scratch);
         const Tensor& y = wave.tensors[layer_.output];
-        for (index_t p = panels.begin; p < panels.end; ++p) {
-            GemmArgs g = panel_args(p, wave);
+        for (index_t p = panels.begin; p < panels.end;) {
+            const Range chunk = chunk_from(p, panels.end);
+            GemmArgs g = panel_args(chunk, wave);
             g.a = gathered_ ? scratch : x.data + rows.begin * x.pixel;
             g.lda = gathered_ ? grid_.reduction : x.pixel;
             g.rows = rows.size();
@@ -212,6 +223,7 @@ class DirectStep final : public Step {
             }
             multiply(g, wave);
             if (pools_) pool(rows, g, panel_channel(p), wave);
+            p = chunk.end;
         }
     }
 
@@ -244,8 +256,9 @@ class DirectStep final : public Step {
                         scratch);
             first = scratch;
         }
-        for (index_t p = panels.begin; p < panels.end; ++p) {
-            GemmArgs g = panel_args(p, wave);
+        for (index_t p = panels.begin; p < panels.end;) {
+            const Range chunk = chunk_from(p, panels.end);
+            GemmArgs g = panel_args(chunk, wave);
             const index_t channel = panel_channel(p);
             const index_t group_offset = p / grid_.per_group * (layer_.in_channels / layer_.groups);
             g.lda = w.stride_w * layer_.in_channels;
@@ -261,6 +274,7 @@ class DirectStep final : public Step {
                 }
                 multiply(g, wave);
             }
+            p = chunk.end;
         }
     }
 

@@ -126,8 +126,8 @@ class WinogradStep final : public Step {
         g.cols = cols;
         g.plain = true;
         g.chain = kernel_ == 1 ? wave.kernels.f4x4_chain : wave.kernels.chain;
-        for (index_t f = 0; f < tiles_.frequencies; ++f)
-            for (index_t p = panels.begin; p < panels.end; ++p) {
+        for (index_t p = panels.begin; p < panels.end; ++p)
+            for (index_t f = 0; f < tiles_.frequencies; ++f) {
                 g.a = v + f * stride;
                 g.b = weights + (p * tiles_.frequencies + f) * depth * cols;
                 g.c = m + ((p - panels.begin) * tiles_.frequencies + f) * m_frequency_stride();

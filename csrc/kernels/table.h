@@ -11,9 +11,9 @@ namespace resfuse {
 
 using index_t = std::ptrdiff_t;
 
-// One panel of C = act(A * B * scale + bias + residual). Row i of A starts at a + i * lda; its reduction dimension is
-// made of `segments` runs of `segment_length` contiguous floats at a + i * lda + segment_offset[s] (an implicit
-// im2col). B is packed [segments * segment_length][tile_cols].
+// Panels of C = act(A * B * scale + bias + residual), one after the other. Row i of A starts at a + i * lda; its
+// reduction dimension is made of `segments` runs of `segment_length` contiguous floats at a + i * lda +
+// segment_offset[s] (an implicit im2col). Each panel of B is packed [segments * segment_length][tile_cols].
 struct GemmArgs {
     const float* a;
     index_t lda;
@@ -24,9 +24,9 @@ struct GemmArgs {
     float* c;
     index_t ldc;
     index_t rows;
-    index_t cols;           // valid columns, at most tile_cols
-    const float* scale;     // tile_cols floats, or null
-    const float* bias;      // tile_cols floats, or null
+    index_t cols;           // valid columns of all panels
+    const float* scale;     // tile_cols floats a panel, or null
+    const float* bias;      // tile_cols floats a panel, or null
     const float* residual;  // addressed like c with ldr, or null
     index_t ldr;
     float floor;    // lower clamp of the epilogue: 0 for ReLU, -inf for none
