@@ -5,6 +5,7 @@
 //       not dense NHWC, a task first copies the input rows that it needs into a zero-padded band in cache.
 // gathered: where output rows are too short to fill a register tile, a task writes out the windows of a block of pixels
 //       (of any images) one after the other, and multiplies them as in flat.
+// Where max-pooling follows, the rows form pools its rows while they are in cache.
 // Where global average pooling follows, a task of the flat and the gathered form takes whole images: it keeps the
 // feature maps of one weight panel in cache and writes their means only.
 #include <algorithm>
@@ -29,8 +30,7 @@ class DirectStep final : public Step {
           band_(!flat_ && !gathered_ &&
                 (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])),
           pooled_(context.pooled[index]),
-          pools_(pooled_ >= 0 && (flat_ || gathered_) && out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats &&
-                 layer_.activation != Activation::softmax) {
+          pools_(can_pool()) {
         const Window& w = layer_.window;
         band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
         pitch_ = (band_ ? band_cols_ : in_.w) * layer_.in_channels;
@@ -40,6 +40,7 @@ class DirectStep final : public Step {
         } else {
             plan_rows(context);
         }
+        if (pools_ && pooled_->kind == LayerKind::max_pool) plan_max_pool(context);
     }
 
     bool pools() const override { return pools_; }
@@ -48,11 +49,13 @@ class DirectStep final : public Step {
 
     index_t tasks(int stage, index_t images) const override {
         if (stage == 1) return images;
+        if (max_pools()) return images * bands_;
         return flat_ || gathered_ ? row_blocks(images) * panel_chunks_ : images * bands_ * panel_chunks_;
     }
 
     void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
         if (stage == 1) return softmax(task, wave);
+        if (max_pools()) return run_max_pool(task / bands_, part(pooled_out_.h, task % bands_, bands_), wave, scratch);
         const Range panels = part(grid_.total, task % panel_chunks_, panel_chunks_);
         if (flat_ || gathered_) {
             // Pooling wants whole images.
@@ -60,14 +63,27 @@ class DirectStep final : public Step {
             const Range block = part(wave.images * pixels() / unit, task / panel_chunks_, row_blocks(wave.images));
             run_flat({block.begin * unit, block.end * unit}, panels, wave, scratch);
         } else {
-            const index_t band = task / panel_chunks_;
-            run_rows(band / bands_, part(out_.h, band % bands_, bands_), panels, wave, scratch);
+            const index_t band = task / panel_chunks_, image = band / bands_;
+            const Range rows = part(out_.h, band % bands_, bands_);
+            const Tensor& y = wave.tensors[layer_.output];
+            run_rows(image, rows, panels, wave, scratch, y.data + image * y.image + rows.begin * y.row);
         }
     }
 
   private:
     static constexpr index_t kBlockFloats = 128 * 1024;  // of A that a task keeps in L2
     static constexpr index_t kChunkFloats = 192 * 1024;  // of weights that stay there while rows pass by
+
+    bool max_pools() const { return pools_ && pooled_->kind == LayerKind::max_pool; }
+
+    bool can_pool() const {
+        if (!pooled_ || layer_.activation == Activation::softmax) return false;
+        const bool by_rows = !flat_ && !gathered_;
+        if (pooled_->kind == LayerKind::global_avg_pool)
+            return !by_rows && out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats;
+        const Window& w = pooled_->window;
+        return by_rows && w.stride_h <= w.kernel_h && w.dilation_h == 1 && w.kernel_h * map_row() <= kMostPooledFloats;
+    }
 
     bool gathers(const StepContext& context) const {
         return layer_.groups == 1 && layer_.window.dilation_h == 1 && layer_.window.dilation_w == 1 &&
@@ -145,6 +161,21 @@ class DirectStep final : public Step {
                 static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * band_cols_ * layer_.in_channels);
     }
 
+    // A task takes a band of the max-pool's rows, in steps of a few. The rows of this layer that a step computes lie in
+    // scratch behind the copied input; those that the next step's windows share with it move to the front.
+    void plan_max_pool(const StepContext& context) {
+        const Window& w = pooled_->window;
+        pooled_out_ = context.extents[static_cast<std::size_t>(pooled_->output)];
+        pool_rows_ = std::max<index_t>(1, (kMostPooledFloats / map_row() - w.kernel_h) / w.stride_h + 1);
+        bands_ = std::clamp<index_t>(4 * context.threads / context.images, 1, pooled_out_.h);
+        panel_chunks_ = 1;
+        const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
+        map_ = band_ ? band_rows(rows) * band_cols_ * layer_.in_channels : 0;
+        thread_scratch = static_cast<std::size_t>(map_ + rows * map_row());
+    }
+
+    index_t map_row() const { return out_.w * layer_.out_channels; }
+
     index_t row_blocks(index_t images) const { return ceil_div(images * pixels(), block_); }
 
     index_t band_rows(index_t out_rows) const {
@@ -154,7 +185,7 @@ class DirectStep final : public Step {
 
     // Panels of one group whose weights fit in half a core's L2; pooling keeps the feature maps of one panel at a time.
     Range chunk_from(index_t panel, index_t end) const {
-        if (pools_) return {panel, panel + 1};
+        if (pools_ && !max_pools()) return {panel, panel + 1};
         const index_t fit = kChunkFloats / (grid_.reduction * grid_.tile_cols);
         const index_t group_end = (panel / grid_.per_group + 1) * grid_.per_group;
         return {panel, std::min({end, group_end, panel + std::max<index_t>(fit, 1)})};
@@ -229,7 +260,7 @@ class DirectStep final : public Step {
 
     // Means over the images that the product's rows are.
     void pool(Range rows, const GemmArgs& g, index_t channel, const Wave& wave) const {
-        const Tensor& y = wave.tensors[pooled_];
+        const Tensor& y = wave.tensors[pooled_->output];
         float* sums = g.c + block_ * g.ldc;
         for (index_t row = 0; row < rows.size(); row += pixels())
             pool_pixels(wave.kernels, {g.c + row * g.ldc, 1, pixels(), pixels() * g.ldc, g.ldc}, 0, g.cols, sums,
@@ -242,10 +273,42 @@ class DirectStep final : public Step {
             wave.kernels.activate(Activation::softmax, y.data + image * y.image + pixel * y.pixel, layer_.out_channels);
     }
 
-    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch) const {
+    void run_max_pool(index_t image, Range pool_rows, const Wave& wave, float* scratch) const {
+        const Window& w = pooled_->window;
+        const Tensor& y = wave.tensors[pooled_->output];
+        float* const map = scratch + map_;
+        Range held{0, 0};  // rows of this layer in the map
+        for (index_t row = pool_rows.begin; row < pool_rows.end; row += pool_rows_) {
+            const Range step{row, std::min(row + pool_rows_, pool_rows.end)};
+            const Range rows{std::max<index_t>(step.begin * w.stride_h - w.pad_top, 0),
+                             std::min((step.end - 1) * w.stride_h - w.pad_top + w.kernel_h, out_.h)};
+            const index_t kept = std::max<index_t>(held.end - rows.begin, 0);
+            std::copy_n(map + (held.size() - kept) * map_row(), kept * map_row(), map);
+            if (rows.begin + kept < rows.end)
+                run_rows(image, {rows.begin + kept, rows.end}, {0, grid_.total}, wave, scratch, map + kept * map_row());
+            held = rows;
+            wave.kernels.max_pool({.image = {map, rows.size(), out_.w, map_row(), layer_.out_channels},
+                                   .channels = layer_.out_channels,
+                                   .kernel_h = w.kernel_h,
+                                   .kernel_w = w.kernel_w,
+                                   .stride_h = w.stride_h,
+                                   .stride_w = w.stride_w,
+                                   .dilation_h = w.dilation_h,
+                                   .dilation_w = w.dilation_w,
+                                   .pad_top = w.pad_top + rows.begin,
+                                   .pad_left = w.pad_left,
+                                   .y = y.data + image * y.image + step.begin * y.row,
+                                   .y_row = y.row,
+                                   .out_width = pooled_out_.w,
+                                   .out_row_begin = step.begin,
+                                   .out_row_end = step.end});
+        }
+    }
+
+    // Output rows `rows` of an image to `to`, dense.
+    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, float* to) const {
         const Window& w = layer_.window;
         const Tensor& x = wave.tensors[layer_.input];
-        const Tensor& y = wave.tensors[layer_.output];
         const float* first = x.data + image * x.image + rows.begin * w.stride_h * x.row;
         if (band_) {
             copy_window(wave, layer_.input, image, in_, layer_.in_channels,
@@ -263,10 +326,10 @@ class DirectStep final : public Step {
             const index_t group_offset = p / grid_.per_group * (layer_.in_channels / layer_.groups);
             g.lda = w.stride_w * layer_.in_channels;
             g.rows = out_.w;
-            g.ldc = y.pixel;
+            g.ldc = layer_.out_channels;
             for (index_t oy = rows.begin; oy < rows.end; ++oy) {
                 g.a = first + (oy - rows.begin) * w.stride_h * pitch_ + group_offset;
-                g.c = y.data + image * y.image + oy * y.row + channel;
+                g.c = to + (oy - rows.begin) * map_row() + channel;
                 if (layer_.residual >= 0) {
                     const Tensor& residual = wave.tensors[layer_.residual];
                     g.residual = residual.data + image * residual.image + oy * residual.row + channel;
@@ -285,9 +348,12 @@ class DirectStep final : public Step {
     bool flat_;
     bool gathered_;
     bool band_;
-    int pooled_;  // buffer of the means, or -1
+    const Layer* pooled_;  // the pooling layer behind, or null
     bool pools_;
-    index_t windows_ = 0;  // floats of gathered windows
+    Extent pooled_out_{0, 0};
+    index_t pool_rows_ = 0;  // of the max-pool, computed together
+    index_t map_ = 0;        // offset of this layer's rows in the thread's scratch
+    index_t windows_ = 0;    // floats of gathered windows
     index_t band_cols_ = 0;
     index_t pitch_ = 0;  // floats between input rows as the kernel reads them
     std::vector<index_t> segments_;

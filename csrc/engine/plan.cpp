@@ -136,18 +136,17 @@ void Plan::find_pooled() {
         if (layer.residual >= 0) ++readers[static_cast<std::size_t>(layer.residual)];
     }
     for (const int output : program_->outputs()) ++readers[static_cast<std::size_t>(output)];
-    pooled_.assign(layers_.size(), -1);
+    pooled_.assign(layers_.size(), nullptr);
     for (const Layer& pool : layers_) {
-        if (pool.kind != LayerKind::global_avg_pool || readers[static_cast<std::size_t>(pool.input)] != 1) continue;
+        if (pool.kind == LayerKind::conv || readers[static_cast<std::size_t>(pool.input)] != 1) continue;
         for (std::size_t l = 0; l < layers_.size(); ++l)
-            if (layers_[l].output == pool.input) pooled_[l] = pool.output;
+            if (layers_[l].kind == LayerKind::conv && layers_[l].output == pool.input) pooled_[l] = &pool;
     }
 }
 
 int Plan::pooled_in(std::size_t layer) const {
-    if (layers_[layer].kind != LayerKind::global_avg_pool) return -1;
     for (std::size_t l = 0; l < layer; ++l)
-        if (pooled_[l] == layers_[layer].output && steps_[step_of_layer(l)]->pools()) return static_cast<int>(l);
+        if (pooled_[l] == &layers_[layer] && steps_[step_of_layer(l)]->pools()) return static_cast<int>(l);
     return -1;
 }
 
@@ -161,10 +160,12 @@ void Plan::make_steps() {
         }
         const std::size_t l = s - layouts_.size();
         const Layer& layer = layers_[l];
-        if (layer.kind == LayerKind::max_pool) {
+        if (pooled_in(l) >= 0) {
+            steps_.push_back(make_fused_away_step());
+        } else if (layer.kind == LayerKind::max_pool) {
             steps_.push_back(make_max_pool_step(context, l));
         } else if (layer.kind == LayerKind::global_avg_pool) {
-            steps_.push_back(pooled_in(l) >= 0 ? make_fused_away_step() : make_global_avg_pool_step(context, l));
+            steps_.push_back(make_global_avg_pool_step(context, l));
         } else if (algorithms_[l] == Algorithm::grouped) {
             steps_.push_back(make_grouped_step(context, l));
         } else if (algorithms_[l] == Algorithm::direct) {

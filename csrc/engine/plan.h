@@ -43,7 +43,7 @@ class Plan {
     bool input_dense(std::size_t input) const { return input_dense_[input]; }
     Extent extent(int buffer) const { return extents_[static_cast<std::size_t>(buffer)]; }
     std::size_t workspace_bytes() const { return workspace_floats_ * sizeof(float); }
-    // The layer whose step pools as well, for a global average pool that costs no step of its own; else -1.
+    // The layer whose step pools as well, for a pooling layer that costs no step of its own; else -1.
     int pooled_in(std::size_t layer) const;
     // Images per wave of the segment that computes a layer.
     index_t wave_images(std::size_t layer) const;
@@ -82,8 +82,8 @@ class Plan {
     std::vector<bool> dense_;
     std::vector<bool> input_dense_;  // per input
     std::vector<Algorithm> algorithms_;
-    std::vector<int> pooled_;  // per layer: the buffer of the global average pool that alone reads its output, or -1
-    std::vector<Layout> layouts_;  // steps 0 .. layouts - 1; layers follow
+    std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null
+    std::vector<Layout> layouts_;       // steps 0 .. layouts - 1; layers follow
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<Segment> segments_;
     std::vector<Placement> placements_;

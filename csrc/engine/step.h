@@ -30,10 +30,14 @@ struct StepContext {
     const std::vector<Layer>& layers;    // paddings resolved
     const std::vector<Extent>& extents;  // per buffer
     const std::vector<bool>& dense;      // per buffer: dense NHWC
-    // Per layer: the buffer of the global average pool that alone reads its output, or -1.
-    const std::vector<int>& pooled;
+    // Per layer: the pooling layer that alone reads its output, or null.
+    const std::vector<const Layer*>& pooled;
     index_t images;  // per wave, at most
     int threads;
+    // The global average pool that alone reads a layer's output, or null.
+    const Layer* averaged(std::size_t layer) const {
+        return pooled[layer] && pooled[layer]->kind == LayerKind::global_avg_pool ? pooled[layer] : nullptr;
+    }
     const KernelTable& kernels() const { return program.kernels(); }
 };
 
@@ -43,7 +47,7 @@ class Step {
     virtual int stages() const { return 1; }
     virtual index_t tasks(int stage, index_t images) const = 0;
     virtual void run(int stage, index_t task, const Wave& wave, float* scratch) const = 0;
-    // Whether this step writes the means over its output's pixels and not the output.
+    // Whether this step writes what the pooling layer behind it makes of its output and not the output.
     virtual bool pools() const { return false; }
 
     std::size_t thread_scratch = 0;  // floats

@@ -30,8 +30,8 @@ class WinogradStep final : public Step {
           tiles_(winograd_tiles(algorithm, out_)),
           blocking_(winograd_blocking(layer_, algorithm, context.images * tiles_.per_image, context.threads,
                                       context.kernels())),
-          pooled_(context.pooled[index]),
-          pools_(pooled_ >= 0 && blocking_.block >= tiles_.per_image &&
+          pooled_(context.averaged(index)),
+          pools_(pooled_ && blocking_.block >= tiles_.per_image &&
                  out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats) {
         if (pools_) blocking_.block = blocking_.block / tiles_.per_image * tiles_.per_image;
         const index_t m = blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
@@ -141,7 +141,7 @@ class WinogradStep final : public Step {
     void transform_output(index_t panel, Range block, const float* m, float* map, const Wave& wave) const {
         const index_t channel = panel * grid_.tile_cols;
         const index_t cols = std::min(grid_.tile_cols, layer_.out_channels - channel);
-        const Tensor& y = wave.tensors[pools_ ? pooled_ : layer_.output];
+        const Tensor& y = wave.tensors[pools_ ? pooled_->output : layer_.output];
         for_each_image(block, [&](index_t image, index_t first, index_t count, index_t offset) {
             float* to = y.data + image * y.image + channel;
             const float* residual = nullptr;
@@ -180,7 +180,7 @@ class WinogradStep final : public Step {
     PanelGrid grid_;
     WinogradTiles tiles_;
     WinogradBlocking blocking_;
-    int pooled_;  // buffer of the means, or -1
+    const Layer* pooled_;  // the global average pool behind, or null
     bool pools_;
     index_t map_ = 0;  // offset of one panel's feature map, to be pooled, in the thread's scratch
 };

@@ -82,10 +82,24 @@ inline Vec clamp_below(Vec v, Vec floor) {
 #endif
 }
 
+inline bool any_nan(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0;
+#elif defined(__AVX__)
+    return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0;
+#else
+    const VecMask nan = v != v;
+    int any = 0;
+    for (int i = 0; i < kVectorFloats; ++i) any |= nan[i];
+    return any != 0;
+#endif
+}
+
 // Maximum with NaN kept once seen, as torch's max-pool keeps it.
 inline Vec max_keep_nan(Vec accumulated, Vec v) {
-    const VecMask take = (v > accumulated) | (v != v);
-    return take ? v : accumulated;
+    const Vec larger = clamp_below(accumulated, v);  // accumulated where either is NaN
+    const VecMask is_nan = v != v;
+    return is_nan ? v : larger;
 }
 
 }  // namespace
