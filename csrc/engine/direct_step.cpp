@@ -72,7 +72,7 @@ class DirectStep final : public Step {
 
   private:
     static constexpr index_t kBlockFloats = 128 * 1024;  // of A that a task keeps in L2
-    static constexpr index_t kChunkFloats = 192 * 1024;  // of weights that stay there while rows pass by
+    static constexpr index_t kChunkFloats = 96 * 1024;   // of weights that stay there while rows pass by
 
     bool max_pools() const { return pools_ && pooled_->kind == LayerKind::max_pool; }
 
@@ -183,12 +183,13 @@ class DirectStep final : public Step {
         return (out_rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
     }
 
-    // Panels of one group whose weights fit in half a core's L2; pooling keeps the feature maps of one panel at a time.
+    // The next few panels of one group, as even in number as can be, whose weights fit well into L2; pooling
+    // keeps the feature maps of one panel at a time.
     Range chunk_from(index_t panel, index_t end) const {
         if (pools_ && !max_pools()) return {panel, panel + 1};
-        const index_t fit = kChunkFloats / (grid_.reduction * grid_.tile_cols);
-        const index_t group_end = (panel / grid_.per_group + 1) * grid_.per_group;
-        return {panel, std::min({end, group_end, panel + std::max<index_t>(fit, 1)})};
+        const index_t fit = std::max<index_t>(kChunkFloats / (grid_.reduction * grid_.tile_cols), 1);
+        const index_t left = std::min(end, (panel / grid_.per_group + 1) * grid_.per_group) - panel;
+        return {panel, panel + ceil_div(left, ceil_div(left, fit))};
     }
 
     // The parts of a product that do not depend on where its rows are. Panels of one group.
