@@ -42,8 +42,9 @@ def check(
     got = Executor(spec, isa).run(inputs, parameters)
     exact = run_reference(spec, inputs, parameters, torch.float64)
     eager = run_reference(spec, inputs, parameters, torch.float32)
+    layers = sum(isinstance(layer, ConvSpec) for layer in spec.layers)
     for g, x, e in zip(got, exact, eager, strict=True):
-        assert_accurate(g, x, e, factor)
+        assert_accurate(g, x, e, factor, layers)
 
 
 @st.composite
@@ -60,6 +61,7 @@ def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     padding: tuple[int, int, int, int] | None = (0, 0, 0, 0)
     if kind == "winograd":
         kernel = (3, 3)
+        stride = draw(st.sampled_from([(1, 1), (2, 2)]))
         padding = draw(st.sampled_from([(1, 1, 1, 1), (0, 0, 0, 0), (2, 0, 1, 3), (0, 0, 1, 1), None]))
     elif kind != "pointwise":
         kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
@@ -118,19 +120,55 @@ def test_convolution(isa: str, case: tuple[ProgramSpec, tuple[int, int], str], b
 @pytest.mark.parametrize(
     ("channels", "size", "batch"), [(64, 56, 1), (128, 28, 2), (256, 14, 1), (512, 7, 2), (33, 14, 3), (96, 13, 1)]
 )
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd_f2", "winograd_f4"])
+@pytest.mark.parametrize(
+    ("stride", "algorithm"),
+    [(1, "auto"), (1, "direct"), (1, "winograd_f2"), (1, "winograd_f4"), (2, "auto"), (2, "direct"), (2, "winograd")],
+)
 def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
-    isa: str, channels: int, size: int, batch: int, algorithm: str
+    isa: str, channels: int, size: int, batch: int, stride: int, algorithm: str
 ) -> None:
     layer = ConvSpec(
-        "conv", 0, 2, channels, channels, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), activation="relu", residual=1,
+        "conv", 0, 1, channels, channels, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), stride=(stride, stride),
         algorithm=algorithm,
     )  # fmt: skip
-    spec = ProgramSpec((channels, channels), (layer,), (OutputSpec(2),))
-    x = torch.relu(torch.randn(batch, channels, size, size))
-    residual = 0.1 * torch.randn(batch, channels, size, size)
+    spec = ProgramSpec((channels,), (layer,), (OutputSpec(1),))
+    x = torch.relu(torch.randn(batch, channels, size * stride, size * stride))
     weight = torch.randn(channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
-    check(spec, isa, [x, residual], [weight])
+    check(spec, isa, [x], [weight])
+
+
+@given(
+    isas,
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.sampled_from([(7, 2), (3, 1), (3, 2), (1, 1)]),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.booleans(),
+    st.booleans(),
+    st.tuples(st.integers(8, 50), st.integers(8, 50)),
+    st.sampled_from(LAYOUTS),
+)
+@settings(max_examples=60)
+def test_convolution_and_max_pool(
+    isa, in_channels, channels, convolution, kernel, stride, pad, ceil_mode, extent, layout
+) -> None:
+    """The stem: the pooling of rows that the convolution has just made."""
+    size, step = convolution
+    padding = (kernel[0] // 2, kernel[1] // 2) * 2 if pad else (0, 0, 0, 0)
+    layers = (
+        ConvSpec(
+            "conv", 0, 1, in_channels, channels, 0, 1, kernel_size=(size, size), stride=(step, step),
+            padding=(size // 2,) * 4, activation="relu", algorithm="direct",
+        ),
+        MaxPoolSpec("pool", 1, 2, kernel, stride, (1, 1), padding, ceil_mode),
+    )  # fmt: skip
+    x = make_input((3, in_channels, *extent), layout, torch.Generator().manual_seed(channels))
+    parameters = [torch.randn(channels, in_channels, size, size) / size, torch.randn(channels)]
+    alone = ProgramSpec((in_channels,), layers, (OutputSpec(2),))
+    check(alone, isa, [x], parameters)
+    both = ProgramSpec((in_channels,), layers, (OutputSpec(1), OutputSpec(2)))
+    assert torch.equal(Executor(alone, isa).run([x], parameters)[0], Executor(both, isa).run([x], parameters)[1])
 
 
 @given(
@@ -175,11 +213,12 @@ def test_nan_and_inf_propagate_as_in_torch(isa: str) -> None:
     x = torch.randn(2, 4, 9, 9)
     x[0, 1, 4, 4], x[1, 2, 0, 0], x[1, 3, 8, 8] = float("nan"), float("inf"), float("-inf")
     weight = torch.randn(20, 4, 3, 3)
-    for got, want in zip(
-        Executor(spec, isa).run([x], [weight]), run_reference(spec, [x], [weight], torch.float32), strict=True
-    ):
+    results = Executor(spec, isa).run([x], [weight])
+    for got, want in zip(results, run_reference(spec, [x], [weight], torch.float32), strict=True):
         assert torch.equal(got.isnan(), want.isnan())
         assert torch.equal(got.isinf(), want.isinf())
+    pooled = Executor(ProgramSpec((4,), layers, (OutputSpec(2),)), isa).run([x], [weight])[0]
+    assert torch.equal(pooled.nan_to_num(7.0), results[1].nan_to_num(7.0))
 
 
 def test_empty_batch(isa: str) -> None:

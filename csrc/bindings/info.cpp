@@ -27,6 +27,7 @@ void register_info(py::module_& m) {
     m.def(
         "cache_bytes", [] { return py::make_tuple(cache_sizes().l2, cache_sizes().l3); },
         "(L2 per core, L3) in bytes.");
+    m.def("measure_clock", &measure_clock, "Cycles per second of this core, measured.");
     m.def(
         "openmp_max_threads", [] { return omp_get_max_threads(); },
         "Threads of the OpenMP runtime that the core runs on.");

@@ -1,6 +1,7 @@
 #include "engine/cost.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "engine/step.h"
 
@@ -8,7 +9,9 @@ namespace resfuse {
 
 namespace {
 
+// Shares of the peak rate of fused multiply-adds, two vectors a cycle, that the kernels reach; measured.
 constexpr double kGemmEfficiency = 0.8;
+constexpr double kGroupedEfficiency = 0.4;
 // Bytes a core streams per cycle from beyond its L2 while it computes.
 constexpr double kStreamBytesPerCycle = 6.0;
 
@@ -22,36 +25,69 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, const Kernel
            stream_cycles(packed_bytes(layer, Algorithm::direct, kernels));
 }
 
+// Products elementwise, one operand from L1, weights in registers.
+double grouped_cycles(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
+    const index_t depth = layer.in_channels / layer.groups * layer.window.kernel_h * layer.window.kernel_w;
+    return static_cast<double>(batch * out.h * out.w * layer.out_channels * depth) /
+           (2.0 * kernels.vector_floats * kGroupedEfficiency);
+}
+
 double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, const KernelTable& kernels) {
-    const WinogradTiles tiles = winograd_tiles(algorithm, out);
+    const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
+    const WinogradTiles tiles = winograd_tiles(winograd, out);
     const PanelGrid grid = panel_grid(layer, kernels);
-    const double count = static_cast<double>(batch * tiles.per_image);
-    const double multiplies = count * static_cast<double>(tiles.frequencies * layer.in_channels) *
-                              static_cast<double>(grid.total * grid.tile_cols);
+    const index_t depth = winograd.stride * winograd.stride * layer.in_channels;
+    const double products = static_cast<double>(batch * tiles.products);
+    const double multiplies = products * static_cast<double>(depth) * static_cast<double>(grid.total * grid.tile_cols);
     // About three vector operations per element and transform, measured.
-    const double transforms = count * 3.0 * static_cast<double>(tiles.frequencies) *
-                              static_cast<double>(layer.in_channels + layer.out_channels) / kernels.vector_floats;
+    const double transforms = products * 3.0 * static_cast<double>(depth + layer.out_channels) / kernels.vector_floats;
     return multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency) + transforms +
            stream_cycles(packed_bytes(layer, algorithm, kernels));
 }
 
 }  // namespace
 
-WinogradTiles winograd_tiles(Algorithm algorithm, Extent out) {
-    const index_t tile = algorithm == Algorithm::winograd_f2 ? 2 : 4;
-    const index_t per_row = ceil_div(out.w, tile);
-    return {(tile + 2) * (tile + 2), tile, per_row, per_row * ceil_div(out.h, tile)};
+WinogradTiles winograd_tiles(const WinogradKernels& winograd, Extent out) {
+    // A block of tiles is then made of whole images, so they must not have too many.
+    constexpr index_t kMostTilesWithEdges = 64;
+    WinogradTiles tiles{winograd.points * winograd.points, ceil_div(out.h, winograd.tile),
+                        ceil_div(out.w, winograd.tile)};
+    const auto edge = [&](index_t size) {
+        const index_t outputs = size % winograd.tile;
+        return outputs == 0 ? 0 : outputs == 3 ? 1 : 2;
+    };
+    if (winograd.input[1][1] != nullptr && tiles.per_image() <= kMostTilesWithEdges) {
+        tiles.edge_row = edge(out.h);
+        tiles.edge_col = edge(out.w);
+    }
+    const auto products = [&](index_t count, int kind) {
+        return (count - 1) * winograd.points + std::popcount(winograd.edge_points[kind]);
+    };
+    tiles.products = products(tiles.rows, tiles.edge_row) * products(tiles.cols, tiles.edge_col);
+    return tiles;
+}
+
+double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch,
+                        const KernelTable& kernels) {
+    if (algorithm == Algorithm::grouped) return grouped_cycles(layer, out, batch, kernels);
+    if (algorithm == Algorithm::direct) return direct_cycles(layer, out, batch, kernels);
+    return winograd_cycles(layer, algorithm, out, batch, kernels);
 }
 
 Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
     if (layer.has_small_groups(kernels.vector_floats)) return Algorithm::grouped;
-    if (!layer.winograd_applies() || layer.algorithm == Algorithm::direct) return Algorithm::direct;
-    if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4) return layer.algorithm;
-    const double f2 = winograd_cycles(layer, Algorithm::winograd_f2, out, batch, kernels);
-    const double f4 = winograd_cycles(layer, Algorithm::winograd_f4, out, batch, kernels);
-    const Algorithm winograd = f2 < f4 ? Algorithm::winograd_f2 : Algorithm::winograd_f4;
-    if (layer.algorithm == Algorithm::winograd) return winograd;
-    return direct_cycles(layer, out, batch, kernels) < std::min(f2, f4) ? Algorithm::direct : winograd;
+    const index_t stride = layer.winograd_stride();
+    if (stride == 0 || layer.algorithm == Algorithm::direct) return Algorithm::direct;
+    const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, kernels); };
+    Algorithm winograd = Algorithm::winograd_stride2;
+    if (stride == 1) {
+        if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4)
+            return layer.algorithm;
+        winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
+                                                                                   : Algorithm::winograd_f4;
+    }
+    const bool direct = layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < cycles(winograd);
+    return direct ? Algorithm::direct : winograd;
 }
 
 index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, index_t batch, int threads) {
@@ -71,7 +107,9 @@ index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, 
 WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,
                                    const KernelTable& kernels) {
     const PanelGrid grid = panel_grid(layer, kernels);
-    const index_t frequencies = algorithm == Algorithm::winograd_f2 ? 16 : 36;
+    const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
+    const index_t frequencies = winograd.points * winograd.points;
+    const index_t depth = winograd.stride * winograd.stride * layer.in_channels;
     const index_t panels = grid.total, cols = grid.tile_cols, rows = kernels.tile_rows;
     const std::size_t l2 = cache_sizes().l2;
     const index_t budget = static_cast<index_t>(l2 * 6 / 10 / sizeof(float));
@@ -82,9 +120,9 @@ WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, inde
         return std::min(blocks, ceil_div(tiles, 4));
     };
     const double weights = static_cast<double>(packed_bytes(layer, algorithm, kernels));
-    const double v = static_cast<double>(frequencies * tiles * layer.in_channels) * sizeof(float);
+    const double v = static_cast<double>(frequencies * tiles * depth) * sizeof(float);
 
-    const index_t fused_blocks = blocks_for(frequencies * (layer.in_channels + cols), 112);
+    const index_t fused_blocks = blocks_for(frequencies * (depth + cols), 112);
     const double fused_traffic =
         weights > static_cast<double>(l2) / 2 ? weights * static_cast<double>(fused_blocks) : weights;
 

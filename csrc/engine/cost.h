@@ -6,10 +6,20 @@
 
 namespace resfuse {
 
+// The tiles of one image. Where the last row or column of tiles has fewer outputs and the image is small, they are of
+// an edge kind (WinogradKernels) with fewer products.
 struct WinogradTiles {
-    index_t frequencies, tile, per_row, per_image;
+    index_t frequencies;             // products of a whole tile
+    index_t rows, cols;              // of tiles
+    int edge_row = 0, edge_col = 0;  // kind of the last row and column; 0: like the others
+    index_t products = 0;            // of all tiles
+    index_t per_image() const { return rows * cols; }
+    bool has_edges() const { return edge_row != 0 || edge_col != 0; }
 };
-WinogradTiles winograd_tiles(Algorithm algorithm, Extent out);
+WinogradTiles winograd_tiles(const WinogradKernels& winograd, Extent out);
+
+// Cycles of one core for a convolution over `batch` images, if it had the machine to itself.
+double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, const KernelTable& kernels);
 
 // The concrete algorithm for a convolution over `batch` images of output extent `out`.
 Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels);

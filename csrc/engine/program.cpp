@@ -8,7 +8,7 @@ namespace resfuse {
 
 namespace {
 
-constexpr std::array<const char*, 6> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4",
+constexpr std::array<const char*, 7> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4", "winograd_stride2",
                                                         "grouped", "auto",        "winograd"};
 
 void require(bool condition, const std::string& message) {
@@ -41,8 +41,9 @@ index_t window_length(index_t in, index_t kernel, index_t stride, index_t dilati
 const char* algorithm_name(Algorithm algorithm) { return kAlgorithmNames[static_cast<std::size_t>(algorithm)]; }
 
 Algorithm parse_algorithm(const std::string& name) {
-    for (std::size_t i = 0; i < kAlgorithmNames.size(); ++i)
-        if (name == kAlgorithmNames[i]) return static_cast<Algorithm>(i);
+    for (const Algorithm algorithm :
+         {Algorithm::automatic, Algorithm::direct, Algorithm::winograd, Algorithm::winograd_f2, Algorithm::winograd_f4})
+        if (name == algorithm_name(algorithm)) return algorithm;
     throw std::invalid_argument("algorithm: got '" + name +
                                 "', want one of 'auto', 'direct', 'winograd', 'winograd_f2', 'winograd_f4'");
 }

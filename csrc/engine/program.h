@@ -12,7 +12,13 @@ namespace resfuse {
 enum class LayerKind { conv, max_pool, global_avg_pool };
 
 // How a convolution is computed. `automatic` and `winograd` are requests; the plan holds one of the others.
-enum class Algorithm : int { direct, winograd_f2, winograd_f4, grouped, automatic, winograd };
+enum class Algorithm : int { direct, winograd_f2, winograd_f4, winograd_stride2, grouped, automatic, winograd };
+constexpr std::size_t kConcreteAlgorithms = 5;
+
+// The kernels of a Winograd algorithm.
+inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algorithm algorithm) {
+    return kernels.winograd[static_cast<int>(algorithm) - static_cast<int>(Algorithm::winograd_f2)];
+}
 
 const char* algorithm_name(Algorithm algorithm);
 Algorithm parse_algorithm(const std::string& name);
@@ -62,10 +68,13 @@ struct Layer {
         const index_t group = in_channels / groups;
         return groups > 1 && in_channels == out_channels && group < vector_floats && vector_floats % group == 0;
     }
-    bool winograd_applies() const {
-        return kind == LayerKind::conv && groups == 1 && window.kernel_h == 3 && window.kernel_w == 3 &&
-               window.stride_h == 1 && window.stride_w == 1 && window.dilation_h == 1 && window.dilation_w == 1 &&
-               (activation == Activation::none || activation == Activation::relu);
+    // With which stride a Winograd algorithm computes this layer; 0: none does.
+    index_t winograd_stride() const {
+        const bool applies = kind == LayerKind::conv && groups == 1 && window.kernel_h == 3 && window.kernel_w == 3 &&
+                             window.stride_h == window.stride_w && window.stride_h <= 2 && window.dilation_h == 1 &&
+                             window.dilation_w == 1 &&
+                             (activation == Activation::none || activation == Activation::relu);
+        return applies ? window.stride_h : 0;
     }
 };
 

@@ -8,12 +8,6 @@ namespace resfuse {
 
 namespace {
 
-index_t frequencies(Algorithm algorithm) {
-    if (algorithm == Algorithm::winograd_f2) return 16;
-    if (algorithm == Algorithm::winograd_f4) return 36;
-    return 0;
-}
-
 std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
     if (algorithm == Algorithm::grouped) {
         const index_t vectors = (layer.out_channels + kernels.vector_floats - 1) / kernels.vector_floats;
@@ -21,9 +15,10 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
                                         layer.window.kernel_w * (layer.in_channels / layer.groups));
     }
     const PanelGrid grid = panel_grid(layer, kernels);
-    const index_t reduction =
-        algorithm == Algorithm::direct ? grid.reduction : frequencies(algorithm) * layer.in_channels;
-    return static_cast<std::size_t>(grid.total * reduction * grid.tile_cols);
+    if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
+    const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
+    return static_cast<std::size_t>(winograd.points * winograd.points * winograd.stride * winograd.stride *
+                                    layer.in_channels * grid.total * grid.tile_cols);
 }
 
 // As GroupedArgs has them.
@@ -111,9 +106,8 @@ void WeightSet::pack(std::size_t index, Algorithm algorithm, int threads) {
         const PanelGrid grid = panel_grid(layer, kernels);
         const index_t group_cols = layer.out_channels / layer.groups;
         const index_t panel_floats = static_cast<index_t>(packed.size()) / grid.total;
-        const auto pack_panel = algorithm == Algorithm::direct        ? kernels.pack_direct
-                                : algorithm == Algorithm::winograd_f2 ? kernels.pack_winograd[0]
-                                                                      : kernels.pack_winograd[1];
+        const auto pack_panel =
+            algorithm == Algorithm::direct ? kernels.pack_direct : winograd_kernels(kernels, algorithm).pack;
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (index_t p = 0; p < grid.total; ++p) {
             const index_t in_group = p % grid.per_group * grid.tile_cols;

@@ -56,7 +56,7 @@ class WeightSet {
         WeightSource source;
         AlignedFloats scale;  // tile_cols floats per panel
         AlignedFloats bias;
-        std::array<AlignedFloats, 4> packed;
+        std::array<AlignedFloats, kConcreteAlgorithms> packed;
     };
     void pack(std::size_t layer, Algorithm algorithm, int threads);
 

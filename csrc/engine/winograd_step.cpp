@@ -17,23 +17,34 @@ namespace {
 
 constexpr index_t kPad = 16;  // floats between frequencies, against cache-set conflicts
 
+// Tiles of one image that are transformed alike: a rectangle of its grid of tiles.
+struct TileClass {
+    Range rows, cols;
+    int row_kind, col_kind;
+    index_t before;  // tiles of the classes before this one
+    index_t size() const { return rows.size() * cols.size(); }
+};
+
 class WinogradStep final : public Step {
   public:
     WinogradStep(const StepContext& context, std::size_t index, Algorithm algorithm)
         : index_(index),
           layer_(context.layers[index]),
           algorithm_(algorithm),
-          kernel_(algorithm == Algorithm::winograd_f2 ? 0 : 1),
+          kernels_(winograd_kernels(context.kernels(), algorithm)),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
-          tiles_(winograd_tiles(algorithm, out_)),
-          blocking_(winograd_blocking(layer_, algorithm, context.images * tiles_.per_image, context.threads,
-                                      context.kernels())),
+          tiles_(winograd_tiles(kernels_, out_)),
+          per_image_(tiles_.per_image()),
+          depth_(kernels_.stride * kernels_.stride * layer_.in_channels),
+          blocking_(
+              winograd_blocking(layer_, algorithm, context.images * per_image_, context.threads, context.kernels())),
           pooled_(context.averaged(index)),
-          pools_(pooled_ && blocking_.block >= tiles_.per_image &&
-                 out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats) {
-        if (pools_) blocking_.block = blocking_.block / tiles_.per_image * tiles_.per_image;
+          pools_(pooled_ && blocking_.block >= per_image_ && out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats),
+          unit_(pools_ || tiles_.has_edges() ? per_image_ : 1) {
+        make_classes();
+        blocking_.block = std::max<index_t>(blocking_.block / unit_, 1) * unit_;
         const index_t m = blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
         const index_t v = tiles_.frequencies * v_frequency_stride(context.images);
         if (blocking_.split) shared_scratch = static_cast<std::size_t>(v);
@@ -47,90 +58,141 @@ class WinogradStep final : public Step {
     int stages() const override { return blocking_.split ? 2 : 1; }
 
     index_t tasks(int stage, index_t images) const override {
-        const index_t total = images * tiles_.per_image;
-        if (blocking_.split && stage == 0) return ceil_div(total, kInputTiles);
-        return blocks(total) * (blocking_.split ? panel_groups() : 1);
+        if (blocking_.split && stage == 0) return images * input_parts();
+        return blocks(images) * (blocking_.split ? panel_groups() : 1);
     }
 
     void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
-        const index_t total = wave.images * tiles_.per_image;
         const index_t stride = v_frequency_stride(wave.images);
         if (!blocking_.split) {
-            const Range block = tiles_of_block(total, task);
+            const Range block = tiles_of_block(wave.images, task);
             float* v = scratch + tiles_.frequencies * m_frequency_stride();
-            transform_input(block, v, stride, wave);
+            transform_input(block, block, v, stride, wave);
             for (index_t p = 0; p < grid_.total; ++p) multiply({p, p + 1}, block, v, stride, wave, scratch);
         } else if (stage == 0) {
-            const Range block = part(total, task, ceil_div(total, kInputTiles));
-            transform_input(block, wave.shared + block.begin * layer_.in_channels, stride, wave);
+            const index_t image = task / input_parts();
+            const Range tiles = part(per_image_, task % input_parts(), input_parts());
+            const Range some{image * per_image_ + tiles.begin, image * per_image_ + tiles.end};
+            // Of one image, but blocks may end within it.
+            for (index_t b = 0; b < blocks(wave.images); ++b) {
+                const Range block = tiles_of_block(wave.images, b);
+                const Range both{std::max(some.begin, block.begin), std::min(some.end, block.end)};
+                if (both.begin < both.end)
+                    transform_input(block, both, wave.shared + block.begin * depth_, stride, wave);
+            }
         } else {
-            const Range block = tiles_of_block(total, task / panel_groups());
+            const Range block = tiles_of_block(wave.images, task / panel_groups());
             const Range panels = part(grid_.total, task % panel_groups(), panel_groups());
-            multiply(panels, block, wave.shared + block.begin * layer_.in_channels, stride, wave, scratch);
+            multiply(panels, block, wave.shared + block.begin * depth_, stride, wave, scratch);
         }
     }
 
   private:
     static constexpr index_t kInputTiles = 4;  // per task of the split form's first stage
 
-    index_t blocks(index_t total) const { return ceil_div(total, blocking_.block); }
-    Range tiles_of_block(index_t total, index_t i) const {
-        const index_t unit = pools_ ? tiles_.per_image : 1;
-        const Range range = part(total / unit, i, blocks(total));
-        return {range.begin * unit, range.end * unit};
+    // In the order that makes the tiles which need a product contiguous: those of the last row's kind may do without
+    // some rows of products, those of the last column's kind without some columns.
+    void make_classes() {
+        const index_t rows = tiles_.rows - (tiles_.edge_row ? 1 : 0), cols = tiles_.cols - (tiles_.edge_col ? 1 : 0);
+        const Range whole_rows{0, rows}, last_row{rows, tiles_.rows}, whole_cols{0, cols}, last_col{cols, tiles_.cols};
+        index_t before = 0;
+        for (TileClass c :
+             {TileClass{last_row, whole_cols, tiles_.edge_row, 0, 0}, TileClass{whole_rows, whole_cols, 0, 0, 0},
+              TileClass{whole_rows, last_col, 0, tiles_.edge_col, 0},
+              TileClass{last_row, last_col, tiles_.edge_row, tiles_.edge_col, 0}}) {
+            if (c.size() == 0) continue;
+            c.before = before;
+            before += c.size();
+            classes_.push_back(c);
+        }
+    }
+
+    index_t input_parts() const { return ceil_div(per_image_, kInputTiles); }
+    index_t blocks(index_t images) const { return ceil_div(images * per_image_, blocking_.block); }
+    Range tiles_of_block(index_t images, index_t i) const {
+        const Range range = part(images * per_image_ / unit_, i, blocks(images));
+        return {range.begin * unit_, range.end * unit_};
     }
     index_t panel_groups() const { return ceil_div(grid_.total, blocking_.panel_group); }
     index_t m_frequency_stride() const { return blocking_.block * grid_.tile_cols + kPad; }
     index_t v_frequency_stride(index_t images) const {
-        return (blocking_.split ? images * tiles_.per_image : blocking_.block) * layer_.in_channels + kPad;
+        return (blocking_.split ? images * per_image_ : blocking_.block) * depth_ + kPad;
     }
 
-    // Calls f(image, first tile in the image, tiles, offset in the block) for each image that the block touches.
+    // The tiles of a block that need product f, as positions in the block. Where tiles are of several classes, a block
+    // holds the first class of all of its images, then the second, and so on.
+    Range tiles_with_product(Range block, index_t f) const {
+        if (classes_.size() == 1) return {0, block.size()};
+        const index_t images = block.size() / per_image_;
+        const auto needs = [&](const TileClass& c) {
+            return (kernels_.edge_points[c.row_kind] >> (f / kernels_.points) & 1u) &&
+                   (kernels_.edge_points[c.col_kind] >> (f % kernels_.points) & 1u);
+        };
+        Range range{block.size(), 0};
+        for (const TileClass& c : classes_)
+            if (needs(c)) {
+                range.begin = std::min(range.begin, images * c.before);
+                range.end = std::max(range.end, images * (c.before + c.size()));
+            }
+        return range;
+    }
+
+    // Calls f(image, class, first tile in the class, tiles, position in the block) for every run of tiles of `some`,
+    // tiles of the block counted class by class in each image.
     template <class F>
-    void for_each_image(Range block, F f) const {
-        for (index_t t = block.begin; t < block.end;) {
-            const index_t image = t / tiles_.per_image, first = t % tiles_.per_image;
-            const index_t count = std::min(tiles_.per_image - first, block.end - t);
-            f(image, first, count, t - block.begin);
+    void for_each_run(Range block, Range some, F f) const {
+        const index_t images = block.size() / per_image_;
+        for (index_t t = some.begin; t < some.end;) {
+            const index_t image = t / per_image_, in_image = t % per_image_;
+            const TileClass* c = &classes_.back();
+            while (c->before > in_image) --c;
+            const index_t first = in_image - c->before, count = std::min(c->size() - first, some.end - t);
+            const index_t position = classes_.size() == 1
+                                         ? t - block.begin
+                                         : images * c->before + (image - block.begin / per_image_) * c->size() + first;
+            f(image, *c, first, count, position);
             t += count;
         }
     }
 
-    void transform_input(Range block, float* v, index_t stride, const Wave& wave) const {
-        for_each_image(block, [&](index_t image, index_t first, index_t count, index_t offset) {
-            wave.kernels.winograd_input[kernel_]({.image = image_view(wave.tensors[layer_.input], image, in_),
-                                                  .channels = layer_.in_channels,
-                                                  .pad_top = layer_.window.pad_top,
-                                                  .pad_left = layer_.window.pad_left,
-                                                  .tiles_per_row = tiles_.per_row,
-                                                  .first_tile = first,
-                                                  .tiles = count,
-                                                  .v = v + offset * layer_.in_channels,
-                                                  .frequency_stride = stride,
-                                                  .zeros = wave.zeros});
+    void transform_input(Range block, Range some, float* v, index_t stride, const Wave& wave) const {
+        const index_t pitch = kernels_.tile * kernels_.stride;
+        for_each_run(block, some, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t to) {
+            kernels_.input[c.row_kind][c.col_kind]({.image = image_view(wave.tensors[layer_.input], image, in_),
+                                                    .channels = layer_.in_channels,
+                                                    .pad_top = layer_.window.pad_top - c.rows.begin * pitch,
+                                                    .pad_left = layer_.window.pad_left - c.cols.begin * pitch,
+                                                    .tiles_per_row = c.cols.size(),
+                                                    .first_tile = first,
+                                                    .tiles = count,
+                                                    .v = v + to * depth_,
+                                                    .frequency_stride = stride,
+                                                    .zeros = wave.zeros});
         });
     }
 
     // Frequency by frequency, V * U for a range of panels, then the output transform of each panel.
     void multiply(Range panels, Range block, const float* v, index_t stride, const Wave& wave, float* m) const {
-        const index_t cols = grid_.tile_cols, depth = layer_.in_channels;
+        const index_t cols = grid_.tile_cols;
         const float* weights = wave.weights.packed(index_, algorithm_);
         const index_t zero_offset = 0;
         GemmArgs g{};
-        g.lda = depth;
+        g.lda = depth_;
         g.segment_offset = &zero_offset;
         g.segments = 1;
-        g.segment_length = depth;
+        g.segment_length = depth_;
         g.ldc = cols;
-        g.rows = block.size();
         g.cols = cols;
         g.plain = true;
-        g.chain = kernel_ == 1 ? wave.kernels.f4x4_chain : wave.kernels.chain;
+        g.chain = kernels_.chain;
         for (index_t p = panels.begin; p < panels.end; ++p)
             for (index_t f = 0; f < tiles_.frequencies; ++f) {
-                g.a = v + f * stride;
-                g.b = weights + (p * tiles_.frequencies + f) * depth * cols;
-                g.c = m + ((p - panels.begin) * tiles_.frequencies + f) * m_frequency_stride();
+                const Range tiles = tiles_with_product(block, f);
+                if (tiles.begin >= tiles.end) continue;
+                g.rows = tiles.size();
+                g.a = v + f * stride + tiles.begin * depth_;
+                g.b = weights + (p * tiles_.frequencies + f) * depth_ * cols;
+                g.c = m + ((p - panels.begin) * tiles_.frequencies + f) * m_frequency_stride() + tiles.begin * cols;
                 wave.kernels.gemm(g);
             }
         for (index_t p = panels.begin; p < panels.end; ++p)
@@ -142,29 +204,32 @@ class WinogradStep final : public Step {
         const index_t channel = panel * grid_.tile_cols;
         const index_t cols = std::min(grid_.tile_cols, layer_.out_channels - channel);
         const Tensor& y = wave.tensors[pools_ ? pooled_->output : layer_.output];
-        for_each_image(block, [&](index_t image, index_t first, index_t count, index_t offset) {
+        for_each_run(block, block, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t from) {
             float* to = y.data + image * y.image + channel;
             const float* residual = nullptr;
             if (layer_.residual >= 0) {
                 const Tensor& r = wave.tensors[layer_.residual];
                 residual = r.data + image * r.image + channel;
             }
-            wave.kernels.winograd_output[kernel_]({.m = m + offset * grid_.tile_cols,
-                                                   .frequency_stride = m_frequency_stride(),
-                                                   .tile_stride = grid_.tile_cols,
-                                                   .y = pools_ ? map : to,
-                                                   .height = out_.h,
-                                                   .width = out_.w,
-                                                   .pixel = pools_ ? grid_.tile_cols : y.pixel,
-                                                   .residual_pixel = layer_.out_channels,
-                                                   .cols = cols,
-                                                   .tiles_per_row = tiles_.per_row,
-                                                   .first_tile = first,
-                                                   .tiles = count,
-                                                   .bias = wave.weights.bias(index_) + channel,
-                                                   .residual = residual,
-                                                   .floor = activation_floor(layer_.activation)});
-            if (pools_) {
+            kernels_.output[c.row_kind][c.col_kind]({.m = m + from * grid_.tile_cols,
+                                                     .frequency_stride = m_frequency_stride(),
+                                                     .tile_stride = grid_.tile_cols,
+                                                     .y = pools_ ? map : to,
+                                                     .height = out_.h,
+                                                     .width = out_.w,
+                                                     .pixel = pools_ ? grid_.tile_cols : y.pixel,
+                                                     .residual_pixel = layer_.out_channels,
+                                                     .cols = cols,
+                                                     .y0 = c.rows.begin * kernels_.tile,
+                                                     .x0 = c.cols.begin * kernels_.tile,
+                                                     .tiles_per_row = c.cols.size(),
+                                                     .first_tile = first,
+                                                     .tiles = count,
+                                                     .bias = wave.weights.bias(index_) + channel,
+                                                     .residual = residual,
+                                                     .floor = activation_floor(layer_.activation)});
+            // The last class completes the image.
+            if (pools_ && &c == &classes_.back()) {
                 const index_t pixels = out_.h * out_.w;
                 pool_pixels(wave.kernels, {map, 1, pixels, pixels * grid_.tile_cols, grid_.tile_cols}, 0, cols,
                             map + pixels * grid_.tile_cols, to);
@@ -175,13 +240,17 @@ class WinogradStep final : public Step {
     std::size_t index_;
     const Layer& layer_;
     Algorithm algorithm_;
-    int kernel_;
+    const WinogradKernels& kernels_;
     Extent in_, out_;
     PanelGrid grid_;
     WinogradTiles tiles_;
+    index_t per_image_;
+    index_t depth_;  // of the products: all channels of all phases
     WinogradBlocking blocking_;
     const Layer* pooled_;  // the global average pool behind, or null
     bool pools_;
+    index_t unit_;  // blocks are multiples of so many tiles
+    std::vector<TileClass> classes_;
     index_t map_ = 0;  // offset of one panel's feature map, to be pooled, in the thread's scratch
 };
 

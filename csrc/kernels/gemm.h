@@ -99,6 +99,9 @@ template <int Rows, int Vectors>
     at.ahead += ahead_step;
 }
 
+// Steps of one accumulator where its rounding error is the result's.
+constexpr index_t kChain = kFused ? 192 : 128;
+
 // The reduction is cut into pieces of about g.chain steps: some whole segments, or a part of one. GCC cannot see that
 // `total` is read only after a first piece has written it.
 #pragma GCC diagnostic push
@@ -187,6 +190,7 @@ void gemm(const GemmArgs& g) {
     const index_t panels = (g.cols + kTileCols - 1) / kTileCols;
     // Even tiles: 20 rows are 10 + 10, not 14 + 6.
     const index_t tiles = (g.rows + kTileRows - 1) / kTileRows;
+    if (tiles == 0) return;
     // Between them all tiles fetch the panel behind the last one, or all panels the next rows.
     const bool next_rows = panels > 1 && g.lda == reduction;
     const index_t ahead_step = next_rows ? (kTileRows + panels - 1) / panels : (kTileCols + tiles - 1) / tiles;

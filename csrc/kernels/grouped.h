@@ -12,13 +12,19 @@ namespace resfuse {
 namespace {
 
 constexpr int kGroupedPixels = kVectorFloats == 16 ? 14 : 8;  // whose accumulators stay in registers
+constexpr index_t kRingFloats = 6 * 1024;
 
-// Rows of copies: a ring of as many input rows as the kernel spans.
+struct Interval {
+    index_t begin, end;
+};
+
+// Rows of copies, of a strip of the image's columns: a ring of as many input rows as the kernel spans, kept in L1.
 struct CopyRing {
     float* data;
-    index_t rows, cols;  // input rows and columns, padding included
-    index_t pixel;       // floats of one pixel's copies
-    const float* row(index_t y) const { return data + y % rows * cols * pixel; }
+    index_t rows;             // of the padded image
+    index_t first_col, cols;  // of the padded image
+    index_t pixel;            // floats of one pixel's copies
+    float* row(index_t y) const { return data + y % rows * cols * pixel; }
 };
 
 template <int Group>
@@ -26,9 +32,10 @@ void copy_row(const GroupedArgs& g, const CopyRing& ring, index_t padded_y, inde
     VecMask lane[Group];
     for (int i = 0; i < Group; ++i)
         for (int l = 0; l < kVectorFloats; ++l) lane[i][l] = l / Group * Group + i;
-    float* to = ring.data + padded_y % ring.rows * ring.cols * ring.pixel;
+    float* to = ring.row(padded_y);
     const index_t y = padded_y - g.pad_top;
-    for (index_t x = -g.pad_left; x < ring.cols - g.pad_left; ++x, to += Group * kVectorFloats) {
+    const index_t first = ring.first_col - g.pad_left;
+    for (index_t x = first; x < first + ring.cols; ++x, to += Group * kVectorFloats) {
         Vec v{};
         if (y >= 0 && y < g.image.height && x >= 0 && x < g.image.width)
             v = load_first(g.image.data + y * g.image.row + x * g.image.pixel + channel, lanes);
@@ -40,15 +47,15 @@ void copy_row(const GroupedArgs& g, const CopyRing& ring, index_t padded_y, inde
     }
 }
 
-// Stride 0 stands for one that is known at run time only.
+// `strip` is the strip's first output column. Stride 0 stands for one that is known at run time only.
 template <int Group, int Stride, int Pixels>
 inline void grouped_tile(const GroupedArgs& g, const CopyRing& ring, const float* weight, index_t oy, index_t ox,
-                         index_t channel, index_t lanes) {
+                         index_t strip, index_t channel, index_t lanes) {
     constexpr index_t pixel = Group * kVectorFloats;
     const index_t step = (Stride > 0 ? Stride : g.stride_w) * pixel;
     Vec acc[Pixels] = {};
     for (index_t r = 0; r < g.kernel_h; ++r) {
-        const float* row = ring.row(oy * g.stride_h + r * g.dilation_h) + ox * step;
+        const float* row = ring.row(oy * g.stride_h + r * g.dilation_h) + (ox - strip) * step;
         for (index_t s = 0; s < g.kernel_w; ++s) {
             const float* x = row + s * g.dilation_w * pixel;
 #pragma GCC unroll 8
@@ -70,26 +77,39 @@ inline void grouped_tile(const GroupedArgs& g, const CopyRing& ring, const float
 }
 
 template <int Group, int Stride>
-void grouped_rows(const GroupedArgs& g) {
-    const index_t span_h = (g.kernel_h - 1) * g.dilation_h + 1, span_w = (g.kernel_w - 1) * g.dilation_w + 1;
-    const CopyRing ring{g.copies, span_h, (g.out_width - 1) * g.stride_w + span_w, Group * kVectorFloats};
-    const index_t block_floats = g.kernel_h * g.kernel_w * Group * kVectorFloats;
-    for (index_t c = g.channel_begin; c < g.channel_end; c += kVectorFloats) {
-        const float* weight = g.weight + c / kVectorFloats * block_floats;
-        const index_t lanes = at_most(kVectorFloats, g.channels - c);
-        index_t copied = g.out_row_begin * g.stride_h;  // rows of the padded image before this one are in the ring
-        for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
-            const index_t first = oy * g.stride_h;
-            if (copied < first) copied = first;
-            for (; copied < first + span_h; ++copied) copy_row<Group>(g, ring, copied, c, lanes);
-            index_t ox = 0;
-            for (; ox + kGroupedPixels <= g.out_width; ox += kGroupedPixels)
-                grouped_tile<Group, Stride, kGroupedPixels>(g, ring, weight, oy, ox, c, lanes);
-            for (; ox + 7 <= g.out_width; ox += 7) grouped_tile<Group, Stride, 7>(g, ring, weight, oy, ox, c, lanes);
-            for (; ox + 3 <= g.out_width; ox += 3) grouped_tile<Group, Stride, 3>(g, ring, weight, oy, ox, c, lanes);
-            for (; ox < g.out_width; ++ox) grouped_tile<Group, Stride, 1>(g, ring, weight, oy, ox, c, lanes);
-        }
+void grouped_strip(const GroupedArgs& g, const CopyRing& ring, Interval cols, index_t channel) {
+    const float* weight = g.weight + channel / kVectorFloats * g.kernel_h * g.kernel_w * ring.pixel;
+    const index_t lanes = at_most(kVectorFloats, g.channels - channel);
+    index_t copied = g.out_row_begin * g.stride_h;  // rows of the padded image before this one are in the ring
+    for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
+        const index_t first = oy * g.stride_h;
+        if (copied < first) copied = first;
+        for (; copied < first + ring.rows; ++copied) copy_row<Group>(g, ring, copied, channel, lanes);
+        const auto tiles = [&]<int Pixels>(index_t ox) {
+            for (; ox + Pixels <= cols.end; ox += Pixels)
+                grouped_tile<Group, Stride, Pixels>(g, ring, weight, oy, ox, cols.begin, channel, lanes);
+            return ox;
+        };
+        index_t ox = tiles.template operator()<kGroupedPixels>(cols.begin);
+        ox = tiles.template operator()<7>(ox);
+        ox = tiles.template operator()<3>(ox);
+        tiles.template operator()<1>(ox);
     }
+}
+
+template <int Group, int Stride>
+void grouped_rows(const GroupedArgs& g) {
+    constexpr index_t pixel = Group * kVectorFloats;
+    const index_t span_h = (g.kernel_h - 1) * g.dilation_h + 1, span_w = (g.kernel_w - 1) * g.dilation_w + 1;
+    // A strip is as wide as L1 holds, in whole tiles.
+    const index_t fit = (kRingFloats / (span_h * pixel) - span_w) / g.stride_w + 1;
+    const index_t width = fit > kGroupedPixels ? fit / kGroupedPixels * kGroupedPixels : kGroupedPixels;
+    for (index_t c = g.channel_begin; c < g.channel_end; c += kVectorFloats)
+        for (index_t strip = 0; strip < g.out_width; strip += width) {
+            const index_t end = at_most(strip + width, g.out_width);
+            const CopyRing ring{g.copies, span_h, strip * g.stride_w, (end - 1 - strip) * g.stride_w + span_w, pixel};
+            grouped_strip<Group, Stride>(g, ring, {strip, end}, c);
+        }
 }
 
 template <int Group>

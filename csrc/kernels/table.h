@@ -52,7 +52,7 @@ struct WinogradInputArgs {
     index_t tiles_per_row;
     index_t first_tile;
     index_t tiles;
-    float* v;  // element (frequency f, tile t, channel c) at f * frequency_stride + t * channels + c
+    float* v;  // element (frequency f, tile t, phase and channel c) at f * frequency_stride + t * depth + c
     index_t frequency_stride;
     const float* zeros;  // at least `channels` zeros, read for padding
 };
@@ -68,6 +68,7 @@ struct WinogradOutputArgs {
     index_t pixel;           // floats between pixels of y
     index_t residual_pixel;  // and of the residual
     index_t cols;            // valid channels, at most tile_cols
+    index_t y0, x0;          // of tile 0
     index_t tiles_per_row;
     index_t first_tile;
     index_t tiles;
@@ -176,20 +177,29 @@ enum class Activation : int { none, relu, tanh, sigmoid, softmax };
 
 // The functions of one instruction set. Everything here is a pure function on pointers and strides: no allocation,
 // no threads, no torch.
+// One kind of Winograd tile. A dimension of a tile is whole, or one of two edges with 3 and 2 outputs; kernels are
+// numbered by the kinds of their rows and columns. Kinds without edges have one kernel.
+struct WinogradKernels {
+    index_t tile;                  // outputs of a whole tile in one dimension
+    index_t points;                // and its products
+    index_t stride;                // of the convolution
+    index_t chain;                 // steps of one accumulator: few where the output transform magnifies rounding errors
+    std::uint32_t edge_points[3];  // bit i: the dimension needs product i
+    void (*input[3][3])(const WinogradInputArgs&);
+    void (*output[3][3])(const WinogradOutputArgs&);
+    void (*pack)(const PackPanelArgs&);  // packs [points * points][stride * stride * channels][tile_cols]
+};
+constexpr int kWinogradKinds = 3;
+
 struct KernelTable {
     const char* name;
     int vector_floats;
     int tile_rows;  // rows of a full register tile
     int tile_cols;  // columns of a weight panel
-    // Steps of one accumulator: in direct convolutions and F(2x2, 3x3), and in F(4x4, 3x3), whose output transform
-    // magnifies the products' rounding errors.
-    index_t chain, f4x4_chain;
+    index_t chain;  // steps of one accumulator in direct convolutions
     void (*gemm)(const GemmArgs&);
-    // Index 0: F(2x2, 3x3), index 1: F(4x4, 3x3).
-    void (*winograd_input[2])(const WinogradInputArgs&);
-    void (*winograd_output[2])(const WinogradOutputArgs&);
+    WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
     void (*pack_direct)(const PackPanelArgs&);
-    void (*pack_winograd[2])(const PackPanelArgs&);  // packs [frequencies][channels][tile_cols]
     void (*copy_band)(const BandArgs&);
     void (*grouped)(const GroupedArgs&);
     void (*max_pool)(const MaxPoolArgs&);

@@ -1,7 +1,8 @@
-// Winograd convolution transforms F(2x2, 3x3) and F(4x4, 3x3) (Lavin & Gray, "Fast Algorithms for Convolutional Neural
-// Networks", 2015). F(4,3) uses the interpolation points 0, +-5/8, +-3/2, infinity. Pairs +-p keep the even/odd
-// symmetry that makes the transforms cheap; points near +-1/sqrt(2), +-sqrt(2) halve the rounding error of the usual
-// +-1, +-2; and they must be exact in fp32: with rounded square roots the three matrices no longer fit each other,
+// Winograd convolution transforms F(2x2, 3x3), F(4x4, 3x3) and, for stride 2, F(4x4, 2x2) of the four phases (Lavin &
+// Gray, "Fast Algorithms for Convolutional Neural Networks", 2015). F(4,3) uses the interpolation points 0, +-5/8,
+// +-3/2, infinity, F(4,2) +-3/8, +-5/4, infinity. Pairs +-p keep the even/odd symmetry that makes the transforms cheap;
+// points with products near 1 halve the rounding error of the usual +-1, +-2 (of all small multiples of 1/8 these gave
+// the least); and they must be exact in fp32: with rounded square roots the three matrices no longer fit each other,
 // which costs three times the error (measured, see docs/accuracy.md).
 #pragma once
 
@@ -10,9 +11,15 @@
 namespace resfuse {
 namespace {
 
-struct F2x2 {
-    static constexpr int out = 2;
-    static constexpr int in = 4;
+// One dimension of a tile: `out` outputs from `in` inputs through the products at some of the interpolation points,
+// `points` numbers of the whole set. A tile at the edge of the image that has fewer outputs needs fewer points. Leaving
+// out point z takes the factor (x - z) out of the weight of every other point x; the input transform puts it back, so
+// tiles of all kinds share one set of transformed weights.
+
+// F(2, 3), points 0, 1, -1, infinity.
+struct F2 {
+    static constexpr int out = 2, in = 4;
+    static constexpr int points[in] = {0, 1, 2, 3};
 
     static inline void input(const Vec* d, int stride, Vec* v) {
         v[0] = d[0] - d[2 * stride];
@@ -26,40 +33,170 @@ struct F2x2 {
         y[0] = m[0] + sum;
         y[1] = difference - m[3 * stride];
     }
+};
+
+inline Vec constant(double x) { return broadcast(static_cast<float>(x)); }
+
+// The points +-p, +-q of a set, and how a pair of them turns even and odd parts into products and back.
+template <int P, int Q>
+struct PointPairs {
+    static constexpr double p = P / 8.0, p2 = p * p, p3 = p2 * p;
+    static constexpr double q = Q / 8.0, q2 = q * q, q3 = q2 * q;
+
+    struct Parts {
+        Vec even_p, odd_p, even_q, odd_q;
+    };
+    static inline void input(const Parts& d, Vec* v) {
+        v[0] = d.even_p + constant(p) * d.odd_p;
+        v[1] = d.even_p - constant(p) * d.odd_p;
+        v[2] = d.even_q + constant(q) * d.odd_q;
+        v[3] = d.even_q - constant(q) * d.odd_q;
+    }
+    static inline Parts output(const Vec* m, int stride) {
+        return {m[0] + m[stride], m[0] - m[stride], m[2 * stride] + m[3 * stride], m[2 * stride] - m[3 * stride]};
+    }
+    // (x^2 - p^2) (x^2 - q^2), the product at infinity of five inputs.
+    static inline Vec infinity(Vec d0, Vec d2, Vec d4) {
+        return constant(p2 * q2) * d0 + (d4 - constant(p2 + q2) * d2);
+    }
+};
+
+// F(4, 3), points 0, p, -p, q, -q, infinity.
+using F4Pairs = PointPairs<5, 12>;
+
+struct F4 {
+    static constexpr int out = 4, in = 6;
+    static constexpr int points[in] = {0, 1, 2, 3, 4, 5};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        using P = F4Pairs;
+        const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride],
+                  d5 = d[5 * stride];
+        v[0] = P::infinity(d0, d2, d4);
+        P::input({d4 - constant(P::q2) * d2, d3 - constant(P::q2) * d1, d4 - constant(P::p2) * d2,
+                  d3 - constant(P::p2) * d1},
+                 v + 1);
+        v[5] = P::infinity(d1, d3, d5);
+    }
+    static inline void output(const Vec* m, int stride, Vec* y) {
+        using P = F4Pairs;
+        const auto [even_p, odd_p, even_q, odd_q] = P::output(m + stride, stride);
+        y[0] = m[0] + even_p + even_q;
+        y[1] = constant(P::p) * odd_p + constant(P::q) * odd_q;
+        y[2] = constant(P::p2) * even_p + constant(P::q2) * even_q;
+        y[3] = constant(P::p3) * odd_p + constant(P::q3) * odd_q + m[5 * stride];
+    }
+};
+
+// F(2, 3), without the points 0 and infinity.
+struct F4Edge2 {
+    static constexpr int out = 2, in = 4;
+    static constexpr int points[in] = {1, 2, 3, 4};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        using P = F4Pairs;
+        const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride];
+        P::input({constant(P::p2) * d2 - constant(P::p2 * P::q2) * d0, d3 - constant(P::q2) * d1,
+                  constant(P::q2) * d2 - constant(P::p2 * P::q2) * d0, d3 - constant(P::p2) * d1},
+                 v);
+    }
+    static inline void output(const Vec* m, int stride, Vec* y) {
+        const auto [even_p, odd_p, even_q, odd_q] = F4Pairs::output(m, stride);
+        y[0] = even_p + even_q;
+        y[1] = constant(F4Pairs::p) * odd_p + constant(F4Pairs::q) * odd_q;
+    }
+};
+
+// F(3, 3), without the point 0.
+struct F4Edge3 {
+    static constexpr int out = 3, in = 5;
+    static constexpr int points[in] = {1, 2, 3, 4, 5};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        F4Edge2::input(d, stride, v);
+        v[4] = F4Pairs::infinity(d[0], d[2 * stride], d[4 * stride]);
+    }
+    static inline void output(const Vec* m, int stride, Vec* y) {
+        F4Edge2::output(m, stride, y);
+        y[2] = constant(F4Pairs::p2) * (m[0] + m[stride]) + constant(F4Pairs::q2) * (m[2 * stride] + m[3 * stride]) +
+               m[4 * stride];
+    }
+};
+
+// F(4, 2), points p, -p, q, -q, infinity.
+using H4Pairs = PointPairs<3, 10>;
+
+// F(3, 2), without infinity.
+struct H4Edge3 {
+    static constexpr int out = 3, in = 4;
+    static constexpr int points[in] = {0, 1, 2, 3};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        using P = H4Pairs;
+        const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride];
+        P::input({d3 - constant(P::q2) * d1, d2 - constant(P::q2) * d0, d3 - constant(P::p2) * d1,
+                  d2 - constant(P::p2) * d0},
+                 v);
+    }
+    static inline void output(const Vec* m, int stride, Vec* y) {
+        using P = H4Pairs;
+        const auto [even_p, odd_p, even_q, odd_q] = P::output(m, stride);
+        y[0] = even_p + even_q;
+        y[1] = constant(P::p) * odd_p + constant(P::q) * odd_q;
+        y[2] = constant(P::p2) * even_p + constant(P::q2) * even_q;
+    }
+};
+
+struct H4 {
+    static constexpr int out = 4, in = 5;
+    static constexpr int points[in] = {0, 1, 2, 3, 4};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        H4Edge3::input(d, stride, v);
+        v[4] = H4Pairs::infinity(d[0], d[2 * stride], d[4 * stride]);
+    }
+    static inline void output(const Vec* m, int stride, Vec* y) {
+        H4Edge3::output(m, stride, y);
+        y[3] = constant(H4Pairs::p3) * (m[0] - m[stride]) + constant(H4Pairs::q3) * (m[2 * stride] - m[3 * stride]) +
+               m[4 * stride];
+    }
+};
+
+// F(2, 2), without the points q and -q.
+struct H4Edge2 {
+    static constexpr int out = 2, in = 3;
+    static constexpr int points[in] = {0, 1, 4};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        using P = H4Pairs;
+        const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride];
+        const Vec even = constant(P::p2 - P::q2) * d1, odd = constant((P::p2 - P::q2) * P::p) * d0;
+        v[0] = even + odd;
+        v[1] = even - odd;
+        v[2] = d2 - constant(P::p2) * d0;
+    }
+    static inline void output(const Vec* m, int stride, Vec* y) {
+        y[0] = m[0] + m[stride];
+        y[1] = constant(H4Pairs::p) * (m[0] - m[stride]) + m[2 * stride];
+    }
+};
+
+// What tiles of one kind have in common. Weight row of point x: (1, x, ...) / product of (x - other points); the last
+// row is the point at infinity.
+struct F2x2 {
+    using Full = F2;
+    static constexpr int stride = 1;
+    static constexpr index_t chain = kChain;
     static constexpr double weight[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
 };
 
 struct F4x4 {
-    static constexpr int out = 4;
-    static constexpr int in = 6;
-
-    static constexpr double p = 5.0 / 8, p2 = p * p;
-    static constexpr double q = 3.0 / 2, q2 = q * q;
-
-    static inline Vec constant(double x) { return broadcast(static_cast<float>(x)); }
-
-    static inline void input(const Vec* d, int stride, Vec* v) {
-        const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride],
-                  d5 = d[5 * stride];
-        const Vec product = constant(p2 * q2), sum = constant(p2 + q2);
-        v[0] = product * d0 + (d4 - sum * d2);
-        v[5] = product * d1 + (d5 - sum * d3);
-        const Vec even_p = d4 - constant(q2) * d2, odd_p = d3 - constant(q2) * d1;
-        v[1] = even_p + constant(p) * odd_p;
-        v[2] = even_p - constant(p) * odd_p;
-        const Vec even_q = d4 - constant(p2) * d2, odd_q = d3 - constant(p2) * d1;
-        v[3] = even_q + constant(q) * odd_q;
-        v[4] = even_q - constant(q) * odd_q;
-    }
-    static inline void output(const Vec* m, int stride, Vec* y) {
-        const Vec even_p = m[stride] + m[2 * stride], odd_p = constant(p) * (m[stride] - m[2 * stride]);
-        const Vec even_q = m[3 * stride] + m[4 * stride], odd_q = constant(q) * (m[3 * stride] - m[4 * stride]);
-        y[0] = m[0] + even_p + even_q;
-        y[1] = odd_p + odd_q;
-        y[2] = constant(p2) * even_p + constant(q2) * even_q;
-        y[3] = constant(p2) * odd_p + constant(q2) * odd_q + m[5 * stride];
-    }
-    // Row of point x: (1, x, x^2) / product of (x - other points); the last row is the point at infinity.
+    using Full = F4;
+    using Edge3 = F4Edge3;
+    using Edge2 = F4Edge2;
+    static constexpr int stride = 1;
+    static constexpr index_t chain = 32;
+    static constexpr double p = F4Pairs::p, p2 = F4Pairs::p2, q = F4Pairs::q, q2 = F4Pairs::q2;
     static constexpr double over_p = 1 / (2 * p2 * (p2 - q2)), over_q = 1 / (2 * q2 * (q2 - p2));
     static constexpr double weight[6][3] = {{1 / (p2 * q2), 0, 0},
                                             {over_p, over_p * p, over_p * p2},
@@ -69,83 +206,113 @@ struct F4x4 {
                                             {0, 0, 1}};
 };
 
-template <class F>
-inline void transform_input_vector(const Vec* d, float* v, index_t frequency_stride, index_t n) {
-    Vec t[F::in * F::in];
+// Stride 2: the four phases of the image (even and odd rows and columns) are four images of stride 1, whose taps in one
+// dimension are {0, 2} for the even phase and {1} for the odd one (a second tap is zero). Their products add up, so the
+// phases are four times as many channels of one F(4x4, 2x2).
+struct H4x4 {
+    using Full = H4;
+    using Edge3 = H4Edge3;
+    using Edge2 = H4Edge2;
+    static constexpr int stride = 2;
+    static constexpr index_t chain = 96;
+    static constexpr double p = H4Pairs::p, q = H4Pairs::q;
+    static constexpr double over_p = 1 / (2 * p * (p * p - q * q)), over_q = 1 / (2 * q * (q * q - p * p));
+    static constexpr double weight[5][2] = {
+        {over_p, over_p * p}, {-over_p, over_p * p}, {over_q, over_q * q}, {-over_q, over_q * q}, {0, 1}};
+};
+
+// Tiles of R rows and C columns of outputs.
+template <class R, class C>
+inline void transform_input_vector(const Vec* d, float* v, index_t frequency_stride, int points, index_t n) {
+    Vec t[R::in * C::in];
 #pragma GCC unroll 6
-    for (int j = 0; j < F::in; ++j) {
-        Vec column[F::in];
-        F::input(d + j, F::in, column);
-        for (int i = 0; i < F::in; ++i) t[i * F::in + j] = column[i];
+    for (int j = 0; j < C::in; ++j) {
+        Vec column[R::in];
+        R::input(d + j, C::in, column);
+        for (int i = 0; i < R::in; ++i) t[i * C::in + j] = column[i];
     }
 #pragma GCC unroll 6
-    for (int i = 0; i < F::in; ++i) {
-        Vec row[F::in];
-        F::input(t + i * F::in, 1, row);
-        for (int j = 0; j < F::in; ++j) store_first(v + (i * F::in + j) * frequency_stride, row[j], n);
+    for (int i = 0; i < R::in; ++i) {
+        Vec row[C::in];
+        C::input(t + i * C::in, 1, row);
+#pragma GCC unroll 6
+        for (int j = 0; j < C::in; ++j)
+            store_first(v + (R::points[i] * points + C::points[j]) * frequency_stride, row[j], n);
     }
 }
 
-template <class F>
+// One phase of one tile. `points` are those of a whole tile in one dimension.
+template <class R, class C>
+inline void transform_input_tile(const WinogradInputArgs& g, const float* const* pixel, int points, float* v) {
+    Vec d[R::in * C::in];
+    index_t c = 0;
+    for (; c + kVectorFloats <= g.channels; c += kVectorFloats) {
+#pragma GCC unroll 36
+        for (int i = 0; i < R::in * C::in; ++i) d[i] = load(pixel[i] + c);
+        transform_input_vector<R, C>(d, v + c, g.frequency_stride, points, kVectorFloats);
+    }
+    if (c < g.channels) {
+        for (int i = 0; i < R::in * C::in; ++i) d[i] = load_first(pixel[i] + c, g.channels - c);
+        transform_input_vector<R, C>(d, v + c, g.frequency_stride, points, g.channels - c);
+    }
+}
+
+template <class F, class R, class C>
 void winograd_input(const WinogradInputArgs& g) {
+    constexpr index_t phases = F::stride * F::stride;
     for (index_t t = 0; t < g.tiles; ++t) {
         const index_t tile = g.first_tile + t;
-        const index_t y0 = tile / g.tiles_per_row * F::out - g.pad_top;
-        const index_t x0 = tile % g.tiles_per_row * F::out - g.pad_left;
-        const float* pixel[F::in * F::in];
-        for (int i = 0; i < F::in; ++i) {
-            const index_t y = y0 + i;
-            const bool row_inside = y >= 0 && y < g.image.height;
-            for (int j = 0; j < F::in; ++j) {
-                const index_t x = x0 + j;
-                const bool inside = row_inside && x >= 0 && x < g.image.width;
-                pixel[i * F::in + j] = inside ? g.image.data + y * g.image.row + x * g.image.pixel : g.zeros;
+        const index_t y0 = tile / g.tiles_per_row * R::out * F::stride - g.pad_top;
+        const index_t x0 = tile % g.tiles_per_row * C::out * F::stride - g.pad_left;
+        for (index_t phase = 0; phase < phases; ++phase) {
+            const index_t phase_y = phase / F::stride, phase_x = phase % F::stride;
+            const float* pixel[R::in * C::in];
+            for (int i = 0; i < R::in; ++i) {
+                const index_t y = y0 + i * F::stride + phase_y;
+                // The last input of an odd phase would only meet the tap that is zero.
+                const bool row_inside = y >= 0 && y < g.image.height && !(phase_y == 1 && i == R::in - 1);
+                for (int j = 0; j < C::in; ++j) {
+                    const index_t x = x0 + j * F::stride + phase_x;
+                    const bool inside = row_inside && x >= 0 && x < g.image.width && !(phase_x == 1 && j == C::in - 1);
+                    pixel[i * C::in + j] = inside ? g.image.data + y * g.image.row + x * g.image.pixel : g.zeros;
+                }
             }
-        }
-        float* v = g.v + t * g.channels;
-        Vec d[F::in * F::in];
-        index_t c = 0;
-        for (; c + kVectorFloats <= g.channels; c += kVectorFloats) {
-#pragma GCC unroll 36
-            for (int i = 0; i < F::in * F::in; ++i) d[i] = load(pixel[i] + c);
-            transform_input_vector<F>(d, v + c, g.frequency_stride, kVectorFloats);
-        }
-        if (c < g.channels) {
-            for (int i = 0; i < F::in * F::in; ++i) d[i] = load_first(pixel[i] + c, g.channels - c);
-            transform_input_vector<F>(d, v + c, g.frequency_stride, g.channels - c);
+            transform_input_tile<R, C>(g, pixel, F::Full::in, g.v + (t * phases + phase) * g.channels);
         }
     }
 }
 
-template <class F>
+template <class F, class R, class C>
 void winograd_output(const WinogradOutputArgs& g) {
     const Vec floor = broadcast(g.floor);
     for (index_t t = 0; t < g.tiles; ++t) {
         const index_t tile = g.first_tile + t;
-        const index_t y0 = tile / g.tiles_per_row * F::out;
-        const index_t x0 = tile % g.tiles_per_row * F::out;
-        const index_t rows = g.height - y0 < F::out ? g.height - y0 : F::out;
-        const index_t cols = g.width - x0 < F::out ? g.width - x0 : F::out;
+        const index_t y0 = g.y0 + tile / g.tiles_per_row * R::out;
+        const index_t x0 = g.x0 + tile % g.tiles_per_row * C::out;
+        const index_t rows = g.height - y0 < R::out ? g.height - y0 : R::out;
+        const index_t cols = g.width - x0 < C::out ? g.width - x0 : C::out;
         for (index_t k = 0; k < g.cols; k += kVectorFloats) {
             const index_t n = g.cols - k < kVectorFloats ? g.cols - k : kVectorFloats;
             const float* m = g.m + t * g.tile_stride + k;
-            Vec half[F::out * F::in];
+            Vec half[R::out * C::in];
 #pragma GCC unroll 6
-            for (int j = 0; j < F::in; ++j) {
-                Vec column[F::in], transformed[F::out];
-                for (int i = 0; i < F::in; ++i) column[i] = load(m + (i * F::in + j) * g.frequency_stride);
-                F::output(column, 1, transformed);
-                for (int i = 0; i < F::out; ++i) half[i * F::in + j] = transformed[i];
+            for (int j = 0; j < C::in; ++j) {
+                Vec column[R::in], transformed[R::out];
+#pragma GCC unroll 6
+                for (int i = 0; i < R::in; ++i)
+                    column[i] = load(m + (R::points[i] * F::Full::in + C::points[j]) * g.frequency_stride);
+                R::output(column, 1, transformed);
+                for (int i = 0; i < R::out; ++i) half[i * C::in + j] = transformed[i];
             }
             const Vec bias = g.bias ? load(g.bias + k) : zero();
 #pragma GCC unroll 4
-            for (int i = 0; i < F::out; ++i) {
+            for (int i = 0; i < R::out; ++i) {
                 if (i >= rows) break;
-                Vec y[F::out];
-                F::output(half + i * F::in, 1, y);
+                Vec y[C::out];
+                C::output(half + i * C::in, 1, y);
                 const index_t first = (y0 + i) * g.width + x0;
 #pragma GCC unroll 4
-                for (int j = 0; j < F::out; ++j) {
+                for (int j = 0; j < C::out; ++j) {
                     if (j >= cols) break;
                     Vec v = y[j] + bias;
                     if (g.residual) v += load_first(g.residual + (first + j) * g.residual_pixel + k, n);
@@ -156,31 +323,76 @@ void winograd_output(const WinogradOutputArgs& g) {
     }
 }
 
-// U = G w G^T, computed in double precision from the scaled weights and rounded once.
+// U = G w G^T, computed in double precision from the scaled weights and rounded once. Of stride 2: phase by phase, each
+// with its taps of the 3 x 3 window.
 template <class F>
 void pack_winograd(const PackPanelArgs& g) {
-    for (index_t c = 0; c < g.channels; ++c) {
-        double w[9][kTileCols] = {};
-        for (index_t k = 0; k < g.cols; ++k) {
-            const float* kernel = g.weight + (g.first_k + k) * g.stride_k + c * g.stride_c;
-            const double scale = g.scale ? g.scale[g.first_k + k] : 1.0;
-            for (int r = 0; r < 3; ++r)
-                for (int s = 0; s < 3; ++s) w[r * 3 + s][k] = scale * kernel[r * g.stride_h + s * g.stride_w];
-        }
-        double t[F::in][3][kTileCols];
-        for (int i = 0; i < F::in; ++i)
-            for (int s = 0; s < 3; ++s)
-                for (int k = 0; k < kTileCols; ++k)
-                    t[i][s][k] =
-                        F::weight[i][0] * w[s][k] + F::weight[i][1] * w[3 + s][k] + F::weight[i][2] * w[6 + s][k];
-        for (int i = 0; i < F::in; ++i)
-            for (int j = 0; j < F::in; ++j) {
-                float* u = g.packed + ((i * F::in + j) * g.channels + c) * kTileCols;
-                for (int k = 0; k < kTileCols; ++k)
-                    u[k] = static_cast<float>(F::weight[j][0] * t[i][0][k] + F::weight[j][1] * t[i][1][k] +
-                                              F::weight[j][2] * t[i][2][k]);
+    constexpr int in = F::Full::in, stride = F::stride, taps = stride == 1 ? 3 : 2;
+    for (int phase = 0; phase < stride * stride; ++phase)
+        for (index_t c = 0; c < g.channels; ++c) {
+            double w[taps][taps][kTileCols] = {};
+            for (index_t k = 0; k < g.cols; ++k) {
+                const float* kernel = g.weight + (g.first_k + k) * g.stride_k + c * g.stride_c;
+                const double scale = g.scale ? g.scale[g.first_k + k] : 1.0;
+                for (int r = 0; r < taps; ++r)
+                    for (int s = 0; s < taps; ++s) {
+                        const int y = r * stride + phase / stride, x = s * stride + phase % stride;
+                        if (y < 3 && x < 3) w[r][s][k] = scale * kernel[y * g.stride_h + x * g.stride_w];
+                    }
             }
-    }
+            double t[in][taps][kTileCols] = {};
+            for (int i = 0; i < in; ++i)
+                for (int s = 0; s < taps; ++s)
+                    for (int r = 0; r < taps; ++r)
+                        for (int k = 0; k < kTileCols; ++k) t[i][s][k] += F::weight[i][r] * w[r][s][k];
+            for (int i = 0; i < in; ++i)
+                for (int j = 0; j < in; ++j) {
+                    float* u =
+                        g.packed + ((i * in + j) * stride * stride * g.channels + phase * g.channels + c) * kTileCols;
+                    for (int k = 0; k < kTileCols; ++k) {
+                        double sum = 0.0;
+                        for (int s = 0; s < taps; ++s) sum += F::weight[j][s] * t[i][s][k];
+                        u[k] = static_cast<float>(sum);
+                    }
+                }
+        }
+}
+
+template <class Dimension>
+constexpr std::uint32_t points_of() {
+    std::uint32_t mask = 0;
+    for (const int point : Dimension::points) mask |= 1u << point;
+    return mask;
+}
+
+template <class F>
+constexpr WinogradKernels winograd_kernels_with_edges() {
+    using A = typename F::Full;
+    using B = typename F::Edge3;
+    using C = typename F::Edge2;
+    return {.tile = A::out,
+            .points = A::in,
+            .stride = F::stride,
+            .chain = F::chain,
+            .edge_points = {points_of<A>(), points_of<B>(), points_of<C>()},
+            .input = {{winograd_input<F, A, A>, winograd_input<F, A, B>, winograd_input<F, A, C>},
+                      {winograd_input<F, B, A>, winograd_input<F, B, B>, winograd_input<F, B, C>},
+                      {winograd_input<F, C, A>, winograd_input<F, C, B>, winograd_input<F, C, C>}},
+            .output = {{winograd_output<F, A, A>, winograd_output<F, A, B>, winograd_output<F, A, C>},
+                       {winograd_output<F, B, A>, winograd_output<F, B, B>, winograd_output<F, B, C>},
+                       {winograd_output<F, C, A>, winograd_output<F, C, B>, winograd_output<F, C, C>}},
+            .pack = pack_winograd<F>};
+}
+
+constexpr WinogradKernels f2x2_kernels() {
+    return {.tile = F2::out,
+            .points = F2::in,
+            .stride = 1,
+            .chain = F2x2::chain,
+            .edge_points = {points_of<F2>()},
+            .input = {{winograd_input<F2x2, F2, F2>}},
+            .output = {{winograd_output<F2x2, F2, F2>}},
+            .pack = pack_winograd<F2x2>};
 }
 
 }  // namespace

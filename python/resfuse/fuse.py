@@ -32,7 +32,8 @@ def fuse(
         model: any module. Where torch.fx cannot trace it as a whole (Hugging Face's), the largest of its modules that
             can be traced are fused.
         inplace: change ``model`` itself instead of a shallow copy.
-        algorithm: "auto" (a cost model chooses), "direct", or "winograd" (for every 3x3 convolution of stride 1).
+        algorithm: "auto" (a cost model chooses), "direct", or "winograd" (for every 3x3
+            convolution of stride 1 or 2).
         dtype: None or torch.float32.
 
     Returns:

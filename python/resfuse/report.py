@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from torch import nn
 
+from resfuse import _core
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused_module import fused_parts
 from resfuse.lowering.binding import BoundProgram
@@ -24,6 +26,7 @@ class ReportRow:
     algorithm: str = ""  # fused parts, once they have run
     packed_bytes: int = 0
     effective_gflop: float = 0.0  # of the last call, 2 x the direct algorithm's multiply-adds
+    effective_gflops: float = 0.0  # per second: the cost model's estimate, of all threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Report:
         return [row for row in self.rows if not row.fused]
 
     def __str__(self) -> str:
-        header = ("part", "", "what", "algorithm", "packed", "GFLOP")
+        header = ("part", "", "what", "algorithm", "packed", "GFLOP", "GFLOP/s (estimate)")
         lines = [
             (
                 row.part,
@@ -57,6 +60,7 @@ class Report:
                 row.algorithm or ("(not run yet)" if row.fused else ""),
                 f"{row.packed_bytes / 2**20:.2f} MiB" if row.packed_bytes else "",
                 f"{row.effective_gflop:.3f}" if row.effective_gflop else "",
+                f"{row.effective_gflops:.0f}" if row.effective_gflops else "",
             )
             for row in self.rows
         ]
@@ -84,7 +88,9 @@ class Report:
 def report(model: nn.Module) -> Report:
     """What of a fused model is fused, what is not and why.
 
-    Algorithms, bytes and operations are those of the last call of a program (they depend on the input's size).
+    Algorithms, bytes and operations are those of the last call of a program (they depend on the input's size). The
+    effective GFLOP/s (direct algorithm's operations per second) are what the cost model expects of a quiet machine at
+    the core's measured clock, not a measurement of the model.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -139,10 +145,16 @@ def _rows_outside(model: nn.Module, parts: list[str]) -> list[ReportRow]:
     return rows
 
 
+@functools.cache
+def _clock() -> float:
+    return _core.measure_clock()
+
+
 def _program_rows(bound: BoundProgram) -> list[ReportRow]:
     plan = executor_of(bound.step.text).last_plan
     if plan is None:
         return [ReportRow(layer.name, True, _what(layer)) for layer in bound.step.spec.layers]
+    clock = _clock()
     return [
         ReportRow(
             layer.name,
@@ -151,6 +163,7 @@ def _program_rows(bound: BoundProgram) -> list[ReportRow]:
             f"{row['algorithm']} x{row['images_per_wave']}",
             row["packed_bytes"],
             2e-9 * row["multiply_adds"],
+            2e-9 * row["multiply_adds"] / row["estimated_cycles"] * clock if row["estimated_cycles"] else 0.0,
         )
         for layer, row in zip(bound.step.spec.layers, plan.layers(), strict=True)
     ]
