@@ -13,9 +13,15 @@ namespace {
 constexpr double kGemmEfficiency = 0.8;
 constexpr double kGroupedEfficiency = 0.4;
 // Bytes a core streams per cycle from beyond its L2 while it computes.
-constexpr double kStreamBytesPerCycle = 6.0;
+constexpr double kStreamBytesPerCycle = 7.0;
+// Vector operations per element and transform of a Winograd convolution, loads and stores counted in; measured.
+constexpr double kTransformOperations = 9.0;
+// Winograd's weights take several times the memory, so it must be faster by this factor at least.
+constexpr double kWinogradGain = 1.1;
 
-double stream_cycles(std::size_t bytes) { return static_cast<double>(bytes) / kStreamBytesPerCycle; }
+double stream_cycles(std::size_t bytes) {
+    return bytes <= cache_sizes().l2 / 2 ? 0.0 : static_cast<double>(bytes) / kStreamBytesPerCycle;
+}
 
 double direct_cycles(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
     const PanelGrid grid = panel_grid(layer, kernels);
@@ -39,8 +45,8 @@ double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, inde
     const index_t depth = winograd.stride * winograd.stride * layer.in_channels;
     const double products = static_cast<double>(batch * tiles.products);
     const double multiplies = products * static_cast<double>(depth) * static_cast<double>(grid.total * grid.tile_cols);
-    // About three vector operations per element and transform, measured.
-    const double transforms = products * 3.0 * static_cast<double>(depth + layer.out_channels) / kernels.vector_floats;
+    const double transforms =
+        products * kTransformOperations * static_cast<double>(depth + layer.out_channels) / kernels.vector_floats;
     return multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency) + transforms +
            stream_cycles(packed_bytes(layer, algorithm, kernels));
 }
@@ -86,7 +92,8 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, const 
         winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
                                                                                    : Algorithm::winograd_f4;
     }
-    const bool direct = layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < cycles(winograd);
+    const bool direct =
+        layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < kWinogradGain * cycles(winograd);
     return direct ? Algorithm::direct : winograd;
 }
 
