@@ -248,3 +248,28 @@ def test_residual_stage(isa: str, data: st.DataObject) -> None:
     parameters = [torch.randn(channels, channels, k, k) / (channels * k * k) ** 0.5 for k in (3, 1, 3, 3, 3)]
     x = make_input((batch, channels, size, size), data.draw(st.sampled_from(LAYOUTS)), torch.Generator().manual_seed(0))
     check(ProgramSpec((channels,), layers, outputs), isa, [x], parameters, factor=6.0)
+
+
+@pytest.mark.parametrize("size", [5, 17])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+def test_pixels_a_page_long_are_spaced(isa: str, algorithm: str, size: int) -> None:
+    """Buffers whose pixels are padded, through every step that reads or writes one."""
+    three = {"kernel_size": (3, 3), "padding": (1, 1, 1, 1), "algorithm": algorithm}
+    layers = (
+        ConvSpec("expand", 0, 1, 16, 1024, 0, activation="relu"),
+        ConvSpec("reduce", 1, 2, 1024, 16, 1, activation="relu"),
+        ConvSpec("expand and add", 2, 3, 16, 1024, 0, residual=1, activation="relu"),
+        ConvSpec("3x3", 3, 4, 1024, 16, 2, **three),
+        ConvSpec("back and add", 4, 5, 16, 1024, 3, residual=3, **three),
+        ConvSpec("strided", 5, 6, 1024, 1024, 4, stride=(2, 2)),
+        ConvSpec("dilated", 6, 7, 1024, 16, 2, kernel_size=(3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
+        ConvSpec("groups of 4, and add", 6, 8, 1024, 1024, 5, kernel_size=(3, 3), padding=(1, 1, 1, 1), groups=256),
+        MaxPoolSpec("max-pool", 6, 9, (3, 3), (2, 2), (1, 1), (1, 1, 1, 1), False),
+        GlobalAvgPoolSpec("pool", 6, 10),
+        ConvSpec("fc", 10, 11, 1024, 7, 6),
+    )
+    generator = torch.Generator().manual_seed(size)
+    shapes = [(1024, 16, 1), (16, 1024, 1), (16, 1024, 3), (1024, 16, 3), (1024, 1024, 1), (1024, 4, 3), (7, 1024, 1)]
+    parameters = [torch.randn(k, c, r, r, generator=generator) / (c * r * r) ** 0.5 for k, c, r in shapes]
+    spec = ProgramSpec((16,), layers, tuple(OutputSpec(i) for i in (2, 4, 7, 8, 9, 11)))
+    check(spec, isa, [torch.randn(3, 16, size, size, generator=generator)], parameters)

@@ -33,7 +33,8 @@ class DirectStep final : public Step {
           pools_(can_pool()) {
         const Window& w = layer_.window;
         band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
-        pitch_ = (band_ ? band_cols_ : in_.w) * layer_.in_channels;
+        pixel_ = band_ ? layer_.in_channels : context.pixels[static_cast<std::size_t>(layer_.input)];
+        pitch_ = (band_ ? band_cols_ : in_.w) * pixel_;
         set_segments();
         if (flat_ || gathered_) {
             plan_flat(context);
@@ -66,7 +67,7 @@ class DirectStep final : public Step {
             const index_t band = task / panel_chunks_, image = band / bands_;
             const Range rows = part(out_.h, band % bands_, bands_);
             const Tensor& y = wave.tensors[layer_.output];
-            run_rows(image, rows, panels, wave, scratch, y.data + image * y.image + rows.begin * y.row);
+            run_rows(image, rows, panels, wave, scratch, y.data + image * y.image + rows.begin * y.row, y.pixel);
         }
     }
 
@@ -98,7 +99,7 @@ class DirectStep final : public Step {
             segments_.push_back(0);
             return;
         }
-        if (layer_.groups == 1 && w.dilation_w == 1) {
+        if (layer_.groups == 1 && w.dilation_w == 1 && (w.kernel_w == 1 || pixel_ == channels)) {
             segment_length_ = w.kernel_w * channels;
             for (index_t r = 0; r < w.kernel_h; ++r) segments_.push_back(r * w.dilation_h * pitch_);
             return;
@@ -106,7 +107,7 @@ class DirectStep final : public Step {
         segment_length_ = channels / layer_.groups;
         for (index_t r = 0; r < w.kernel_h; ++r)
             for (index_t s = 0; s < w.kernel_w; ++s)
-                segments_.push_back(r * w.dilation_h * pitch_ + s * w.dilation_w * channels);
+                segments_.push_back(r * w.dilation_h * pitch_ + s * w.dilation_w * pixel_);
     }
 
     void plan_flat(const StepContext& context) {
@@ -124,7 +125,7 @@ class DirectStep final : public Step {
             panel_chunks_ = std::clamp<index_t>(wanted / ceil_div(rows, block_), 1, grid_.total);
         }
         if (pools_) block_ = whole_images(context) * pixels();
-        windows_ = gathered_ ? block_ * grid_.reduction : 0;
+        windows_ = gathered_ ? block_ * window_pitch() : 0;
         thread_scratch = static_cast<std::size_t>(windows_ + (pools_ ? (block_ + 1) * grid_.tile_cols : 0));
     }
 
@@ -140,6 +141,8 @@ class DirectStep final : public Step {
             if (tiles_per_image(n) < tiles_per_image(best)) best = n;
         return best;
     }
+
+    index_t window_pitch() const { return spaced(grid_.reduction); }
 
     index_t pixels() const { return out_.h * out_.w; }
 
@@ -232,7 +235,7 @@ class DirectStep final : public Step {
                          .rows = w.kernel_h,
                          .x0 = pixel % out_.w * w.stride_w - w.pad_left,
                          .cols = w.kernel_w},
-                        windows + (row - rows.begin) * grid_.reduction);
+                        windows + (row - rows.begin) * window_pitch());
         }
     }
 
@@ -244,7 +247,7 @@ class DirectStep final : public Step {
             const Range chunk = chunk_from(p, panels.end);
             GemmArgs g = panel_args(chunk, wave);
             g.a = gathered_ ? scratch : x.data + rows.begin * x.pixel;
-            g.lda = gathered_ ? grid_.reduction : x.pixel;
+            g.lda = gathered_ ? window_pitch() : x.pixel;
             g.rows = rows.size();
             g.c = pools_ ? scratch + windows_ : y.data + rows.begin * y.pixel + panel_channel(p);
             g.ldc = pools_ ? grid_.tile_cols : y.pixel;
@@ -286,7 +289,8 @@ class DirectStep final : public Step {
             const index_t kept = std::max<index_t>(held.end - rows.begin, 0);
             std::copy_n(map + (held.size() - kept) * map_row(), kept * map_row(), map);
             if (rows.begin + kept < rows.end)
-                run_rows(image, {rows.begin + kept, rows.end}, {0, grid_.total}, wave, scratch, map + kept * map_row());
+                run_rows(image, {rows.begin + kept, rows.end}, {0, grid_.total}, wave, scratch, map + kept * map_row(),
+                         layer_.out_channels);
             held = rows;
             wave.kernels.max_pool({.image = {map, rows.size(), out_.w, map_row(), layer_.out_channels},
                                    .channels = layer_.out_channels,
@@ -306,8 +310,9 @@ class DirectStep final : public Step {
         }
     }
 
-    // Output rows `rows` of an image to `to`, dense.
-    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, float* to) const {
+    // Output rows `rows` of an image to `to`, whose pixels are `pixel` floats apart.
+    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, float* to,
+                  index_t pixel) const {
         const Window& w = layer_.window;
         const Tensor& x = wave.tensors[layer_.input];
         const float* first = x.data + image * x.image + rows.begin * w.stride_h * x.row;
@@ -325,12 +330,12 @@ class DirectStep final : public Step {
             GemmArgs g = panel_args(chunk, wave);
             const index_t channel = panel_channel(p);
             const index_t group_offset = p / grid_.per_group * (layer_.in_channels / layer_.groups);
-            g.lda = w.stride_w * layer_.in_channels;
+            g.lda = w.stride_w * pixel_;
             g.rows = out_.w;
-            g.ldc = layer_.out_channels;
+            g.ldc = pixel;
             for (index_t oy = rows.begin; oy < rows.end; ++oy) {
                 g.a = first + (oy - rows.begin) * w.stride_h * pitch_ + group_offset;
-                g.c = to + (oy - rows.begin) * map_row() + channel;
+                g.c = to + (oy - rows.begin) * out_.w * pixel + channel;
                 if (layer_.residual >= 0) {
                     const Tensor& residual = wave.tensors[layer_.residual];
                     g.residual = residual.data + image * residual.image + oy * residual.row + channel;
@@ -356,7 +361,7 @@ class DirectStep final : public Step {
     index_t map_ = 0;        // offset of this layer's rows in the thread's scratch
     index_t windows_ = 0;    // floats of gathered windows
     index_t band_cols_ = 0;
-    index_t pitch_ = 0;  // floats between input rows as the kernel reads them
+    index_t pixel_ = 0, pitch_ = 0;  // floats between input pixels and rows as the kernel reads them
     std::vector<index_t> segments_;
     index_t segment_length_ = 0;
     index_t block_ = 1;         // rows of a flat task

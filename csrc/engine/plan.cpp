@@ -19,6 +19,7 @@ Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vec
     infer_extents(inputs);
     choose_algorithms();
     place_inputs(inputs);
+    space_pixels();
     make_segments();
     find_pooled();
     make_steps();
@@ -89,8 +90,26 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
     }
     for (std::size_t o = 0; o < program_->outputs().size(); ++o)
         placements_[static_cast<std::size_t>(program_->outputs()[o])].external_output = static_cast<int>(o);
-    for (std::size_t b = 0; b < channels_.size(); ++b)
-        placements_[b].image_floats = extents_[b].h * extents_[b].w * channels_[b];
+}
+
+// Of our own buffers, where every step that reads or writes one honours the distance.
+void Plan::space_pixels() {
+    pixels_ = channels_;
+    std::vector<bool> ours(channels_.size(), false);
+    for (std::size_t l = 0; l < layers_.size(); ++l)
+        ours[static_cast<std::size_t>(layers_[l].output)] =
+            layers_[l].kind == LayerKind::global_avg_pool ||
+            (layers_[l].kind == LayerKind::conv && algorithms_[l] != Algorithm::grouped);
+    for (std::size_t l = 0; l < layers_.size(); ++l)
+        if (layers_[l].residual >= 0 && algorithms_[l] == Algorithm::grouped)
+            ours[static_cast<std::size_t>(layers_[l].residual)] = false;
+    for (std::size_t b = 0; b < channels_.size(); ++b) {
+        Placement& place = placements_[b];
+        const bool external = place.external_input >= 0 || place.external_output >= 0;
+        if (ours[b] && !external) pixels_[b] = spaced(channels_[b]);
+        place.pixel_floats = pixels_[b];
+        place.image_floats = extents_[b].h * extents_[b].w * pixels_[b];
+    }
 }
 
 // Layers of one output extent (a stage) go depth first together: as many images a wave as keep its activations in
@@ -152,8 +171,8 @@ int Plan::pooled_in(std::size_t layer) const {
 
 void Plan::make_steps() {
     for (std::size_t s = 0; s < layouts_.size() + layers_.size(); ++s) {
-        const StepContext context{*program_, layers_, extents_, dense_, pooled_, segments_[segment_of(s)].images,
-                                  threads_};
+        const StepContext context{
+            *program_, layers_, extents_, dense_, pixels_, pooled_, segments_[segment_of(s)].images, threads_};
         if (s < layouts_.size()) {
             steps_.push_back(make_layout_step(context, layouts_[s].from, layouts_[s].to));
             continue;

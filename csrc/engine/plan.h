@@ -27,6 +27,7 @@ struct Placement {
     bool whole_batch = false;  // crosses segments, so it holds all images
     std::size_t offset = 0;    // floats into the workspace
     index_t image_floats = 0;
+    index_t pixel_floats = 0;
 };
 
 class Plan {
@@ -64,6 +65,7 @@ class Plan {
     void place_inputs(const std::vector<InputShape>& inputs);
     void make_segments();
     void find_pooled();
+    void space_pixels();
     void make_steps();
     void place_buffers();
     std::size_t step_of_layer(std::size_t layer) const { return layer + layouts_.size(); }
@@ -81,6 +83,7 @@ class Plan {
     std::vector<index_t> channels_;
     std::vector<bool> dense_;
     std::vector<bool> input_dense_;  // per input
+    std::vector<index_t> pixels_;    // floats between a dense buffer's pixels
     std::vector<Algorithm> algorithms_;
     std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null
     std::vector<Layout> layouts_;       // steps 0 .. layouts - 1; layers follow

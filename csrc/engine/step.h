@@ -30,6 +30,7 @@ struct StepContext {
     const std::vector<Layer>& layers;    // paddings resolved
     const std::vector<Extent>& extents;  // per buffer
     const std::vector<bool>& dense;      // per buffer: dense NHWC
+    const std::vector<index_t>& pixels;  // per buffer: floats between its pixels, where it is dense
     // Per layer: the pooling layer that alone reads its output, or null.
     const std::vector<const Layer*>& pooled;
     index_t images;  // per wave, at most
@@ -65,6 +66,13 @@ std::unique_ptr<Step> make_fused_away_step();
 std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int to);
 
 inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+// The rows of a product are some floats apart. Where that is a multiple of a page, or of half a page and every second
+// row is taken, they all fall into one set of L1, which holds fewer than a register tile has: one more cache line.
+inline index_t spaced(index_t floats) {
+    constexpr index_t kHalfPageFloats = 512, kLineFloats = 16;
+    return floats % kHalfPageFloats == 0 ? floats + kLineFloats : floats;
+}
 
 // Part i of n of [0, total), as even as possible.
 struct Range {

@@ -207,9 +207,11 @@ class WinogradStep final : public Step {
         for_each_run(block, block, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t from) {
             float* to = y.data + image * y.image + channel;
             const float* residual = nullptr;
+            index_t residual_pixel = 0;
             if (layer_.residual >= 0) {
                 const Tensor& r = wave.tensors[layer_.residual];
                 residual = r.data + image * r.image + channel;
+                residual_pixel = r.pixel;
             }
             kernels_.output[c.row_kind][c.col_kind]({.m = m + from * grid_.tile_cols,
                                                      .frequency_stride = m_frequency_stride(),
@@ -218,7 +220,7 @@ class WinogradStep final : public Step {
                                                      .height = out_.h,
                                                      .width = out_.w,
                                                      .pixel = pools_ ? grid_.tile_cols : y.pixel,
-                                                     .residual_pixel = layer_.out_channels,
+                                                     .residual_pixel = residual_pixel,
                                                      .cols = cols,
                                                      .y0 = c.rows.begin * kernels_.tile,
                                                      .x0 = c.cols.begin * kernels_.tile,

@@ -192,7 +192,7 @@ void gemm(const GemmArgs& g) {
     const index_t tiles = (g.rows + kTileRows - 1) / kTileRows;
     if (tiles == 0) return;
     // Between them all tiles fetch the panel behind the last one, or all panels the next rows.
-    const bool next_rows = panels > 1 && g.lda == reduction;
+    const bool next_rows = panels > 1 && g.segments == 1 && g.lda >= reduction;
     const index_t ahead_step = next_rows ? (kTileRows + panels - 1) / panels : (kTileCols + tiles - 1) / tiles;
     for (index_t t = 0; t < tiles; ++t) {
         const index_t begin = g.rows * t / tiles, end = g.rows * (t + 1) / tiles;
