@@ -34,7 +34,7 @@ CASES = [(model, size, batch, ratio) for (model, size), row in TARGETS.items() f
 @pytest.mark.parametrize(("model", "size", "batch", "target"), CASES, ids=[f"{c[0]}-b{c[2]}" for c in CASES])
 def test_inference(record, model: str, size: int, batch: int, target: float, threads: int) -> None:
     peers = [name for name in engines.ENGINES if engines.installed(name)]
-    scores = duel(peers, model, batch=batch, size=size, threads=threads, rounds=7, forwards=1 if batch > 1 else 5)
+    scores = duel(peers, model, batch=batch, size=size, threads=threads, rounds=7, forwards=1 if batch > 1 else 20)
     ours = scores.pop("resfuse")
     fp32 = {name: score for name, score in scores.items() if "bf16" not in name}
     fastest = min(fp32, key=lambda name: fp32[name].timing.median)

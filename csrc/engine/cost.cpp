@@ -14,6 +14,8 @@ constexpr double kGemmEfficiency = 0.8;
 constexpr double kGroupedEfficiency = 0.4;
 // Bytes a core streams per cycle from beyond its L2 while it computes.
 constexpr double kStreamBytesPerCycle = 7.0;
+// Of the time of many passes over memory, what the products in between do not hide; measured.
+constexpr double kStreamShare = 0.55;
 // Vector operations per element and transform of a Winograd convolution, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
 // Winograd's weights take several times the memory, so it must be faster by this factor at least.
@@ -38,6 +40,46 @@ double grouped_cycles(const Layer& layer, Extent out, index_t batch, const Kerne
            (2.0 * kernels.vector_floats * kGroupedEfficiency);
 }
 
+// A blocking and the bytes that go through it from beyond L2.
+struct WinogradSchedule {
+    WinogradBlocking blocking;
+    double traffic;
+};
+
+WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,
+                                   const KernelTable& kernels) {
+    const PanelGrid grid = panel_grid(layer, kernels);
+    const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
+    const index_t frequencies = winograd.points * winograd.points;
+    const index_t depth = winograd.stride * winograd.stride * layer.in_channels;
+    const index_t panels = grid.total, cols = grid.tile_cols, rows = kernels.tile_rows;
+    const std::size_t l2 = cache_sizes().l2;
+    const index_t budget = static_cast<index_t>(l2 * 6 / 10 / sizeof(float));
+    const auto blocks_for = [&](index_t floats_per_tile, index_t most) {
+        const index_t fit = std::clamp<index_t>(budget / floats_per_tile / rows * rows, rows, most);
+        index_t blocks = ceil_div(tiles, fit);
+        if (blocks > 1 || tiles >= 2 * rows) blocks = ceil_div(blocks, threads) * threads;
+        return std::min(blocks, ceil_div(tiles, 4));
+    };
+    const double weights = static_cast<double>(packed_bytes(layer, algorithm, kernels));
+    const double v = static_cast<double>(frequencies * tiles * depth) * sizeof(float);
+
+    const index_t fused_blocks = blocks_for(frequencies * (depth + cols), 112);
+    const double fused_traffic =
+        weights > static_cast<double>(l2) / 2 ? weights * static_cast<double>(fused_blocks) : weights;
+
+    const index_t split_block = std::min<index_t>(tiles, 8 * rows);
+    const index_t split_blocks = ceil_div(tiles, split_block);
+    index_t group = std::clamp<index_t>(budget / (frequencies * split_block * cols), 1, panels);
+    while (group > 1 && split_blocks * ceil_div(panels, group) < 2 * threads) --group;
+    const double split_traffic =
+        weights * static_cast<double>(split_blocks) + v * (1.0 + static_cast<double>(ceil_div(panels, group)));
+
+    if (fused_blocks < threads || split_traffic < fused_traffic)
+        return {{true, ceil_div(tiles, split_blocks), group}, split_traffic};
+    return {{false, ceil_div(tiles, fused_blocks), 1}, fused_traffic};
+}
+
 double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, const KernelTable& kernels) {
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     const WinogradTiles tiles = winograd_tiles(winograd, out);
@@ -47,8 +89,10 @@ double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, inde
     const double multiplies = products * static_cast<double>(depth) * static_cast<double>(grid.total * grid.tile_cols);
     const double transforms =
         products * kTransformOperations * static_cast<double>(depth + layer.out_channels) / kernels.vector_floats;
+    // As one thread would do it: the choice must not depend on their number.
+    const double traffic = winograd_schedule(layer, algorithm, batch * tiles.per_image(), 1, kernels).traffic;
     return multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency) + transforms +
-           stream_cycles(packed_bytes(layer, algorithm, kernels));
+           kStreamShare * stream_cycles(static_cast<std::size_t>(traffic));
 }
 
 }  // namespace
@@ -99,49 +143,22 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, const 
 
 index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, index_t batch, int threads) {
     const CacheSizes& caches = cache_sizes();
-    // Weights that do not fit beside the activations are streamed again in every wave: take the batch in few waves.
     constexpr index_t kFewestImages = 32;
     constexpr std::size_t kMostActivationBytes = std::size_t{64} << 20;
     const index_t affordable = static_cast<index_t>(kMostActivationBytes / std::max<std::size_t>(activation_bytes, 1));
     const index_t whole = std::min(batch, std::max(kFewestImages, affordable));
-    if (weight_bytes > caches.l2) return whole;
     const std::size_t budget = caches.l2 * static_cast<std::size_t>(threads);
     const index_t fit = static_cast<index_t>(budget / std::max<std::size_t>(activation_bytes, 1));
     const index_t wave = std::max<index_t>(fit / threads, 1) * threads;
+    // Each wave streams the weights again, which must cost less than the activations that then stay in cache.
+    const bool streams_more = weight_bytes / static_cast<std::size_t>(wave) > activation_bytes / 2;
+    if (weight_bytes > caches.l2 && streams_more) return whole;
     return std::min(whole, wave);
 }
 
 WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,
                                    const KernelTable& kernels) {
-    const PanelGrid grid = panel_grid(layer, kernels);
-    const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
-    const index_t frequencies = winograd.points * winograd.points;
-    const index_t depth = winograd.stride * winograd.stride * layer.in_channels;
-    const index_t panels = grid.total, cols = grid.tile_cols, rows = kernels.tile_rows;
-    const std::size_t l2 = cache_sizes().l2;
-    const index_t budget = static_cast<index_t>(l2 * 6 / 10 / sizeof(float));
-    const auto blocks_for = [&](index_t floats_per_tile, index_t most) {
-        const index_t fit = std::clamp<index_t>(budget / floats_per_tile / rows * rows, rows, most);
-        index_t blocks = ceil_div(tiles, fit);
-        if (blocks > 1 || tiles >= 2 * rows) blocks = ceil_div(blocks, threads) * threads;
-        return std::min(blocks, ceil_div(tiles, 4));
-    };
-    const double weights = static_cast<double>(packed_bytes(layer, algorithm, kernels));
-    const double v = static_cast<double>(frequencies * tiles * depth) * sizeof(float);
-
-    const index_t fused_blocks = blocks_for(frequencies * (depth + cols), 112);
-    const double fused_traffic =
-        weights > static_cast<double>(l2) / 2 ? weights * static_cast<double>(fused_blocks) : weights;
-
-    const index_t split_block = std::min<index_t>(tiles, 8 * rows);
-    const index_t split_blocks = ceil_div(tiles, split_block);
-    index_t group = std::clamp<index_t>(budget / (frequencies * split_block * cols), 1, panels);
-    while (group > 1 && split_blocks * ceil_div(panels, group) < 2 * threads) --group;
-    const double split_traffic =
-        weights * static_cast<double>(split_blocks) + v * (1.0 + static_cast<double>(ceil_div(panels, group)));
-
-    if (fused_blocks < threads || split_traffic < fused_traffic) return {true, ceil_div(tiles, split_blocks), group};
-    return {false, ceil_div(tiles, fused_blocks), 1};
+    return winograd_schedule(layer, algorithm, tiles, threads, kernels).blocking;
 }
 
 }  // namespace resfuse

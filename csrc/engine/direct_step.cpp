@@ -170,7 +170,8 @@ class DirectStep final : public Step {
         const Window& w = pooled_->window;
         pooled_out_ = context.extents[static_cast<std::size_t>(pooled_->output)];
         pool_rows_ = std::max<index_t>(1, (kMostPooledFloats / map_row() - w.kernel_h) / w.stride_h + 1);
-        bands_ = std::clamp<index_t>(4 * context.threads / context.images, 1, pooled_out_.h);
+        // Rows between two bands are computed twice.
+        bands_ = std::clamp<index_t>(2 * context.threads / context.images, 1, pooled_out_.h);
         panel_chunks_ = 1;
         const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
         map_ = band_ ? band_rows(rows) * band_cols_ * layer_.in_channels : 0;
