@@ -59,7 +59,8 @@ def _compile(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
 
 def _zentorch(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
     importlib.import_module("zentorch")
-    importlib.import_module("torch._inductor.config").freezing = True  # its backend takes no options
+    config: Any = importlib.import_module("torch._inductor.config")
+    config.freezing = True  # its backend takes no options
     moved, x = _channels_last(model, x)
     compiled = torch.compile(moved, backend="zentorch")
 
