@@ -158,39 +158,38 @@ def test_replaced_modules_are_seen(model: nn.Module, x: torch.Tensor) -> None:
     assert any("GroupNorm" in row.what for row in resfuse.report(fast).native)
 
 
-def test_train_mode_runs_the_original_modules(model: nn.Module, x: torch.Tensor) -> None:
+def test_train_mode_runs_fused(model: nn.Module, x: torch.Tensor) -> None:
     fast, reference = resfuse.fuse(model), copy.deepcopy(model)
     fast.train()
     reference.train()
     fast(x).sum().backward()
     reference(x).sum().backward()
     for a, b in zip(fast.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
     report = resfuse.report(fast)
-    assert report.native_calls == 1
-    assert "train mode" in report.state
-    assert "train mode" in str(report.last_native_reason)
+    assert (report.fused_calls, report.native_calls) == (1, 0)
+    assert "block by block" in report.state
     assert_same(fast.eval(), reference.eval(), x)
 
 
 def test_a_frozen_batch_norm_left_in_train_mode(model: nn.Module, x: torch.Tensor) -> None:
     fast = resfuse.fuse(model)
-    fast.layer2[0].bn2.train()
     reference = copy.deepcopy(model)
+    fast.layer2[0].bn2.train()
     reference.layer2[0].bn2.train()
-    assert_same(fast, reference, x, fused=False)
+    assert_same(fast, reference, x)
 
 
 def test_gradients_in_eval_mode(model: nn.Module, x: torch.Tensor) -> None:
     fast = resfuse.fuse(model)
-    with pytest.warns(resfuse.NativeFallbackWarning, match="no_grad"):
+    with pytest.warns(resfuse.GradientsEnabledWarning, match="no_grad"):
         fast(x).sum().backward()
     assert fast.conv1.weight.grad is not None
     fast(x)  # warns once
     for parameter in fast.parameters():
         parameter.requires_grad_(False)
     fast(x)
-    assert resfuse.report(fast).fused_calls == 1
+    assert resfuse.report(fast).fused_calls == 3
     with pytest.raises(AssertionError):
         assert_same(fast, model, x, fused=False)
 

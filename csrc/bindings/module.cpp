@@ -7,5 +7,6 @@ PYBIND11_MODULE(_core, m) {
     register_global_avg_pool(m);
     register_info(m);
     register_program(m);
+    register_training(m);
     register_plan(m);
 }

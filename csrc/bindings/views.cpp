@@ -11,6 +11,14 @@ std::string shape_text(const std::array<index_t, 4>& shape) {
     return text + "]";
 }
 
+float* vector_data(const py::array& array, index_t size, const std::string& what) {
+    if (!py::isinstance<py::array_t<float>>(array))
+        throw py::type_error(what + ": got dtype " + std::string(py::str(array.dtype())) + ", want float32");
+    if (array.ndim() != 1 || array.shape(0) != size || (size > 1 && array.strides(0) != sizeof(float)))
+        throw py::value_error(what + ": want a dense vector of " + std::to_string(size));
+    return static_cast<float*>(const_cast<void*>(array.data()));
+}
+
 Array4 array4(const py::array& array, const std::string& what) {
     if (!py::isinstance<py::array_t<float>>(array))
         throw py::type_error(what + ": got dtype " + std::string(py::str(array.dtype())) + ", want float32");

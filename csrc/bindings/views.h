@@ -14,6 +14,9 @@ struct Array4 {
     std::array<resfuse::index_t, 4> strides;  // in floats
 };
 
+// The floats of a dense one-dimensional float32 array of `size`; throws TypeError or ValueError that names `what`.
+float* vector_data(const pybind11::array& array, resfuse::index_t size, const std::string& what);
+
 std::string shape_text(const std::array<resfuse::index_t, 4>& shape);
 
 // A float32 array of four dimensions; throws TypeError or ValueError that names `what`.

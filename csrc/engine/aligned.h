@@ -1,10 +1,8 @@
-// Cache-line aligned float storage.
+// Aligned float storage; large blocks come from the heap.
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <memory>
-#include <new>
 
 namespace resfuse {
 
@@ -16,13 +14,7 @@ class AlignedFloats {
   public:
     AlignedFloats() = default;
     explicit AlignedFloats(std::size_t floats) : size_(floats) {
-        if (floats == 0) return;
-        // Large blocks start on a huge page where the kernel gives one: packed weights are read front to back.
-        const std::size_t alignment = floats * sizeof(float) >= kHugePage ? kHugePage : kCacheLine;
-        const std::size_t bytes = (floats * sizeof(float) + alignment - 1) / alignment * alignment;
-        data_.reset(static_cast<float*>(std::aligned_alloc(alignment, bytes)));
-        if (!data_) throw std::bad_alloc();
-        advise_huge_pages(data_.get(), bytes);
+        if (floats > 0) data_.reset(take(floats));
     }
 
     float* data() const { return data_.get(); }
@@ -34,8 +26,10 @@ class AlignedFloats {
 
   private:
     struct Free {
-        void operator()(float* p) const { std::free(p); }
+        void operator()(float* p) const;
     };
+    static float* take(std::size_t floats);
+
     std::unique_ptr<float, Free> data_;
     std::size_t size_ = 0;
 };

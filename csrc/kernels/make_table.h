@@ -2,15 +2,17 @@
 #pragma once
 
 #include "kernels/activation.h"
+#include "kernels/batch_norm.h"
 #include "kernels/gemm.h"
 #include "kernels/global_avg_pool.h"
 #include "kernels/global_avg_pool_backward.h"
 #include "kernels/grouped.h"
 #include "kernels/layout.h"
 #include "kernels/max_pool.h"
+#include "kernels/max_pool_training.h"
 #include "kernels/pack.h"
 #include "kernels/read.h"
-#include "kernels/winograd.h"
+#include "kernels/winograd_kinds.h"
 
 namespace resfuse {
 namespace {
@@ -27,6 +29,15 @@ constexpr KernelTable make_table(const char* name) {
         .pack_direct = pack_direct,
         .copy_band = copy_band,
         .grouped = grouped,
+        .norm_sums = norm_sums,
+        .norm_apply = norm_apply,
+        .norm_grad_sums = norm_grad_sums,
+        .norm_grad = norm_grad,
+        .outer_product = outer_product,
+        .pack_rows = pack_rows,
+        .copy_windows = copy_windows,
+        .max_pool_index = max_pool_index,
+        .max_pool_grad = max_pool_grad,
         .max_pool = max_pool,
         .pool_sum = {pool_sum<Fp32>, pool_sum<Fp64>, pool_sum<Bf16>, pool_sum<Fp16>},
         .pool_mean = {pool_mean<Fp32>, pool_mean<Fp64>, pool_mean<Bf16>, pool_mean<Fp16>},

@@ -172,6 +172,118 @@ struct PackPanelArgs {
     float* packed;
 };
 
+// Batch normalisation in training. Tensors are rows of channels, dense: the pixels of channels_last images.
+struct NormSumsArgs {
+    const float* x;
+    index_t rows, channels;
+    const float* shift;  // per channel, near its mean
+    float* scratch;      // 2 * channels
+    double* sums;        // [2][channels]
+};
+
+// y = max((x - mean) * scale + bias + residual, floor)
+struct NormApplyArgs {
+    const float* x;
+    const float* residual;  // or null
+    index_t rows, channels;
+    const float *mean, *scale, *bias;
+    float floor;
+    float* y;
+};
+
+// The gradient behind a ReLU: that of its output, where the output is positive.
+struct NormGrad {
+    const float* grad;
+    const float* y;             // the ReLU's output, or null
+    const float *scale, *bias;  // else what it is computed from; null: there is no ReLU
+    const float *x, *mean;
+    index_t rows, channels;
+};
+
+struct NormGradSumsArgs {
+    NormGrad g;
+    float* scratch;  // 2 * channels
+    double* sums;    // [2][channels]
+};
+
+// dx = of_grad * g + of_x * (x - mean) + constant, dresidual = g; both may be grad itself.
+struct NormGradArgs {
+    NormGrad g;
+    const float *of_grad, *of_x, *constant;
+    float* dx;
+    float* dresidual;  // or null
+};
+
+// c[i][j] (+)= sum over steps t of a[t * lda + i] * b[t * ldb + j], for tile_cols columns of `panels` panels of b.
+struct OuterProductArgs {
+    const float* a;
+    index_t lda;
+    const float* b;
+    index_t b_panel, ldb;  // floats between panels and steps
+    float* c;
+    index_t c_panel, ldc;
+    index_t rows, panels, steps;
+    bool accumulate;
+    // Read next: fetched meanwhile.
+    const float *next_a = nullptr, *next_b = nullptr;
+    index_t next_a_floats = 0, next_b_floats = 0;
+};
+
+// Rows of channels into panels of tile_cols columns, zeros past the last channel.
+struct PackRowsArgs {
+    const float* x;
+    index_t pixel;  // floats between rows
+    index_t rows, channels;
+    float* panels;
+    index_t panel_stride;
+};
+
+// Windows of `pixels` output pixels, each `rows` runs of `floats` contiguous floats, one after the other in `to`.
+struct CopyWindowsArgs {
+    const float* x;
+    index_t pixel;  // floats between windows
+    index_t row;    // between the runs of one
+    index_t pixels, rows, floats;
+    float* to;
+    index_t pitch;  // floats between windows in `to`
+};
+
+// Max-pooling that remembers where its maxima were: tap r * kernel_w + s of each window, the first of equals.
+struct MaxPoolIndexArgs {
+    MaxPoolArgs pool;
+    std::uint8_t* taps;  // as y
+};
+
+// Its gradient, without dilation, for rows [row_begin, row_end) of the input: each pixel gathers from the windows whose
+// maximum it was.
+struct MaxPoolGradArgs {
+    const float* grad;         // dense
+    const std::uint8_t* taps;  // dense
+    index_t out_height, out_width, channels;
+    index_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
+    float* dx;  // of row `row_begin`, dense
+    index_t width, row_begin, row_end;
+};
+
+// Tiles [first_tile, first_tile + tiles) of an image of gradients.
+struct WinogradGradientArgs {
+    ImageView image;
+    index_t channels;
+    index_t tiles_per_row, first_tile, tiles;
+    float* panels;  // [points * points][panel][tile][tile_cols]
+    index_t frequency_stride, panel_stride;
+};
+
+// Products [points * points][stride * stride * channels][...] of one panel into dw[k][c][r][s], strides in floats.
+struct WinogradWeightGradientArgs {
+    const float* products;
+    index_t frequency_stride, product_row;
+    index_t channels;
+    index_t cols;
+    float* dw;
+    index_t stride_k, stride_c, stride_h, stride_w;
+};
+
 // softmax runs over the n numbers it is given, the others element by element.
 enum class Activation : int { none, relu, tanh, sigmoid, softmax };
 
@@ -187,6 +299,9 @@ struct WinogradKernels {
     std::uint32_t edge_points[3];  // bit i: the dimension needs product i
     void (*input[3][3])(const WinogradInputArgs&);
     void (*output[3][3])(const WinogradOutputArgs&);
+    // For the weights' gradient; null where there is none.
+    void (*gradient)(const WinogradGradientArgs&);
+    void (*weight_gradient)(const WinogradWeightGradientArgs&);
     void (*pack)(const PackPanelArgs&);  // packs [points * points][stride * stride * channels][tile_cols]
 };
 constexpr int kWinogradKinds = 3;
@@ -202,6 +317,15 @@ struct KernelTable {
     void (*pack_direct)(const PackPanelArgs&);
     void (*copy_band)(const BandArgs&);
     void (*grouped)(const GroupedArgs&);
+    void (*norm_sums)(const NormSumsArgs&);
+    void (*norm_apply)(const NormApplyArgs&);
+    void (*norm_grad_sums)(const NormGradSumsArgs&);
+    void (*norm_grad)(const NormGradArgs&);
+    void (*outer_product)(const OuterProductArgs&);
+    void (*pack_rows)(const PackRowsArgs&);
+    void (*copy_windows)(const CopyWindowsArgs&);
+    void (*max_pool_index)(const MaxPoolIndexArgs&);
+    void (*max_pool_grad)(const MaxPoolGradArgs&);
     void (*max_pool)(const MaxPoolArgs&);
     // Global average pooling, by element type.
     void (*pool_sum[kDTypes])(const PoolSumArgs&);

@@ -55,6 +55,11 @@ struct PointPairs {
     static inline Parts output(const Vec* m, int stride) {
         return {m[0] + m[stride], m[0] - m[stride], m[2 * stride] + m[3 * stride], m[2 * stride] - m[3 * stride]};
     }
+    // The powers of the points times y0 ... y3: the adjoint of four outputs.
+    static inline void gradient(const Vec* y, int stride, Vec* m) {
+        const Vec y0 = y[0], y1 = y[stride], y2 = y[2 * stride], y3 = y[3 * stride];
+        input({y0 + constant(p2) * y2, y1 + constant(p2) * y3, y0 + constant(q2) * y2, y1 + constant(q2) * y3}, m);
+    }
     // (x^2 - p^2) (x^2 - q^2), the product at infinity of five inputs.
     static inline Vec infinity(Vec d0, Vec d2, Vec d4) {
         return constant(p2 * q2) * d0 + (d4 - constant(p2 + q2) * d2);
@@ -85,6 +90,12 @@ struct F4 {
         y[1] = constant(P::p) * odd_p + constant(P::q) * odd_q;
         y[2] = constant(P::p2) * even_p + constant(P::q2) * even_q;
         y[3] = constant(P::p3) * odd_p + constant(P::q3) * odd_q + m[5 * stride];
+    }
+    // The output transform's adjoint.
+    static inline void gradient(const Vec* y, int stride, Vec* m) {
+        m[0] = y[0];
+        F4Pairs::gradient(y, stride, m + 1);
+        m[5] = y[3 * stride];
     }
 };
 
@@ -159,6 +170,10 @@ struct H4 {
         H4Edge3::output(m, stride, y);
         y[3] = constant(H4Pairs::p3) * (m[0] - m[stride]) + constant(H4Pairs::q3) * (m[2 * stride] - m[3 * stride]) +
                m[4 * stride];
+    }
+    static inline void gradient(const Vec* y, int stride, Vec* m) {
+        H4Pairs::gradient(y, stride, m);
+        m[4] = y[3 * stride];
     }
 };
 
@@ -323,76 +338,72 @@ void winograd_output(const WinogradOutputArgs& g) {
     }
 }
 
-// U = G w G^T, computed in double precision from the scaled weights and rounded once. Of stride 2: phase by phase, each
-// with its taps of the 3 x 3 window.
+// Half as many doubles as a Vec has floats, and the floats that they become.
+constexpr int kVectorDoubles = kVectorFloats / 2;
+typedef double VecDouble __attribute__((vector_size(kVectorDoubles * sizeof(double))));
+typedef float VecHalf __attribute__((vector_size(kVectorDoubles * sizeof(float))));
+
+// U = G w G^T of kVectorDoubles channels, computed in double precision and rounded once.
+template <class F, int Taps>
+inline void transform_weights(const VecDouble (&w)[Taps][Taps], float* u, index_t frequency_stride) {
+    constexpr int in = F::Full::in;
+    VecDouble t[in][Taps];
+#pragma GCC unroll 6
+    for (int i = 0; i < in; ++i)
+#pragma GCC unroll 3
+        for (int s = 0; s < Taps; ++s) {
+            t[i][s] = VecDouble{};
+#pragma GCC unroll 3
+            for (int r = 0; r < Taps; ++r)
+                if (F::weight[i][r] != 0.0) t[i][s] += F::weight[i][r] * w[r][s];
+        }
+#pragma GCC unroll 6
+    for (int i = 0; i < in; ++i)
+#pragma GCC unroll 6
+        for (int j = 0; j < in; ++j) {
+            VecDouble sum{};
+#pragma GCC unroll 3
+            for (int s = 0; s < Taps; ++s)
+                if (F::weight[j][s] != 0.0) sum += F::weight[j][s] * t[i][s];
+            const VecHalf rounded = __builtin_convertvector(sum, VecHalf);
+            std::memcpy(u + (i * in + j) * frequency_stride, &rounded, sizeof rounded);
+        }
+}
+
+// Scaled weights, transformed. Of stride 2: phase by phase, each with its taps of the 3 x 3 window.
 template <class F>
 void pack_winograd(const PackPanelArgs& g) {
-    constexpr int in = F::Full::in, stride = F::stride, taps = stride == 1 ? 3 : 2;
-    for (int phase = 0; phase < stride * stride; ++phase)
+    constexpr int stride = F::stride, taps = stride == 1 ? 3 : 2;
+    constexpr index_t phases = stride * stride;
+    double scale[kTileCols] = {};
+    for (index_t k = 0; k < g.cols; ++k) scale[k] = g.scale ? g.scale[g.first_k + k] : 1.0;
+    for (index_t phase = 0; phase < phases; ++phase)
         for (index_t c = 0; c < g.channels; ++c) {
             double w[taps][taps][kTileCols] = {};
             for (index_t k = 0; k < g.cols; ++k) {
                 const float* kernel = g.weight + (g.first_k + k) * g.stride_k + c * g.stride_c;
-                const double scale = g.scale ? g.scale[g.first_k + k] : 1.0;
+#pragma GCC unroll 3
                 for (int r = 0; r < taps; ++r)
+#pragma GCC unroll 3
                     for (int s = 0; s < taps; ++s) {
-                        const int y = r * stride + phase / stride, x = s * stride + phase % stride;
-                        if (y < 3 && x < 3) w[r][s][k] = scale * kernel[y * g.stride_h + x * g.stride_w];
+                        const index_t y = r * stride + phase / stride, x = s * stride + phase % stride;
+                        if (y < 3 && x < 3) w[r][s][k] = kernel[y * g.stride_h + x * g.stride_w];
                     }
             }
-            double t[in][taps][kTileCols] = {};
-            for (int i = 0; i < in; ++i)
-                for (int s = 0; s < taps; ++s)
-                    for (int r = 0; r < taps; ++r)
-                        for (int k = 0; k < kTileCols; ++k) t[i][s][k] += F::weight[i][r] * w[r][s][k];
-            for (int i = 0; i < in; ++i)
-                for (int j = 0; j < in; ++j) {
-                    float* u =
-                        g.packed + ((i * in + j) * stride * stride * g.channels + phase * g.channels + c) * kTileCols;
-                    for (int k = 0; k < kTileCols; ++k) {
-                        double sum = 0.0;
-                        for (int s = 0; s < taps; ++s) sum += F::weight[j][s] * t[i][s][k];
-                        u[k] = static_cast<float>(sum);
+            float* const u = g.packed + (phase * g.channels + c) * kTileCols;
+            for (int k = 0; k < kTileCols; k += kVectorDoubles) {
+                VecDouble factor, part[taps][taps];
+                std::memcpy(&factor, scale + k, sizeof factor);
+#pragma GCC unroll 3
+                for (int r = 0; r < taps; ++r)
+#pragma GCC unroll 3
+                    for (int s = 0; s < taps; ++s) {
+                        std::memcpy(&part[r][s], w[r][s] + k, sizeof factor);
+                        part[r][s] *= factor;
                     }
-                }
+                transform_weights<F, taps>(part, u + k, phases * g.channels * kTileCols);
+            }
         }
-}
-
-template <class Dimension>
-constexpr std::uint32_t points_of() {
-    std::uint32_t mask = 0;
-    for (const int point : Dimension::points) mask |= 1u << point;
-    return mask;
-}
-
-template <class F>
-constexpr WinogradKernels winograd_kernels_with_edges() {
-    using A = typename F::Full;
-    using B = typename F::Edge3;
-    using C = typename F::Edge2;
-    return {.tile = A::out,
-            .points = A::in,
-            .stride = F::stride,
-            .chain = F::chain,
-            .edge_points = {points_of<A>(), points_of<B>(), points_of<C>()},
-            .input = {{winograd_input<F, A, A>, winograd_input<F, A, B>, winograd_input<F, A, C>},
-                      {winograd_input<F, B, A>, winograd_input<F, B, B>, winograd_input<F, B, C>},
-                      {winograd_input<F, C, A>, winograd_input<F, C, B>, winograd_input<F, C, C>}},
-            .output = {{winograd_output<F, A, A>, winograd_output<F, A, B>, winograd_output<F, A, C>},
-                       {winograd_output<F, B, A>, winograd_output<F, B, B>, winograd_output<F, B, C>},
-                       {winograd_output<F, C, A>, winograd_output<F, C, B>, winograd_output<F, C, C>}},
-            .pack = pack_winograd<F>};
-}
-
-constexpr WinogradKernels f2x2_kernels() {
-    return {.tile = F2::out,
-            .points = F2::in,
-            .stride = 1,
-            .chain = F2x2::chain,
-            .edge_points = {points_of<F2>()},
-            .input = {{winograd_input<F2x2, F2, F2>}},
-            .output = {{winograd_output<F2x2, F2, F2>}},
-            .pack = pack_winograd<F2x2>};
 }
 
 }  // namespace

@@ -5,7 +5,7 @@ import torch  # noqa: F401  # isort: skip
 
 from resfuse import models, nn
 from resfuse.cam import class_activation_map
-from resfuse.errors import NativeFallbackWarning, ResfuseError, UnsupportedModelError, VerificationError
+from resfuse.errors import GradientsEnabledWarning, ResfuseError, UnsupportedModelError, VerificationError
 from resfuse.fuse import fuse
 from resfuse.report import Report, report
 from resfuse.verify import Verification, verify
@@ -13,7 +13,7 @@ from resfuse.verify import Verification, verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "NativeFallbackWarning",
+    "GradientsEnabledWarning",
     "Report",
     "ResfuseError",
     "UnsupportedModelError",

@@ -83,6 +83,82 @@ def active_isa() -> str: ...
 def available_isas() -> list[str]: ...
 def kernel_table(isa: str) -> dict[str, Any]: ...
 def cache_bytes() -> tuple[int, int]: ...
+def norm_statistics(
+    x: FloatArray, mean: FloatArray, variance: FloatArray, threads: int, isa: str | None = None
+) -> None: ...
+def norm_forward(
+    x: FloatArray,
+    residual: FloatArray | None,
+    mean: FloatArray,
+    scale: FloatArray,
+    bias: FloatArray,
+    relu: bool,
+    y: FloatArray,
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
+def norm_backward(
+    grad: FloatArray,
+    y: FloatArray | None,
+    scale: FloatArray | None,
+    bias: FloatArray | None,
+    x: FloatArray,
+    mean: FloatArray,
+    inverse_deviation: FloatArray,
+    weight: FloatArray | None,
+    batch_statistics: bool,
+    dx: FloatArray,
+    dresidual: FloatArray | None,
+    dweight: FloatArray | None,
+    dbias: FloatArray | None,
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
+def weight_gradient(
+    x: FloatArray,
+    grad: FloatArray,
+    dw: FloatArray,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    algorithm: str,
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
+def input_gradient(
+    grad: FloatArray,
+    weight: FloatArray,
+    dx: FloatArray,
+    accumulate: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
+def max_pool_forward(
+    x: FloatArray,
+    y: FloatArray,
+    taps: npt.NDArray[np.uint8],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
+def max_pool_backward(
+    grad: FloatArray,
+    taps: npt.NDArray[np.uint8],
+    dx: FloatArray,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
+def empty(shape: Sequence[int]) -> FloatArray: ...
+def heap_bytes() -> tuple[int, int]: ...
 def measure_clock() -> float: ...
 def openmp_max_threads() -> int: ...
 def workspace_bytes() -> int: ...

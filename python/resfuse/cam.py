@@ -38,7 +38,8 @@ def class_activation_map(
     fast = model if isinstance(model, FusedModule) else fuse(model)
     if not isinstance(fast, FusedModule):
         raise UnsupportedModelError(f"model: {type(model).__name__} cannot be traced by torch.fx as a whole")
-    reason = fast.fusion().binding.native_reason()
+    binding = fast.fusion().binding
+    reason = "is in train mode" if binding.trains() else binding.native_reason()
     if reason is not None:
         raise ValueError(f"model: {reason}; class activation maps want a model in eval mode without hooks")
     for step in fast.fusion().binding.lowered.programs:

@@ -15,5 +15,5 @@ class VerificationError(ResfuseError, AssertionError):
     """A fused model's results are further from fp64 than the tolerance allows."""
 
 
-class NativeFallbackWarning(UserWarning):
-    """A fused model in eval mode ran its original modules; the text says why and what to change."""
+class GradientsEnabledWarning(UserWarning):
+    """A fused model in eval mode ran block by block, for gradients that nobody may want; the text says what to do."""

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfuse.errors import NativeFallbackWarning
-from resfuse.lowering.binding import Binding, StructureChangedError
+from resfuse.errors import GradientsEnabledWarning
+from resfuse.lowering.binding import Binding, BoundProgram, ProgramRunner, StructureChangedError
 from resfuse.lowering.lower import lower
 from resfuse.lowering.steps import Lowered
+from resfuse.training.run import run_training
 
 _RUNTIME = "_resfuse_runtime"
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
@@ -34,8 +35,8 @@ class Fusion:
 class FusedModule(nn.Module):
     """Mixed into a module's class: ``forward`` runs the fused programs, ``native_forward`` the original code.
 
-    The fused path is taken in eval mode, in fp32 on the CPU, where no gradient is asked for; everything else runs
-    natively, and `resfuse.report` says so.
+    In fp32 on the CPU everything that was lowered runs fused: as whole programs in eval mode where no gradient is asked
+    for, block by block with autograd otherwise. What runs natively is named by `resfuse.report`.
     """
 
     _resfuse_algorithm = "auto"
@@ -63,13 +64,14 @@ class FusedModule(nn.Module):
             return self.native_forward(*args, **kwargs)
         runtime = self._runtime()
         if torch.compiler.is_compiling():
-            if torch.is_grad_enabled() or runtime.binding.native_reason() is not None:
+            if runtime.binding.native_reason() is not None:
                 return self.native_forward(*args, **kwargs)
-            return runtime.binding.run(self, args, kwargs)
+            learns = torch.is_grad_enabled() or runtime.binding.trains()
+            return runtime.binding.run(self, args, kwargs, _run_training if learns else None)
         reason = _native_reason(runtime, tensors)
         if reason is None:
             try:
-                result = runtime.binding.run(self, args, kwargs)
+                result = runtime.binding.run(self, args, kwargs, _runner(runtime, tensors, self.training))
                 runtime.fused_calls += 1
                 return result
             except ValueError as error:
@@ -123,23 +125,39 @@ def _native_reason(runtime: Fusion, tensors: list[torch.Tensor]) -> str | None:
         return "its parameters are not all plain float32 tensors on the CPU"
     if not all([t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors]):
         return "an input is not a dense float32 tensor on the CPU"
+    if torch.is_grad_enabled() and any([t.shape[0] == 0 for t in tensors if t.dim() > 0]):
+        return "the batch is empty"
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "torch.jit is tracing it"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is enabled"
     if torch._C._functorch.maybe_current_level() is not None:
         return "a torch.func transform is active"
-    if torch.is_grad_enabled() and any([t.requires_grad for t in (*tensors, *parameters)]):
-        if not runtime.warned:
-            runtime.warned = True
-            warnings.warn(
-                "a fused model in eval mode ran its original modules because gradients are enabled; "
-                "call it under torch.no_grad() or torch.inference_mode() to run the fused programs",
-                NativeFallbackWarning,
-                stacklevel=4,
-            )
-        return "gradients are enabled (use torch.no_grad() or torch.inference_mode())"
     return None
+
+
+def _runner(runtime: Fusion, tensors: list[torch.Tensor], training: bool) -> ProgramRunner | None:
+    """What runs a program: None for the whole of it at once, or block by block where something is to be learnt."""
+    if runtime.binding.trains():
+        return _run_training
+    if not torch.is_grad_enabled():
+        return None
+    parameters = [p for bound in runtime.binding.programs for p in bound.parameters()]
+    if not any([t.requires_grad for t in (*tensors, *parameters)]):
+        return None
+    if not training and not runtime.warned:
+        runtime.warned = True
+        warnings.warn(
+            "a fused model in eval mode ran block by block because gradients are enabled; "
+            "call it under torch.no_grad() or torch.inference_mode() to run it as one program",
+            GradientsEnabledWarning,
+            stacklevel=4,
+        )
+    return _run_training
+
+
+def _run_training(bound: BoundProgram, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    return run_training(bound.step.spec, bound.blocks(), inputs, bound.parameters(), bound.norms)
 
 
 def fused_parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, FusedModule]]:

@@ -127,7 +127,7 @@ def report(model: nn.Module) -> Report:
 
 def _state(parts: int, reasons: list[str]) -> str:
     if not reasons:
-        return "fused wherever no gradient is asked for"
+        return "fused: as whole programs in eval mode without gradients, block by block where gradients are asked for"
     who = "all parts run" if len(reasons) == parts else f"{len(reasons)} of {parts} parts run"
     return f"{who} natively, because {reasons[0]}"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import resfuse
 
@@ -100,6 +101,51 @@ def _openvino(precision: str) -> Builder:
     return build
 
 
+def _training_runner(model: nn.Module, step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Runner:
+    """Forward, loss and backward; gives the gradient of the first weight."""
+    parameters = list(model.parameters())
+    target = torch.arange(x.shape[0])
+
+    def run() -> Array:
+        F.cross_entropy(step(x), target).backward()
+        gradient = parameters[0].grad
+        assert gradient is not None
+        for parameter in parameters:
+            parameter.grad = None
+        result: Array = gradient.numpy()
+        return result
+
+    return run
+
+
+def _train_resfuse(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    fast = resfuse.fuse(model, inplace=True)
+    return _training_runner(fast, fast, x.to(memory_format=torch.channels_last))
+
+
+def _train_eager(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    return _training_runner(model, model, x)
+
+
+def _train_channels_last(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _training_runner(model, model, x.to(memory_format=torch.channels_last))
+
+
+def _train_compile(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _training_runner(model, torch.compile(model), x.to(memory_format=torch.channels_last))
+
+
+# The engines that train: forward, loss, backward.
+TRAINING_ENGINES: dict[str, Builder] = {
+    "resfuse": _train_resfuse,
+    "eager": _train_eager,
+    "channels_last": _train_channels_last,
+    "compile": _train_compile,
+}
+
+
 # name -> (what must be installed, how it is built); fp32 unless the name says otherwise
 ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
     "resfuse": ((), _resfuse),
@@ -117,6 +163,11 @@ _NEED_ONNX = ("onnxruntime", "openvino")
 def installed(name: str) -> bool:
     """Whether an engine can run here."""
     return all(importlib.util.find_spec(package) is not None for package in ENGINES[name][0])
+
+
+def builder(name: str, train: bool) -> Builder:
+    """How an engine is built, for inference or for training steps."""
+    return TRAINING_ENGINES[name] if train else ENGINES[name][1]
 
 
 def needs_onnx(name: str) -> bool:

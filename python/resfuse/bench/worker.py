@@ -8,7 +8,6 @@ counted, and the peak resident memory.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,10 +20,10 @@ from resfuse.bench import engines
 from resfuse.bench.models import make_model, randomize_batch_norm
 
 
-def make_case(model: str, batch: int, size: int) -> tuple[torch.nn.Module, torch.Tensor]:
+def make_case(model: str, batch: int, size: int, train: bool) -> tuple[torch.nn.Module, torch.Tensor]:
     """The same network and input in every process."""
     torch.manual_seed(0)
-    network = make_model(model).eval()
+    network = make_model(model).train(train)
     randomize_batch_norm(network)
     return network, torch.randn(batch, 3, size, size)
 
@@ -33,12 +32,14 @@ class _Worker:
     def __init__(self) -> None:
         self._run: engines.Runner | None = None
 
-    def build(self, engine: str, model: str, batch: int, size: int, threads: int, folder: str) -> dict[str, Any]:
+    def build(
+        self, engine: str, model: str, batch: int, size: int, threads: int, folder: str, train: bool
+    ) -> dict[str, Any]:
         torch.set_num_threads(threads)
-        network, x = make_case(model, batch, size)
+        network, x = make_case(model, batch, size, train)
         resident = _resident_bytes()
         start = time.perf_counter()
-        self._run = engines.ENGINES[engine][1](network, x, Path(folder) / "model.onnx")
+        self._run = engines.builder(engine, train)(network, x, Path(folder) / "model.onnx")
         result = self._run()
         seconds = time.perf_counter() - start
         np.save(Path(folder) / f"{engine}.npy", result)
@@ -52,12 +53,22 @@ class _Worker:
             start = time.perf_counter()
             self._run()
             seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+        return {"seconds": seconds, "peak_bytes": _peak_bytes()}
+
+
+def _status_bytes(key: str) -> int:
+    """A line of the process's status, which Linux gives in KiB."""
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(f"{key}:"))
 
 
 def _resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return _status_bytes("VmRSS")
+
+
+def _peak_bytes() -> int:
+    # Not getrusage's: that one starts at what the parent had when it forked.
+    return _status_bytes("VmHWM")
 
 
 def main() -> None:

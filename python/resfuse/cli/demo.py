@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import statistics
 import time
 from pathlib import Path
 
@@ -29,17 +31,27 @@ def run(output: Path, epochs: int, seed: int) -> None:
     torch.manual_seed(seed)
     digits = load_digits(size=24, seed=seed)
     model = resfuse.models.resnet18(num_classes=10, stem="cifar", padding="same", head_activation="tanh", bn_eps=1e-3)
+    native = copy.deepcopy(model)
     parameters = sum(p.numel() for p in model.parameters())
     console.rule("resfuse demo")
     console.print(
         f"[bold]1. Data.[/] {len(digits.train_x) + len(digits.test_x)} scans of handwritten digits (scikit-learn), "
         f"scaled to {digits.size}x{digits.size}: {len(digits.train_x)} to train on, {len(digits.test_x)} held out.\n"
-        f"[bold]2. Training[/] a ResNet-18 with global average pooling ({parameters / 1e6:.1f} M parameters) in plain "
-        f"torch: cross-entropy on the logits, SGD with momentum, weight decay, cosine schedule, {epochs} epochs."
+        f"[bold]2. Training[/] a ResNet-18 with global average pooling ({parameters / 1e6:.1f} M parameters): "
+        f"cross-entropy on the logits, SGD with momentum, weight decay, cosine schedule, {epochs} epochs; fused, then "
+        f"the same in plain torch."
     )
-    seconds = train(model, digits, epochs, console)
-    accuracy = evaluate(model, digits)
-    console.print(f"   Trained in {seconds:.0f} s; held-out accuracy [bold]{accuracy:.1%}[/].")
+    curves = {}
+    for name, network, trained in (
+        ("resfuse", model, resfuse.fuse(_Logits(model))),
+        ("plain torch", native, _Logits(native)),
+    ):
+        curves[name] = train(trained, digits, epochs, seed, name, console)
+        console.print(
+            f"   {name}: {curves[name].seconds:.0f} s; held-out accuracy [bold]{evaluate(network, digits):.1%}[/]."
+        )
+    ratio = curves["plain torch"].seconds / curves["resfuse"].seconds
+    console.print(f"   Training fused was [bold]{ratio:.2f} x[/] as fast; the loss curves are in the picture.")
 
     model.eval()
     fast = resfuse.fuse(model)
@@ -59,36 +71,58 @@ def run(output: Path, epochs: int, seed: int) -> None:
     timings = measure(model, fast, digits, console)
     console.print(f"[bold]5. Measured[/] on {torch.get_num_threads()} threads, interleaved rounds, medians:")
     console.print(_table(timings))
-    draw(fast, digits, output)
-    console.print(f"[bold]6. Class activation maps[/] (where the network looked) are in [bold]{output}[/].")
+    draw(fast, digits, curves, output)
+    console.print(f"[bold]6. Class activation maps[/] (where the network looked) and loss curves: [bold]{output}[/].")
 
 
-def train(model: ResNet, digits: Digits, epochs: int, console: Console) -> float:
-    """Trains in place; returns seconds."""
+class _Logits(nn.Module):
+    """The network without its last activation, for the loss."""
+
+    def __init__(self, model: ResNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.logits(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """How long a training took, and its loss step by step."""
+
+    seconds: float
+    losses: list[float]
+
+
+def train(model: nn.Module, digits: Digits, epochs: int, seed: int, name: str, console: Console) -> Curve:
+    """Trains in place; the same seed takes the same batches."""
     steps = epochs * (len(digits.train_x) // BATCH)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    shuffle = torch.Generator().manual_seed(seed)
     model.train()
+    losses = []
     start = time.perf_counter()
     columns = (
-        TextColumn("   {task.description}"),
+        TextColumn("   {task.description:11}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps, loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=steps, loss=float("nan"))
+        task = progress.add_task(name, total=steps, loss=float("nan"))
         for _ in range(epochs):
-            order = torch.randperm(len(digits.train_x))[: steps // epochs * BATCH]
+            order = torch.randperm(len(digits.train_x), generator=shuffle)[: steps // epochs * BATCH]
             for batch in order.split(BATCH):
-                loss = F.cross_entropy(model.logits(digits.train_x[batch]), digits.train_y[batch])
+                loss = F.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                progress.update(task, advance=1, loss=loss.item())
-    return time.perf_counter() - start
+                losses.append(loss.item())
+                progress.update(task, advance=1, loss=losses[-1])
+    return Curve(time.perf_counter() - start, losses)
 
 
 def evaluate(model: nn.Module, digits: Digits) -> float:
@@ -135,8 +169,8 @@ def _table(timings: dict[int, dict[str, Timing]]) -> Table:
     return table
 
 
-def draw(model: nn.Module, digits: Digits, output: Path) -> None:
-    """Draws eight held-out images with their class activation maps."""
+def draw(model: nn.Module, digits: Digits, curves: dict[str, Curve], output: Path) -> None:
+    """Draws eight held-out images with their class activation maps, and the loss curves."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -147,8 +181,11 @@ def draw(model: nn.Module, digits: Digits, output: Path) -> None:
         predicted = model(x).argmax(1)
     maps = resfuse.class_activation_map(model, x)
     maps = F.interpolate(maps[:, None], size=x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    figure, axes = plt.subplots(2, len(x), figsize=(1.6 * len(x), 3.8), layout="constrained")
-    figure.suptitle("Class activation maps of the fused network: what global average pooling gives for free")
+    figure = plt.figure(figsize=(1.6 * len(x), 6.4), layout="constrained")
+    halves = figure.add_gridspec(2, 1, height_ratios=(3.8, 2.6))
+    top, bottom = (figure.add_subfigure(halves[i]) for i in (0, 1))
+    axes = top.subplots(2, len(x))
+    top.suptitle("Class activation maps of the fused network: what global average pooling gives for free")
     for i in range(len(x)):
         image = x[i].mean(0).numpy()
         axes[0, i].imshow(image, cmap="gray")
@@ -157,6 +194,15 @@ def draw(model: nn.Module, digits: Digits, output: Path) -> None:
         axes[1, i].imshow(maps[i].numpy(), cmap="inferno", alpha=0.6)
         for row in (0, 1):
             axes[row, i].set_axis_off()
+    by_step, by_time = bottom.subplots(1, 2, sharey=True)
+    bottom.suptitle("Training loss, the same seed and data: step by step, and against time")
+    for name, curve in curves.items():
+        smooth = [statistics.fmean(curve.losses[max(0, i - 4) : i + 1]) for i in range(len(curve.losses))]
+        by_step.plot(smooth, label=name)
+        by_time.plot([curve.seconds * (i + 1) / len(smooth) for i in range(len(smooth))], smooth, label=name)
+    by_step.set(xlabel="step", ylabel="loss (mean of five steps)", yscale="log")
+    by_time.set(xlabel="seconds")
+    by_time.legend()
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120)
     plt.close(figure)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from resfuse.lowering.steps import Lowered, ProgramStep
 from resfuse.runtime import ops
+from resfuse.runtime.spec import ConvSpec, LayerSpec
+from resfuse.training.split import Block, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,14 @@ class StructureChangedError(Exception):
     """A module that was lowered has been replaced."""
 
 
+def _batch_norm_of(layer: LayerSpec, step: ProgramStep, model: nn.Module) -> nn.BatchNorm2d | None:
+    if not isinstance(layer, ConvSpec) or layer.batch_norm is None:
+        return None
+    module = model.get_submodule(step.parameters[layer.batch_norm.running_mean].module)
+    assert isinstance(module, nn.BatchNorm2d)
+    return module
+
+
 class BoundProgram:
     """A program step and where its parameters are."""
 
@@ -67,6 +76,21 @@ class BoundProgram:
             module = model.get_submodule(path.module)
             tensors: dict[str, Any] = module._parameters if path.name in module._parameters else module._buffers
             self._sources.append((tensors, path.name))
+        self.norms = [_batch_norm_of(layer, step, model) for layer in step.spec.layers]
+        # Dynamo reads this table: the usual states are in it from the start.
+        self._blocks: dict[tuple[bool, ...], tuple[Block, ...]] = {}
+        for training in (False, True):
+            self._split(tuple(norm is not None and training for norm in self.norms))
+
+    def _split(self, batch_statistics: tuple[bool, ...]) -> tuple[Block, ...]:
+        self._blocks[batch_statistics] = split(self.step.spec, batch_statistics)
+        return self._blocks[batch_statistics]
+
+    def blocks(self) -> tuple[Block, ...]:
+        """The program in blocks that can be differentiated, for the batch norms' present modes."""
+        own = tuple([norm is not None and norm.training for norm in self.norms])
+        blocks = self._blocks.get(own)
+        return self._split(own) if blocks is None else blocks
 
     def parameters(self) -> list[torch.Tensor]:
         """The parameters as they are now."""
@@ -87,7 +111,7 @@ class Binding:
         self._attributes = [(n.name, str(n.target)) for n in nodes if n.op == "get_attr"]
         self._output = _template(next(n for n in nodes if n.op == "output").args[0])
         self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
-        self._eval_only: list[tuple[str, nn.Module]] = []
+        self._dropouts: list[tuple[str, _DropoutNd]] = []
         self._watched: list[tuple[str, nn.Module]] = []
         self._watch(model)
         programs = iter(self.programs)
@@ -113,8 +137,8 @@ class Binding:
             module = model.get_submodule(path)
             self._children.append((model.get_submodule(parent)._modules, name, module))
             self._watched.append((path, module))
-            if isinstance(module, (_BatchNorm, _DropoutNd)):
-                self._eval_only.append((path, module))
+            if isinstance(module, _DropoutNd):
+                self._dropouts.append((path, module))
 
     def _last_uses(self) -> list[list[str]]:
         """For each step, the values that no later step reads."""
@@ -138,13 +162,19 @@ class Binding:
 
     def native_reason(self) -> str | None:
         """Why the fused modules must run natively in their present state, or None."""
-        for path, module in self._eval_only:
-            if module.training:
-                return f"{path} is in train mode"
+        for path, dropout in self._dropouts:
+            if dropout.training and dropout.p > 0:
+                return f"{path} drops at random in train mode"
         for path, module in self._watched:
             if module._forward_hooks or module._forward_pre_hooks:
                 return f"{path} has forward hooks, which must see its tensors"
+            if "parametrizations" in module._modules:
+                return f"{path} has parametrized weights"
         return None
+
+    def trains(self) -> bool:
+        """Whether a batch norm takes its statistics from the batch."""
+        return any([norm is not None and norm.training for bound in self.programs for norm in bound.norms])
 
     def run(
         self,

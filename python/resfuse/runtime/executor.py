@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from resfuse import _core
@@ -93,6 +95,19 @@ class Executor:
             plan.run(weights, [x.detach().numpy() for x in inputs], [y.numpy() for y in outputs])
             self.last_plan = plan
         return [y.flatten(1) if output.rank == 2 else y for y, output in zip(outputs, self.spec.outputs, strict=True)]
+
+    def run_once(self, inputs: Sequence[torch.Tensor], weight: npt.NDArray[Any], bias: Sequence[float]) -> torch.Tensor:
+        """A program of one convolution with weights [K, C, R, S] of any strides that are packed for this call alone."""
+        _check_inputs(self.spec, inputs)
+        plan = self.plan(inputs)
+        batch = inputs[0].shape[0]
+        y = torch.from_numpy(_core.empty((batch, *plan.output_shape(0)[1:])))
+        if batch > 0:
+            weights = _core.WeightSet(self._program)
+            weights.set(0, weight, [], bias)
+            plan.prepare(weights)
+            plan.run(weights, [x.detach().numpy() for x in inputs], [y.numpy()])
+        return y
 
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
         """Bytes of packed weights held for these parameters."""

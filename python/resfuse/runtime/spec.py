@@ -126,14 +126,15 @@ class ProgramSpec:
 
     def output_shapes(self, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
         """Shapes of the outputs for [N, C, H, W] shapes of the inputs; works with symbolic sizes."""
+        shapes = self.buffer_shapes(inputs)
+        return [shapes[o.buffer][:2] if o.rank == 2 else shapes[o.buffer] for o in self.outputs]
+
+    def buffer_shapes(self, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """[N, C, H, W] of every buffer for those of the inputs; works with symbolic sizes."""
         extents: list[tuple[Any, Any]] = [(shape[2], shape[3]) for shape in inputs]
         for layer in self.layers:
             extents.append(_output_extent(layer, extents[layer.input]))
-        shapes = []
-        for output in self.outputs:
-            head = [inputs[0][0], self.channels(output.buffer)]
-            shapes.append(head if output.rank == 2 else [*head, *extents[output.buffer]])
-        return shapes
+        return [[inputs[0][0], self.channels(buffer), *extent] for buffer, extent in enumerate(extents)]
 
 
 def _layer(data: dict[str, Any]) -> LayerSpec:

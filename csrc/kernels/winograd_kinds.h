@@ -1,0 +1,49 @@
+// The kinds of Winograd tiles as rows of the kernel table.
+#pragma once
+
+#include "kernels/weight_gradient.h"
+
+namespace resfuse {
+namespace {
+
+template <class Dimension>
+constexpr std::uint32_t points_of() {
+    std::uint32_t mask = 0;
+    for (const int point : Dimension::points) mask |= 1u << point;
+    return mask;
+}
+
+template <class F>
+constexpr WinogradKernels winograd_kernels_with_edges() {
+    using A = typename F::Full;
+    using B = typename F::Edge3;
+    using C = typename F::Edge2;
+    return {.tile = A::out,
+            .points = A::in,
+            .stride = F::stride,
+            .chain = F::chain,
+            .edge_points = {points_of<A>(), points_of<B>(), points_of<C>()},
+            .input = {{winograd_input<F, A, A>, winograd_input<F, A, B>, winograd_input<F, A, C>},
+                      {winograd_input<F, B, A>, winograd_input<F, B, B>, winograd_input<F, B, C>},
+                      {winograd_input<F, C, A>, winograd_input<F, C, B>, winograd_input<F, C, C>}},
+            .output = {{winograd_output<F, A, A>, winograd_output<F, A, B>, winograd_output<F, A, C>},
+                       {winograd_output<F, B, A>, winograd_output<F, B, B>, winograd_output<F, B, C>},
+                       {winograd_output<F, C, A>, winograd_output<F, C, B>, winograd_output<F, C, C>}},
+            .gradient = winograd_gradient<F>,
+            .weight_gradient = winograd_weight_gradient<F>,
+            .pack = pack_winograd<F>};
+}
+
+constexpr WinogradKernels f2x2_kernels() {
+    return {.tile = F2::out,
+            .points = F2::in,
+            .stride = 1,
+            .chain = F2x2::chain,
+            .edge_points = {points_of<F2>()},
+            .input = {{winograd_input<F2x2, F2, F2>}},
+            .output = {{winograd_output<F2x2, F2, F2>}},
+            .pack = pack_winograd<F2x2>};
+}
+
+}  // namespace
+}  // namespace resfuse

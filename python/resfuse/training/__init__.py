@@ -1,0 +1,1 @@
+"""Training with fused kernels: convolutions and batch norm + sum + ReLU, forward and backward."""

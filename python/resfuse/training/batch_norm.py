@@ -1,0 +1,154 @@
+"""Batch norm, residual sum and ReLU in one pass each way (Ioffe & Szegedy, "Batch Normalization", 2015).
+
+float32 runs on the core, other types on torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from resfuse import _core
+from resfuse.training.memory import dense, empty
+
+Maybe = torch.Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """A batch norm with the mean and biased variance that it normalises with."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    weight: Maybe
+    bias: Maybe
+    eps: float
+    batch_statistics: bool  # mean and variance depend on the input
+
+    @property
+    def inverse_deviation(self) -> torch.Tensor:
+        return (self.variance + self.eps).rsqrt()
+
+    @property
+    def scale(self) -> torch.Tensor:
+        inverse = self.inverse_deviation
+        return inverse if self.weight is None else inverse * self.weight
+
+    @property
+    def shift(self) -> torch.Tensor:
+        return torch.zeros_like(self.mean) if self.bias is None else self.bias
+
+
+def _on_core(x: torch.Tensor) -> bool:
+    return x.dtype is torch.float32 and x.numel() > 0
+
+
+def _row(x: torch.Tensor) -> torch.Tensor:
+    return x[None, :, None, None]
+
+
+def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of each channel."""
+    if not _on_core(x):
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        return mean, variance
+    mean, variance = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    _core.norm_statistics(dense(x).numpy(), mean.numpy(), variance.numpy(), torch.get_num_threads())
+    return mean, variance
+
+
+@torch.no_grad()
+def update_running_statistics(
+    running_mean: torch.Tensor, running_var: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, factor: float,
+    count: int,
+) -> None:  # fmt: skip
+    """Moves the running statistics by ``factor``, as torch does; it keeps the unbiased variance of ``count`` values."""
+    running_mean.mul_(1 - factor).add_(mean, alpha=factor)
+    running_var.mul_(1 - factor).add_(variance, alpha=factor * count / (count - 1))
+
+
+def apply(x: torch.Tensor, residual: Maybe, norm: Norm, relu: bool) -> torch.Tensor:
+    """``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``."""
+    if not _on_core(x):
+        y = (x - _row(norm.mean)) * _row(norm.scale) + _row(norm.shift)
+        y = y if residual is None else y + residual
+        return y.relu() if relu else y
+    y = empty(x.shape)
+    _core.norm_forward(
+        dense(x).numpy(),
+        None if residual is None else dense(residual).numpy(),
+        norm.mean.numpy(),
+        norm.scale.numpy(),
+        norm.shift.contiguous().numpy(),
+        relu,
+        y.numpy(),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Of the input, the residual (None where not wanted), the weight and the bias."""
+
+    x: torch.Tensor
+    residual: Maybe
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def backward(
+    grad: torch.Tensor, x: torch.Tensor, y: Maybe, norm: Norm, relu: bool, wants_residual: bool, overwrite: bool
+) -> Gradients:
+    """The gradients.
+
+    Args:
+        grad: of the result.
+        x: what was normalised.
+        y: the result where a residual was added; without one it is computed again from x as it is needed.
+        norm, relu: as in `apply`.
+        wants_residual: whether a residual's gradient is asked for.
+        overwrite: whether ``grad``'s memory may be written.
+    """
+    if not _on_core(x):
+        return _plain_backward(grad, x, y, norm, relu, wants_residual)
+    grad, x = dense(grad), dense(x)
+    dweight, dbias = torch.empty_like(norm.mean), torch.empty_like(norm.mean)
+    computed = relu and y is None
+    residual = None
+    if wants_residual:
+        residual = grad if overwrite or not relu else empty(x.shape)
+    dx = grad if overwrite and residual is not grad else empty(x.shape)
+    _core.norm_backward(
+        grad.numpy(),
+        dense(y).numpy() if relu and y is not None else None,
+        norm.scale.numpy() if computed else None,
+        norm.shift.contiguous().numpy() if computed else None,
+        x.numpy(),
+        norm.mean.numpy(),
+        norm.inverse_deviation.numpy(),
+        None if norm.weight is None else norm.weight.contiguous().numpy(),
+        norm.batch_statistics,
+        dx.numpy(),
+        residual.numpy() if residual is not None and relu else None,
+        dweight.numpy(),
+        dbias.numpy(),
+        torch.get_num_threads(),
+    )
+    return Gradients(dx, residual, dweight, dbias)
+
+
+def _plain_backward(
+    grad: torch.Tensor, x: torch.Tensor, y: Maybe, norm: Norm, relu: bool, wants_residual: bool
+) -> Gradients:
+    if relu:
+        output = apply(x, None, norm, False) if y is None else y
+        grad = torch.where(output <= 0, 0.0, grad)
+    normal = (x - _row(norm.mean)) * _row(norm.inverse_deviation)
+    dbias, dweight = grad.sum((0, 2, 3)), (grad * normal).sum((0, 2, 3))
+    dx = grad
+    if norm.batch_statistics and x.numel() > 0:
+        count = x.numel() // x.shape[1]
+        dx = grad - _row(dbias) / count - normal * _row(dweight) / count
+    return Gradients(dx * _row(norm.scale), grad if wants_residual else None, dweight, dbias)

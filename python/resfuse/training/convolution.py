@@ -1,0 +1,134 @@
+"""Convolution and its two gradients on the core's kernels; whatever these do not cover goes to torch's own.
+
+The gradient of the input is, at stride 1, a convolution of the output's gradient with the weights turned round, so it
+is Winograd's where the convolution's own is. The gradient of the weights is a sum of outer products, of Winograd tiles
+or of pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from resfuse import _core
+from resfuse.runtime.executor import Executor
+from resfuse.runtime.spec import ConvSpec, OutputSpec, ProgramSpec
+from resfuse.training.memory import dense, empty
+
+Maybe = torch.Tensor | None
+Pads = tuple[int, int, int, int]  # top, left, bottom, right
+
+
+def forward(x: torch.Tensor, weight: torch.Tensor, bias: Maybe, layer: ConvSpec, padding: Pads) -> torch.Tensor:
+    """The convolution alone, without the layer's epilogue; channels_last memory for float32."""
+    if x.dtype is not torch.float32:
+        x = _pad(x, padding)
+        return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+    executor = _executor(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups,
+        layer.algorithm, bias is not None, False,
+    )  # fmt: skip
+    return executor.run_once([x], weight.numpy(), [] if bias is None else bias.tolist())
+
+
+def weight_gradient(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, layer: ConvSpec, padding: Pads
+) -> torch.Tensor:
+    """The gradient of the weights, in their memory format."""
+    if grad.dtype is not torch.float32 or layer.groups > 1 or grad.numel() == 0:
+        return _torch_backward(grad, x, weight, layer, padding, 1)
+    dw = torch.empty_like(weight)
+    _core.weight_gradient(
+        dense(x).numpy(), dense(grad).numpy(), dw.numpy(), layer.stride, layer.dilation, padding, layer.algorithm,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return dw
+
+
+def input_gradient(
+    grad: torch.Tensor, weight: torch.Tensor, layer: ConvSpec, padding: Pads, like: torch.Tensor, more: Maybe
+) -> torch.Tensor:
+    """The gradient of an input of ``like``'s shape, plus ``more`` (whose memory may be the result's)."""
+    if grad.dtype is torch.float32 and layer.groups == 1 and layer.dilation == (1, 1) and layer.stride != (1, 1):
+        dx = empty(like.shape) if more is None else dense(more)
+        _core.input_gradient(
+            dense(grad).numpy(), weight.numpy(), dx.numpy(), more is not None, layer.stride, padding,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return dx
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    pads = (spans[0] - padding[0], spans[1] - padding[1], spans[0] - padding[2], spans[1] - padding[3])
+    if grad.dtype is not torch.float32 or layer.stride != (1, 1) or min(pads) < 0:
+        dx = _torch_backward(grad, like, weight, layer, padding, 0)
+        return dx if more is None else dx + more
+    executor = _executor(
+        layer.out_channels, layer.in_channels, layer.kernel_size, (1, 1), pads, layer.dilation, layer.groups,
+        layer.algorithm, False, more is not None,
+    )  # fmt: skip
+    return executor.run_once([grad] if more is None else [grad, more], _turned(weight, layer.groups), [])
+
+
+def _pad(x: torch.Tensor, padding: Pads) -> torch.Tensor:
+    top, left, bottom, right = padding
+    return F.pad(x, (left, right, top, bottom)) if any(padding) else x
+
+
+def _torch_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, layer: ConvSpec, padding: Pads, which: int
+) -> torch.Tensor:
+    """torch's gradient of the input (0) or the weights (1)."""
+    top, left, bottom, right = padding
+    symmetric = (top, left) == (bottom, right)
+    result: Maybe = torch.ops.aten.convolution_backward(
+        grad,
+        x if symmetric else _pad(x, padding),
+        weight,
+        None,
+        layer.stride,
+        [top, left] if symmetric else [0, 0],
+        layer.dilation,
+        False,
+        [0, 0],
+        layer.groups,
+        [which == 0, which == 1, False],
+    )[which]
+    assert result is not None
+    return result if symmetric or which == 1 else result[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+
+
+@functools.lru_cache(maxsize=1024)
+def _executor(
+    in_channels: int, out_channels: int, kernel_size: tuple[int, int], stride: tuple[int, int], padding: Pads,
+    dilation: tuple[int, int], groups: int, algorithm: str, has_bias: bool, has_residual: bool,
+) -> Executor:  # fmt: skip
+    inputs = (in_channels, out_channels) if has_residual else (in_channels,)
+    layer = ConvSpec(
+        "conv",
+        0,
+        len(inputs),
+        in_channels,
+        out_channels,
+        0,
+        1 if has_bias else None,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        residual=1 if has_residual else None,
+        algorithm=algorithm,
+    )
+    return Executor(ProgramSpec(inputs, (layer,), (OutputSpec(len(inputs)),)))
+
+
+def _turned(weight: torch.Tensor, groups: int) -> npt.NDArray[np.float32]:
+    """A view of the weights with input and output channels exchanged and taps in reverse order."""
+    k, c, *kernel = weight.shape
+    view = weight.numpy()[:, :, ::-1, ::-1]
+    if groups == 1:
+        return view.transpose(1, 0, 2, 3)
+    return view.reshape(groups, k // groups, c, *kernel).swapaxes(1, 2).reshape(groups * c, k // groups, *kernel)

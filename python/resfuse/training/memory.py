@@ -1,0 +1,22 @@
+"""Memory of the training kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from resfuse import _core
+
+
+def empty(shape: Sequence[int]) -> torch.Tensor:
+    """An uninitialised float32 [N, C, H, W] tensor in channels_last memory.
+
+    It comes from the core's heap, whose pages are mapped already: fresh memory costs several times what writing does.
+    """
+    return torch.from_numpy(_core.empty(shape))
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy of it in channels_last memory."""
+    return x.contiguous(memory_format=torch.channels_last)

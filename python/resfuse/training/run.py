@@ -1,0 +1,122 @@
+"""Runs a program block by block with autograd: what a fused model does in train mode and wherever it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from resfuse.layers import same_padding
+from resfuse.nn.functional import global_avg_pool2d
+from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
+from resfuse.training import ops
+from resfuse.training.batch_norm import update_running_statistics
+from resfuse.training.split import Block
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda x: x.softmax(1),
+}
+
+
+def run_training(
+    spec: ProgramSpec,
+    blocks: Sequence[Block],
+    inputs: Sequence[torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    norms: Sequence[nn.BatchNorm2d | None],
+) -> list[torch.Tensor]:
+    """The program's outputs, differentiable; batch norms in train mode use and update their statistics as in torch.
+
+    Args:
+        spec: the program.
+        blocks: it, as `resfuse.training.split.split` cuts it.
+        inputs: [N, C, H, W] tensors.
+        parameters: numbered as the program says.
+        norms: for each layer, the batch norm module that it holds.
+    """
+    buffers: dict[int, torch.Tensor] = dict(enumerate(inputs))
+    shapes = spec.buffer_shapes([x.shape for x in inputs])
+    kept = {output.buffer for output in spec.outputs}
+    last = {buffer: i for i, part in enumerate(blocks) for buffer in part.inputs}
+    for i, part in enumerate(blocks):
+        results = _run_block(spec, part, shapes, [buffers[b] for b in part.inputs], parameters, norms)
+        buffers |= zip(part.outputs, results, strict=True)
+        for buffer in part.inputs:  # what no later block reads need not live until the end
+            if last[buffer] == i and buffer not in kept:
+                buffers.pop(buffer, None)
+    results = [buffers[output.buffer] for output in spec.outputs]
+    return [y.flatten(1) if output.rank == 2 else y for y, output in zip(results, spec.outputs, strict=True)]
+
+
+def _run_block(
+    spec: ProgramSpec,
+    part: Block,
+    shapes: list[list[Any]],
+    inputs: list[torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    norms: Sequence[nn.BatchNorm2d | None],
+) -> list[torch.Tensor]:
+    if part.spec is None:
+        return [_plain_layer(spec.layers[part.layers[0]], inputs[0], parameters)]
+    results = ops.block_forward(inputs, [parameters[p] for p in part.parameters], part.text)
+    for statistics in part.statistics:
+        norm = norms[statistics.layer]
+        assert norm is not None
+        shape = shapes[spec.layers[statistics.layer].output]
+        count = shape[0] * shape[2] * shape[3]
+        if norm.training and count == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
+        _update(norm, results[statistics.mean], results[statistics.variance], count)
+    return [_ACTIVATIONS[part.activation](y) for y in results[: len(part.outputs)]]
+
+
+def _update(norm: nn.BatchNorm2d, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+    """Running statistics as torch's batch norm keeps them; the variance is unbiased there."""
+    if not norm.training or not norm.track_running_stats:
+        return
+    factor = norm.momentum
+    if norm.num_batches_tracked is not None:
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+        if factor is None:  # a cumulative average
+            factor = 1.0 / float(norm.num_batches_tracked)
+    factor = 0.0 if factor is None else factor
+    if norm.running_mean is not None and norm.running_var is not None:
+        update_running_statistics(norm.running_mean, norm.running_var, mean, variance, factor, count)
+
+
+def _plain_layer(layer: LayerSpec, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    if isinstance(layer, ConvSpec):
+        weight = parameters[layer.weight]
+        bias = None if layer.bias is None else parameters[layer.bias]
+        if weight.dim() == 2:
+            y = F.linear(x.flatten(1), weight, bias)[:, :, None, None]
+        else:
+            x = F.pad(x, _pads(layer, x))
+            y = F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+        return _ACTIVATIONS[layer.activation](y)
+    if isinstance(layer, MaxPoolSpec):
+        if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
+            padding = layer.padding[:2]
+            return F.max_pool2d(x, layer.kernel_size, layer.stride, padding, layer.dilation, layer.ceil_mode)
+        x = F.pad(x, _pads(layer, x), value=float("-inf"))
+        return F.max_pool2d(x, layer.kernel_size, layer.stride, 0, layer.dilation, layer.ceil_mode)
+    return global_avg_pool2d(x)
+
+
+def _pads(layer: ConvSpec | MaxPoolSpec, x: torch.Tensor) -> tuple[int, int, int, int]:
+    """In F.pad's order."""
+    if layer.padding is not None:
+        top, left, bottom, right = layer.padding
+        return left, right, top, bottom
+    (top, bottom), (left, right) = (
+        same_padding(x.shape[2 + i], layer.kernel_size[i], layer.stride[i], layer.dilation[i]) for i in (0, 1)
+    )
+    return left, right, top, bottom
