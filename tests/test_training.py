@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import resfuse
 from resfuse import _core
 from resfuse.bench.models import make_model, randomize_batch_norm
+from resfuse.data import load_digits
 from resfuse.runtime.spec import ConvSpec, MaxPoolSpec
 from resfuse.training import batch_norm, convolution, pooling
 from resfuse.training.batch_norm import Norm
@@ -138,6 +139,33 @@ def test_training_runs_fused_and_follows_torch_for_steps() -> None:
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(fast.eval()(x), reference.eval()(x), rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_training_300_steps_on_real_images() -> None:
+    """The loss stays within the spread of three runs of plain torch with different orders of the data."""
+    digits = load_digits(size=16)
+    curves = {}
+    for name, seed in (("fused", 0), ("eager 0", 0), ("eager 1", 1), ("eager 2", 2)):
+        torch.manual_seed(0)
+        plain = resfuse.models.ResNet("basic", [1, 1], width=16, num_classes=10, stem="cifar")
+        model = (resfuse.fuse(plain) if name == "fused" else plain).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
+        order = torch.Generator().manual_seed(seed)
+        losses = []
+        for _ in range(300):
+            batch = torch.randint(len(digits.train_x), (32,), generator=order)
+            loss = F.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves[name] = torch.tensor(losses).reshape(-1, 50).mean(1)
+    eager = torch.stack([curve for name, curve in curves.items() if name != "fused"])
+    low, high = eager.min(0).values, eager.max(0).values
+    slack = 0.5 * (high - low) + 0.02
+    assert ((curves["fused"] > low - slack) & (curves["fused"] < high + slack)).all(), curves
+    assert curves["fused"][-1] < 0.1
 
 
 def _every(model: nn.Module, change: object) -> None:

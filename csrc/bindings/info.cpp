@@ -4,7 +4,7 @@
 
 #include "bindings/register.h"
 #include "engine/dispatch.h"
-#include "engine/workspace.h"
+#include "engine/heap.h"
 
 namespace py = pybind11;
 using namespace resfuse;
@@ -31,5 +31,7 @@ void register_info(py::module_& m) {
     m.def(
         "openmp_max_threads", [] { return omp_get_max_threads(); },
         "Threads of the OpenMP runtime that the core runs on.");
-    m.def("workspace_bytes", [] { return WorkspacePool::global().bytes(); }, "Bytes of idle workspace kept for reuse.");
+    m.def(
+        "heap_bytes", [] { return py::make_tuple(Heap::global().used_bytes(), Heap::global().mapped_bytes()); },
+        "(in use, mapped) bytes of the heap of large blocks.");
 }

@@ -255,7 +255,4 @@ void register_training(py::module_& m) {
           py::arg("isa") = py::none(), "Writes the gradient of the pool's input to dx.");
     m.def("empty", &empty, py::arg("shape"),
           "An uninitialised float32 [N, C, H, W] array in channels_last memory, from memory that is mapped already.");
-    m.def(
-        "heap_bytes", [] { return py::make_tuple(Heap::global().used_bytes(), Heap::global().mapped_bytes()); },
-        "(in use, mapped) bytes of the heap of large blocks.");
 }

@@ -1,6 +1,8 @@
 #include "engine/heap.h"
 
-#include <cstdlib>
+#include <sys/mman.h>
+
+#include <iterator>
 #include <new>
 
 #include "engine/aligned.h"
@@ -9,7 +11,7 @@ namespace resfuse {
 
 namespace {
 
-constexpr std::size_t kLeastSlab = std::size_t{32} << 20;
+constexpr std::size_t kLeastSlab = std::size_t{8} << 20;
 
 std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -48,10 +50,13 @@ void Heap::give_back(void* data) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto it = used_.find(static_cast<Address>(data));
     if (it == used_.end()) return;
-    Address address = it->first;
-    std::size_t bytes = it->second;
+    const auto [address, bytes] = *it;
     used_.erase(it);
     taken_ -= bytes;
+    release(address, bytes);
+}
+
+void Heap::release(Address address, std::size_t bytes) {
     auto after = free_.lower_bound(address);
     if (after != free_.end() && address + bytes == after->first) {
         bytes += after->second;
@@ -68,14 +73,16 @@ void Heap::give_back(void* data) noexcept {
 }
 
 void Heap::grow(std::size_t bytes) {
-    // The last page stays unused, so that slabs which happen to be neighbours are not joined.
-    const std::size_t slab =
-        round_up(bytes + kAlignment > kLeastSlab ? bytes + kAlignment : kLeastSlab, AlignedFloats::kHugePage);
-    void* const data = std::aligned_alloc(AlignedFloats::kHugePage, slab);
-    if (!data) throw std::bad_alloc();
+    // Below the slabs that are there, if it can be: neighbours join, and less is lost between blocks.
+    const std::size_t slab = round_up(bytes > kLeastSlab ? bytes : kLeastSlab, AlignedFloats::kHugePage);
+    void* const hint = lowest_ ? lowest_ - slab : nullptr;
+    void* const data = mmap(hint, slab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
     advise_huge_pages(data, slab);
-    free_.emplace(static_cast<Address>(data), slab - kAlignment);
+    const Address address = static_cast<Address>(data);
+    lowest_ = lowest_ && lowest_ < address ? lowest_ : address;
     mapped_ += slab;
+    release(address, slab);
 }
 
 std::size_t Heap::mapped_bytes() const {

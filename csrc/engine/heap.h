@@ -26,10 +26,12 @@ class Heap {
   private:
     using Address = unsigned char*;
     void grow(std::size_t bytes);
+    void release(Address address, std::size_t bytes);
 
     mutable std::mutex mutex_;
     std::map<Address, std::size_t> free_;  // neighbours are joined
     std::map<Address, std::size_t> used_;
+    Address lowest_ = nullptr;
     std::size_t mapped_ = 0, taken_ = 0;
 };
 

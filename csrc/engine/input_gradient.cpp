@@ -9,7 +9,7 @@
 #include <cstring>
 #include <vector>
 
-#include "engine/workspace.h"
+#include "engine/aligned.h"
 
 namespace resfuse {
 
@@ -56,8 +56,7 @@ class StridedGradient {
 
     void run(int threads) {
         const index_t windows = kBlockPixels * spaced(deepest_), results = kBlockPixels * kPanelGroup * cols();
-        const WorkspacePool::Lease lease(WorkspacePool::global(),
-                                         static_cast<std::size_t>(weight_floats_ + threads * (windows + results)));
+        const AlignedFloats lease(static_cast<std::size_t>(weight_floats_ + threads * (windows + results)));
         weights_ = lease.data();
         float* const scratch = weights_ + weight_floats_;
         const index_t packs = static_cast<index_t>(parts_.size()) * panels_;

@@ -6,7 +6,7 @@
 #include <atomic>
 #include <chrono>
 
-#include "engine/workspace.h"
+#include "engine/aligned.h"
 
 namespace resfuse {
 
@@ -115,7 +115,7 @@ class Executor {
 void run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
          const std::vector<Tensor>& outputs, std::vector<double>* step_seconds) {
     if (step_seconds) step_seconds->assign(plan.steps().size(), 0.0);
-    const WorkspacePool::Lease workspace(WorkspacePool::global(), plan.workspace_floats());
+    const AlignedFloats workspace(plan.workspace_floats());
     const Executor executor(plan, weights, inputs, outputs, workspace.data(), step_seconds);
     TaskQueue queue(plan.threads());
 #pragma omp parallel num_threads(plan.threads())

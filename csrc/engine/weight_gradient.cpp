@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "engine/workspace.h"
+#include "engine/aligned.h"
 
 namespace resfuse {
 
@@ -37,8 +37,7 @@ class DirectGradient {
     void run(int threads) {
         const index_t cols = panels_ * kernels_.tile_cols;
         const index_t scratch = kBlockPixels * (2 * widest_ + kLineFloats + grad_pitch());
-        const WorkspacePool::Lease lease(WorkspacePool::global(),
-                                         static_cast<std::size_t>(parts_ * rows_ * cols + threads * scratch));
+        const AlignedFloats lease(static_cast<std::size_t>(parts_ * rows_ * cols + threads * scratch));
         sums_ = lease.data();
         float* const scratches = sums_ + parts_ * rows_ * cols;
         const index_t blocks = row_blocks_ * panel_blocks_;

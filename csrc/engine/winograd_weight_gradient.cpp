@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "engine/aligned.h"
 #include "engine/weight_gradient.h"
-#include "engine/workspace.h"
 
 namespace resfuse {
 
@@ -86,8 +86,7 @@ class WinogradGradient {
     // A task takes the tiles of one part block by block, for some of the panels.
     void run_parts(int threads) {
         const index_t sums = frequencies_ * channels_ * width(), own = operand_floats(block_);
-        const WorkspacePool::Lease lease(WorkspacePool::global(),
-                                         static_cast<std::size_t>(parts_ * sums + threads * own));
+        const AlignedFloats lease(static_cast<std::size_t>(parts_ * sums + threads * own));
         float* const totals = lease.data();
         float* const scratch = totals + parts_ * sums;
         // [part][panels of a task][frequency][channel][column]
@@ -131,8 +130,7 @@ class WinogradGradient {
         const index_t blocks = channel_blocks_ * panel_blocks_;
         const index_t products = block * (chunks_ == 1 ? threads : blocks);
         const index_t slice = chunk_ * kernels_.tile_cols;
-        const WorkspacePool::Lease lease(WorkspacePool::global(),
-                                         static_cast<std::size_t>(operand_floats(chunk_) + products + threads * slice));
+        const AlignedFloats lease(static_cast<std::size_t>(operand_floats(chunk_) + products + threads * slice));
         const Operands all = operands(lease.data(), chunk_);
         float* const sums = lease.data() + operand_floats(chunk_);
         float* const slices = sums + products;

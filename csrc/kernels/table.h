@@ -274,7 +274,7 @@ struct WinogradGradientArgs {
     index_t frequency_stride, panel_stride;
 };
 
-// Products [points * points][stride * stride * channels][...] of one panel into dw[k][c][r][s], strides in floats.
+// Products [points * points][channels][...] of one panel into dw[k][c][r][s], strides in floats.
 struct WinogradWeightGradientArgs {
     const float* products;
     index_t frequency_stride, product_row;
@@ -299,7 +299,7 @@ struct WinogradKernels {
     std::uint32_t edge_points[3];  // bit i: the dimension needs product i
     void (*input[3][3])(const WinogradInputArgs&);
     void (*output[3][3])(const WinogradOutputArgs&);
-    // For the weights' gradient; null where there is none.
+    // For the weights' gradient at stride 1; null elsewhere.
     void (*gradient)(const WinogradGradientArgs&);
     void (*weight_gradient)(const WinogradWeightGradientArgs&);
     void (*pack)(const PackPanelArgs&);  // packs [points * points][stride * stride * channels][tile_cols]

@@ -160,10 +160,10 @@ void winograd_gradient(const WinogradGradientArgs& g) {
 }
 
 // G^T dU G of kVectorDoubles channels.
-template <class F, int Taps>
-inline void untransform_weights(const float* u, index_t frequency_stride, VecDouble (&w)[Taps][Taps]) {
+template <class F>
+inline void untransform_weights(const float* u, index_t frequency_stride, VecDouble (&w)[3][3]) {
     constexpr int in = F::Full::in;
-    VecDouble t[in][Taps];
+    VecDouble t[in][3];
 #pragma GCC unroll 6
     for (int i = 0; i < in; ++i) {
         VecDouble row[in];
@@ -174,7 +174,7 @@ inline void untransform_weights(const float* u, index_t frequency_stride, VecDou
             row[j] = __builtin_convertvector(half, VecDouble);
         }
 #pragma GCC unroll 3
-        for (int s = 0; s < Taps; ++s) {
+        for (int s = 0; s < 3; ++s) {
             t[i][s] = VecDouble{};
 #pragma GCC unroll 6
             for (int j = 0; j < in; ++j)
@@ -182,9 +182,9 @@ inline void untransform_weights(const float* u, index_t frequency_stride, VecDou
         }
     }
 #pragma GCC unroll 3
-    for (int r = 0; r < Taps; ++r)
+    for (int r = 0; r < 3; ++r)
 #pragma GCC unroll 3
-        for (int s = 0; s < Taps; ++s) {
+        for (int s = 0; s < 3; ++s) {
             w[r][s] = VecDouble{};
 #pragma GCC unroll 6
             for (int i = 0; i < in; ++i)
@@ -195,25 +195,19 @@ inline void untransform_weights(const float* u, index_t frequency_stride, VecDou
 // dw for some input channels and one panel of output channels, in double precision like the weights' own transform.
 template <class F>
 void winograd_weight_gradient(const WinogradWeightGradientArgs& g) {
-    constexpr int stride = F::stride, taps = stride == 1 ? 3 : 2;
     for (index_t c = 0; c < g.channels; ++c)
-        for (index_t phase = 0; phase < stride * stride; ++phase) {
-            const float* const u = g.products + (phase * g.channels + c) * g.product_row;
-            for (index_t k = 0; k < g.cols; k += kVectorDoubles) {
-                VecDouble w[taps][taps];
-                untransform_weights<F, taps>(u + k, g.frequency_stride, w);
-                const index_t lanes = at_most(kVectorDoubles, g.cols - k);
+        for (index_t k = 0; k < g.cols; k += kVectorDoubles) {
+            VecDouble w[3][3];
+            untransform_weights<F>(g.products + c * g.product_row + k, g.frequency_stride, w);
+            const index_t lanes = at_most(kVectorDoubles, g.cols - k);
 #pragma GCC unroll 3
-                for (int r = 0; r < taps; ++r)
+            for (int r = 0; r < 3; ++r)
 #pragma GCC unroll 3
-                    for (int s = 0; s < taps; ++s) {
-                        const index_t y = r * stride + phase / stride, x = s * stride + phase % stride;
-                        if (y >= 3 || x >= 3) continue;
-                        float* const to = g.dw + k * g.stride_k + c * g.stride_c + y * g.stride_h + x * g.stride_w;
-                        for (index_t lane = 0; lane < lanes; ++lane)
-                            to[lane * g.stride_k] = static_cast<float>(w[r][s][lane]);
-                    }
-            }
+                for (int s = 0; s < 3; ++s) {
+                    float* const to = g.dw + k * g.stride_k + c * g.stride_c + r * g.stride_h + s * g.stride_w;
+                    for (index_t lane = 0; lane < lanes; ++lane)
+                        to[lane * g.stride_k] = static_cast<float>(w[r][s][lane]);
+                }
         }
 }
 

@@ -171,10 +171,6 @@ struct H4 {
         y[3] = constant(H4Pairs::p3) * (m[0] - m[stride]) + constant(H4Pairs::q3) * (m[2 * stride] - m[3 * stride]) +
                m[4 * stride];
     }
-    static inline void gradient(const Vec* y, int stride, Vec* m) {
-        H4Pairs::gradient(y, stride, m);
-        m[4] = y[3 * stride];
-    }
 };
 
 // F(2, 2), without the points q and -q.

@@ -18,20 +18,23 @@ constexpr WinogradKernels winograd_kernels_with_edges() {
     using A = typename F::Full;
     using B = typename F::Edge3;
     using C = typename F::Edge2;
-    return {.tile = A::out,
-            .points = A::in,
-            .stride = F::stride,
-            .chain = F::chain,
-            .edge_points = {points_of<A>(), points_of<B>(), points_of<C>()},
-            .input = {{winograd_input<F, A, A>, winograd_input<F, A, B>, winograd_input<F, A, C>},
-                      {winograd_input<F, B, A>, winograd_input<F, B, B>, winograd_input<F, B, C>},
-                      {winograd_input<F, C, A>, winograd_input<F, C, B>, winograd_input<F, C, C>}},
-            .output = {{winograd_output<F, A, A>, winograd_output<F, A, B>, winograd_output<F, A, C>},
-                       {winograd_output<F, B, A>, winograd_output<F, B, B>, winograd_output<F, B, C>},
-                       {winograd_output<F, C, A>, winograd_output<F, C, B>, winograd_output<F, C, C>}},
-            .gradient = winograd_gradient<F>,
-            .weight_gradient = winograd_weight_gradient<F>,
-            .pack = pack_winograd<F>};
+    WinogradKernels kernels{.tile = A::out,
+                            .points = A::in,
+                            .stride = F::stride,
+                            .chain = F::chain,
+                            .edge_points = {points_of<A>(), points_of<B>(), points_of<C>()},
+                            .input = {{winograd_input<F, A, A>, winograd_input<F, A, B>, winograd_input<F, A, C>},
+                                      {winograd_input<F, B, A>, winograd_input<F, B, B>, winograd_input<F, B, C>},
+                                      {winograd_input<F, C, A>, winograd_input<F, C, B>, winograd_input<F, C, C>}},
+                            .output = {{winograd_output<F, A, A>, winograd_output<F, A, B>, winograd_output<F, A, C>},
+                                       {winograd_output<F, B, A>, winograd_output<F, B, B>, winograd_output<F, B, C>},
+                                       {winograd_output<F, C, A>, winograd_output<F, C, B>, winograd_output<F, C, C>}},
+                            .pack = pack_winograd<F>};
+    if constexpr (F::stride == 1) {
+        kernels.gradient = winograd_gradient<F>;
+        kernels.weight_gradient = winograd_weight_gradient<F>;
+    }
+    return kernels;
 }
 
 constexpr WinogradKernels f2x2_kernels() {

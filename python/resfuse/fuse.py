@@ -20,13 +20,14 @@ ALGORITHMS = ("auto", "direct", "winograd")
 def fuse(
     model: nn.Module, *, inplace: bool = False, algorithm: str = "auto", dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """Fuses the residual blocks, stem and head of a model for inference on CPUs.
+    """Fuses the residual blocks, stem and head of a model, for inference and training on CPUs.
 
     The result has the model's class, forward signature, ``state_dict`` keys and the very same Parameter and buffer
     objects; training either trains both. Under ``eval()`` without gradients its convolutions run with batch norm folded
     in and residual sums and activations in their epilogues, from packed weights that follow every change of the
-    parameters. In ``train()`` mode, and wherever fusing would change what can be observed, the original modules run;
-    global average pools run resfuse's kernels there too.
+    parameters. In ``train()`` mode, and wherever gradients are asked for, they run block by block with autograd, on
+    fused kernels forward and backward. Wherever fusing would change what can be observed (forward hooks, parametrized
+    weights, dropout, autocast, other types than float32) the original modules run, and `resfuse.report` says why.
 
     Args:
         model: any module. Where torch.fx cannot trace it as a whole (Hugging Face's), the largest of its modules that

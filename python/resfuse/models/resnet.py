@@ -23,7 +23,7 @@ _ACTIVATIONS: dict[str, Any] = {
 class ResNet(nn.Module):
     """A residual network (He et al., 2016): stem, stages of residual blocks, global average pool, linear, activation.
 
-    Plain torch, trained and run as any module; `resfuse.fuse` makes the fast one.
+    Plain torch; `resfuse.fuse` makes the fast one, for training and inference.
 
     Args:
         block: "basic" or "bottleneck".

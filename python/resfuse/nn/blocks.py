@@ -7,7 +7,7 @@ from resfuse.models import blocks as plain
 
 
 class ConvBNReLU2d(FusedModule, plain.ConvBNReLU2d):
-    """ReLU(BN(conv(x))), parameters ``conv.weight`` and ``bn.*``; one pass under eval() without gradients.
+    """ReLU(BN(conv(x))), parameters ``conv.weight`` and ``bn.*``.
 
     Args:
         in_channels, out_channels, kernel_size, stride, groups, dilation: as in ``nn.Conv2d``.
