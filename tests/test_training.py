@@ -224,6 +224,29 @@ def test_training_one_value_per_channel() -> None:
         fast(torch.randn(1, 3, 8, 8))
 
 
+class _Broadcasting(nn.Module):
+    """A sum that broadcasts fits no program; the convolution before it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.block = resfuse.models.blocks.BasicBlock(8, 8)
+        self.gate = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.gate(self.block(self.stem(x))) + y)
+
+
+def test_training_statistics_move_once_where_the_fused_run_fails() -> None:
+    torch.manual_seed(0)
+    model = _Broadcasting().train()
+    fast = resfuse.fuse(copy.deepcopy(model))
+    x, y = torch.randn(2, 3, 12, 12), torch.randn(2, 8, 1, 1)
+    torch.testing.assert_close(fast(x, y), model(x, y), rtol=1e-4, atol=1e-5)
+    for a, b in zip(fast.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_training_skips_frozen_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = convolution.weight_gradient

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
 #include <iterator>
 #include <new>
 
@@ -22,6 +23,19 @@ Heap& Heap::global() {
     static Heap* const heap = new Heap;
     return *heap;
 }
+
+#if defined(__SANITIZE_ADDRESS__)
+
+// Overruns of a block must be seen.
+void* Heap::take(std::size_t bytes) {
+    void* block = nullptr;
+    if (posix_memalign(&block, kAlignment, bytes) != 0) throw std::bad_alloc();
+    return block;
+}
+
+void Heap::give_back(void* block) noexcept { std::free(block); }
+
+#else
 
 void* Heap::take(std::size_t bytes) {
     // A page more than asked for: blocks of equal size would otherwise start in the same cache sets.
@@ -55,6 +69,8 @@ void Heap::give_back(void* data) noexcept {
     taken_ -= bytes;
     release(address, bytes);
 }
+
+#endif
 
 void Heap::release(Address address, std::size_t bytes) {
     auto after = free_.lower_bound(address);

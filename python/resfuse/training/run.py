@@ -45,12 +45,15 @@ def run_training(
     shapes = spec.buffer_shapes([x.shape for x in inputs])
     kept = {output.buffer for output in spec.outputs}
     last = {buffer: i for i, part in enumerate(blocks) for buffer in part.inputs}
+    updates: list[tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor, int]] = []
     for i, part in enumerate(blocks):
-        results = _run_block(spec, part, shapes, [buffers[b] for b in part.inputs], parameters, norms)
+        results = _run_block(spec, part, shapes, [buffers[b] for b in part.inputs], parameters, norms, updates)
         buffers |= zip(part.outputs, results, strict=True)
         for buffer in part.inputs:  # what no later block reads need not live until the end
             if last[buffer] == i and buffer not in kept:
                 buffers.pop(buffer, None)
+    for update in updates:  # not before all went well: where it did not, the original modules may run
+        _update(*update)
     results = [buffers[output.buffer] for output in spec.outputs]
     return [y.flatten(1) if output.rank == 2 else y for y, output in zip(results, spec.outputs, strict=True)]
 
@@ -62,6 +65,7 @@ def _run_block(
     inputs: list[torch.Tensor],
     parameters: Sequence[torch.Tensor],
     norms: Sequence[nn.BatchNorm2d | None],
+    updates: list[tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor, int]],
 ) -> list[torch.Tensor]:
     if part.spec is None:
         return [_plain_layer(spec.layers[part.layers[0]], inputs[0], parameters)]
@@ -73,7 +77,7 @@ def _run_block(
         count = shape[0] * shape[2] * shape[3]
         if norm.training and count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
-        _update(norm, results[statistics.mean], results[statistics.variance], count)
+        updates.append((norm, results[statistics.mean], results[statistics.variance], count))
     return [_ACTIVATIONS[part.activation](y) for y in results[: len(part.outputs)]]
 
 
