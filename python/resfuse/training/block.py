@@ -11,23 +11,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from resfuse.layers import same_padding
 from resfuse.runtime.spec import ConvSpec, MaxPoolSpec, ProgramSpec
 from resfuse.training import batch_norm, convolution, pooling
 from resfuse.training.batch_norm import Norm
 from resfuse.training.memory import dense
-from resfuse.training.split import Saved, computes_again, reads, saved_tensors, takes_batch_statistics
+from resfuse.training.split import (
+    Saved,
+    computes_again,
+    pads_of,
+    reads,
+    saved_tensors,
+    takes_batch_statistics,
+)
 
 Maybe = torch.Tensor | None
-
-
-def _padding(layer: ConvSpec | MaxPoolSpec, extent: tuple[int, int]) -> tuple[int, int, int, int]:
-    if layer.padding is not None:
-        return layer.padding
-    (top, bottom), (left, right) = (
-        same_padding(extent[i], layer.kernel_size[i], layer.stride[i], layer.dilation[i]) for i in (0, 1)
-    )
-    return top, left, bottom, right
 
 
 def _extent(x: torch.Tensor) -> tuple[int, int]:
@@ -61,7 +58,7 @@ def forward(
         assert x is not None
         if isinstance(layer, MaxPoolSpec):
             _, _, height, width = shapes[layer.output]
-            y, saved[Saved(index, "taps")] = pooling.forward(x, layer, _padding(layer, _extent(x)), (height, width))
+            y, saved[Saved(index, "taps")] = pooling.forward(x, layer, pads_of(layer, _extent(x)), (height, width))
         else:
             assert isinstance(layer, ConvSpec)
             y = _conv_forward(index, layer, x, buffers, parameters, saved)
@@ -82,7 +79,7 @@ def _conv_forward(
     weight = parameters[layer.weight]
     bias = None if layer.bias is None else parameters[layer.bias]
     residual = None if layer.residual is None else buffers[layer.residual]
-    product = convolution.forward(x, weight, bias, layer, _padding(layer, _extent(x)))
+    product = convolution.forward(x, weight, bias, layer, pads_of(layer, _extent(x)))
     relu = layer.activation == "relu"
     if layer.batch_norm is None:
         y = product if residual is None else product + residual
@@ -106,6 +103,7 @@ class Backward:
         self._spec = spec
         self._parameters = parameters
         self._wanted = wanted[len(inputs) :]
+        self._shapes = spec.buffer_shapes([x.shape for x in inputs])
         self._saved = dict(zip(saved_tensors(spec), results[len(spec.outputs) :], strict=True))
         self._values: dict[int, torch.Tensor] = {i: dense(x) for i, x in enumerate(inputs)}
         self._values |= {o.buffer: y for o, y in zip(spec.outputs, results[: len(spec.outputs)], strict=True)}
@@ -168,13 +166,11 @@ class Backward:
         assert isinstance(layer, ConvSpec)
         bias = None if layer.bias is None else self._parameters[layer.bias]
         x = self._value(layer.input)
-        return convolution.forward(x, self._parameters[layer.weight], bias, layer, _padding(layer, _extent(x)))
+        return convolution.forward(x, self._parameters[layer.weight], bias, layer, pads_of(layer, _extent(x)))
 
-    def _like(self, buffer: int) -> torch.Tensor:
-        """A tensor of a buffer's shape."""
-        if buffer in self._values:
-            return self._values[buffer]
-        return self._product(self._makers[buffer])
+    def _like(self, buffer: int, grad: torch.Tensor) -> torch.Tensor:
+        """A tensor of a buffer's shape, with no memory of its own."""
+        return grad.new_empty(()).expand(self._shapes[buffer])
 
     def _add(self, buffer: int, grad: torch.Tensor, owned: bool) -> None:
         if buffer not in self._grads:
@@ -188,8 +184,8 @@ class Backward:
             self._of_parameters[place] = grad
 
     def _max_pool(self, index: int, layer: MaxPoolSpec, grad: torch.Tensor) -> None:
-        like = self._like(layer.input)
-        padding = _padding(layer, _extent(like))
+        like = self._like(layer.input, grad)
+        padding = pads_of(layer, _extent(like))
         self._add(layer.input, pooling.backward(grad, self._saved[Saved(index, "taps")], layer, padding, like), True)
 
     def _conv(self, index: int, layer: ConvSpec, grad: torch.Tensor, owned: bool) -> None:
@@ -219,8 +215,8 @@ class Backward:
         if layer.bias is not None and self._wanted[layer.bias]:
             self._want(layer.bias, product_grad.sum((0, 2, 3)))
         weight = self._parameters[layer.weight]
-        like = self._like(layer.input)
-        padding = _padding(layer, _extent(like))
+        like = self._like(layer.input, grad)
+        padding = pads_of(layer, _extent(like))
         if self._wanted[layer.weight]:
             x = self._value(layer.input)
             self._want(layer.weight, convolution.weight_gradient(product_grad, x, weight, layer, padding))

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from resfuse.layers import same_padding
 from resfuse.nn.functional import global_avg_pool2d
 from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
 from resfuse.training import ops
 from resfuse.training.batch_norm import update_running_statistics
-from resfuse.training.split import Block
+from resfuse.training.split import Block, pads_of
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda x: x,
@@ -117,10 +116,5 @@ def _plain_layer(layer: LayerSpec, x: torch.Tensor, parameters: Sequence[torch.T
 
 def _pads(layer: ConvSpec | MaxPoolSpec, x: torch.Tensor) -> tuple[int, int, int, int]:
     """In F.pad's order."""
-    if layer.padding is not None:
-        top, left, bottom, right = layer.padding
-        return left, right, top, bottom
-    (top, bottom), (left, right) = (
-        same_padding(x.shape[2 + i], layer.kernel_size[i], layer.stride[i], layer.dilation[i]) for i in (0, 1)
-    )
+    top, left, bottom, right = pads_of(layer, (x.shape[2], x.shape[3]))
     return left, right, top, bottom

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+from resfuse.layers import same_padding
 from resfuse.runtime.spec import BatchNormSpec, ConvSpec, LayerSpec, MaxPoolSpec, OutputSpec, ProgramSpec
 from resfuse.training import pooling
 
@@ -50,6 +51,16 @@ def reads(layer: LayerSpec) -> tuple[int, ...]:
     """The buffers that a layer reads."""
     residual = layer.residual if isinstance(layer, ConvSpec) else None
     return (layer.input,) if residual is None else (layer.input, residual)
+
+
+def pads_of(layer: ConvSpec | MaxPoolSpec, extent: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A window's pads (top, left, bottom, right) over an image of this height and width."""
+    if layer.padding is not None:
+        return layer.padding
+    (top, bottom), (left, right) = (
+        same_padding(extent[i], layer.kernel_size[i], layer.stride[i], layer.dilation[i]) for i in (0, 1)
+    )
+    return top, left, bottom, right
 
 
 def takes_batch_statistics(layer: ConvSpec) -> bool:
