@@ -16,6 +16,8 @@ constexpr double kGroupedEfficiency = 0.4;
 constexpr double kStreamBytesPerCycle = 7.0;
 // Of the time of many passes over memory, what the products in between do not hide; measured.
 constexpr double kStreamShare = 0.55;
+// Of the time of one pass over a direct layer's weights, what its products do not hide; measured.
+constexpr double kDirectStreamShare = 0.25;
 // Vector operations per element and transform of a Winograd convolution, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
 // Winograd's weights take several times the memory, so it must be faster by this factor at least.
@@ -30,7 +32,7 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, const Kernel
     const double multiplies = static_cast<double>(batch * out.h * out.w) * static_cast<double>(grid.reduction) *
                               static_cast<double>(grid.total * grid.tile_cols);
     return multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency) +
-           stream_cycles(packed_bytes(layer, Algorithm::direct, kernels));
+           kDirectStreamShare * stream_cycles(packed_bytes(layer, Algorithm::direct, kernels));
 }
 
 // Products elementwise, one operand from L1, weights in registers.

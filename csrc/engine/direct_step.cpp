@@ -33,7 +33,9 @@ class DirectStep final : public Step {
           pools_(can_pool()) {
         const Window& w = layer_.window;
         band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
-        pixel_ = band_ ? layer_.in_channels : context.pixels[static_cast<std::size_t>(layer_.input)];
+        // Groups read a part of each pixel; all others read rows of pixels in one piece.
+        const index_t band_pixel = layer_.groups > 1 ? spaced(layer_.in_channels) : layer_.in_channels;
+        pixel_ = band_ ? band_pixel : context.pixels[static_cast<std::size_t>(layer_.input)];
         pitch_ = (band_ ? band_cols_ : in_.w) * pixel_;
         set_segments();
         if (flat_ || gathered_) {
@@ -161,7 +163,7 @@ class DirectStep final : public Step {
         }
         if (band_)
             thread_scratch =
-                static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * band_cols_ * layer_.in_channels);
+                static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * pitch_);
     }
 
     // A task takes a band of the max-pool's rows, in steps of a few. The rows of this layer that a step computes lie in
@@ -174,7 +176,7 @@ class DirectStep final : public Step {
         bands_ = std::clamp<index_t>(2 * context.threads / context.images, 1, pooled_out_.h);
         panel_chunks_ = 1;
         const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
-        map_ = band_ ? band_rows(rows) * band_cols_ * layer_.in_channels : 0;
+        map_ = band_ ? band_rows(rows) * pitch_ : 0;
         thread_scratch = static_cast<std::size_t>(map_ + rows * map_row());
     }
 
@@ -236,7 +238,7 @@ class DirectStep final : public Step {
                          .rows = w.kernel_h,
                          .x0 = pixel % out_.w * w.stride_w - w.pad_left,
                          .cols = w.kernel_w},
-                        windows + (row - rows.begin) * window_pitch());
+                        windows + (row - rows.begin) * window_pitch(), layer_.in_channels);
         }
     }
 
@@ -323,7 +325,7 @@ class DirectStep final : public Step {
                          .rows = band_rows(rows.size()),
                          .x0 = -w.pad_left,
                          .cols = band_cols_},
-                        scratch);
+                        scratch, pixel_);
             first = scratch;
         }
         for (index_t p = panels.begin; p < panels.end;) {

@@ -165,7 +165,7 @@ class LayoutStep final : public ImageStep {
         const Tensor& y = wave.tensors[output_];
         copy_window(wave, input_, image, in_, channels_,
                     {.y0 = rows.begin, .rows = rows.size(), .x0 = 0, .cols = in_.w},
-                    y.data + image * y.image + rows.begin * y.row);
+                    y.data + image * y.image + rows.begin * y.row, y.pixel);
     }
 
     index_t channels_;

@@ -90,9 +90,10 @@ struct PixelWindow {
     index_t y0, rows, x0, cols;
 };
 
-// Copies a window of one image, of any strides, to a dense NHWC band with zeros where there is no image.
+// Copies a window of one image, of any strides, to an NHWC band, its pixels some floats apart, with zeros where there
+// is no image.
 inline void copy_window(const Wave& wave, int buffer, index_t image, Extent extent, index_t channels,
-                        const PixelWindow& window, float* band) {
+                        const PixelWindow& window, float* band, index_t pixel) {
     const Tensor& x = wave.tensors[buffer];
     wave.kernels.copy_band({.image = x.data + image * x.image,
                             .height = extent.h,
@@ -106,7 +107,8 @@ inline void copy_window(const Wave& wave, int buffer, index_t image, Extent exte
                             .x0 = window.x0,
                             .cols = window.cols,
                             .fill = 0.0f,
-                            .band = band});
+                            .band = band,
+                            .pixel = pixel});
 }
 
 inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) {

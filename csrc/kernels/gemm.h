@@ -15,8 +15,10 @@ namespace {
 constexpr int kTileRows = kVectorFloats == 16 ? 14 : 6;
 constexpr int kTileVectors = 2;
 constexpr int kTileCols = kTileVectors * kVectorFloats;
-// Steps ahead: weights that stream from memory (few rows, many channels) come an eighth faster, the rest as fast.
-constexpr index_t kPrefetch = 32;
+// Steps ahead, as many as take about 450 cycles: weights that stream from memory (few rows, many channels) come an
+// eighth faster, the rest as fast.
+template <int Rows>
+constexpr index_t kPrefetch = Rows > 4 ? 448 / Rows : 112;
 
 // One register tile of a product: rows of A, one panel of B, and what to fetch meanwhile for later tiles.
 struct GemmTile {
@@ -85,9 +87,9 @@ template <int Rows, int Vectors>
 #pragma GCC unroll 2
     for (int j = 0; j < Vectors; ++j) {
         weights[j] = load(at.b + j * kVectorFloats);
-        __builtin_prefetch(at.b + kPrefetch * kTileCols + j * kVectorFloats);
+        __builtin_prefetch(at.b + kPrefetch<Rows> * kTileCols + j * kVectorFloats);
     }
-    __builtin_prefetch(at.ahead, 0, 2);
+    __builtin_prefetch(at.ahead, 0, 1);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
         const Vec x = broadcast(at.a[i * lda]);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/element.h"
+#include "kernels/layout.h"
 
 namespace resfuse {
 namespace {
@@ -27,24 +28,44 @@ struct CopyRing {
     float* row(index_t y) const { return data + y % rows * cols * pixel; }
 };
 
-template <int Group>
-void copy_row(const GroupedArgs& g, const CopyRing& ring, index_t padded_y, index_t channel, index_t lanes) {
+// `Whole`: all lanes are channels.
+template <int Group, bool Whole>
+inline void copy_pixels_of(const float* from, index_t pixel, index_t row, index_t pixels, index_t lanes,
+                           float* to) {
     VecMask lane[Group];
     for (int i = 0; i < Group; ++i)
         for (int l = 0; l < kVectorFloats; ++l) lane[i][l] = l / Group * Group + i;
-    float* to = ring.row(padded_y);
-    const index_t y = padded_y - g.pad_top;
-    const index_t first = ring.first_col - g.pad_left;
-    for (index_t x = first; x < first + ring.cols; ++x, to += Group * kVectorFloats) {
-        Vec v{};
-        if (y >= 0 && y < g.image.height && x >= 0 && x < g.image.width)
-            v = load_first(g.image.data + y * g.image.row + x * g.image.pixel + channel, lanes);
+    for (index_t x = 0; x < pixels; ++x, from += pixel, to += Group * kVectorFloats) {
+        const Vec v = Whole ? load(from) : load_first(from, lanes);
+        // The same channels of the next row: a line of each pixel, too far apart for the hardware to see.
+        __builtin_prefetch(from + row);
         if constexpr (Group == 1) {
             store(to, v);
         } else {
+#pragma GCC unroll 8
             for (int i = 0; i < Group; ++i) store(to + i * kVectorFloats, __builtin_shuffle(v, lane[i]));
         }
     }
+}
+
+template <int Group>
+void copy_row(const GroupedArgs& g, const CopyRing& ring, index_t padded_y, index_t channel, index_t lanes) {
+    constexpr index_t pixel = Group * kVectorFloats;
+    float* const to = ring.row(padded_y);
+    const index_t y = padded_y - g.pad_top;
+    const index_t first = ring.first_col - g.pad_left;
+    // Columns of the ring left of the image, and up to its right edge.
+    const index_t left = at_most(first < 0 ? -first : 0, ring.cols);
+    const index_t inside = at_most(g.image.width - first, ring.cols);
+    if (y < 0 || y >= g.image.height || inside <= left) return fill_floats(to, ring.cols * pixel, 0.0f);
+    fill_floats(to, left * pixel, 0.0f);
+    const float* const from = g.image.data + y * g.image.row + (first + left) * g.image.pixel + channel;
+    if (lanes == kVectorFloats) {
+        copy_pixels_of<Group, true>(from, g.image.pixel, g.image.row, inside - left, lanes, to + left * pixel);
+    } else {
+        copy_pixels_of<Group, false>(from, g.image.pixel, g.image.row, inside - left, lanes, to + left * pixel);
+    }
+    fill_floats(to + inside * pixel, (ring.cols - inside) * pixel, 0.0f);
 }
 
 // `strip` is the strip's first output column. Stride 0 stands for one that is known at run time only.
@@ -53,7 +74,9 @@ inline void grouped_tile(const GroupedArgs& g, const CopyRing& ring, const float
                          index_t strip, index_t channel, index_t lanes) {
     constexpr index_t pixel = Group * kVectorFloats;
     const index_t step = (Stride > 0 ? Stride : g.stride_w) * pixel;
-    Vec acc[Pixels] = {};
+    Vec acc[Pixels];
+#pragma GCC unroll 14
+    for (int p = 0; p < Pixels; ++p) acc[p] = zero();
     for (index_t r = 0; r < g.kernel_h; ++r) {
         const float* row = ring.row(oy * g.stride_h + r * g.dilation_h) + (ox - strip) * step;
         for (index_t s = 0; s < g.kernel_w; ++s) {
@@ -68,6 +91,7 @@ inline void grouped_tile(const GroupedArgs& g, const CopyRing& ring, const float
     }
     const Vec scale = load_first(g.scale + channel, lanes), bias = load_first(g.bias + channel, lanes);
     const Vec floor = broadcast(g.floor);
+#pragma GCC unroll 14
     for (int p = 0; p < Pixels; ++p) {
         const index_t at = (oy * g.out_width + ox + p) * g.channels + channel;
         Vec v = acc[p] * scale + bias;

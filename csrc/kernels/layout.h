@@ -29,15 +29,15 @@ inline void interleave3(float* to, const float* from, index_t stride_c, index_t 
 }
 
 inline void copy_pixels(const BandArgs& g, float* to, const float* from, index_t pixels) {
-    if (g.stride_c == 1 && g.stride_w == g.channels) {
+    if (g.stride_c == 1 && g.stride_w == g.channels && g.pixel == g.channels) {
         copy_floats(to, from, pixels * g.channels);
     } else if (g.stride_c == 1) {
-        for (index_t x = 0; x < pixels; ++x) copy_floats(to + x * g.channels, from + x * g.stride_w, g.channels);
-    } else if (g.channels == 3 && g.stride_w == 1) {
+        for (index_t x = 0; x < pixels; ++x) copy_floats(to + x * g.pixel, from + x * g.stride_w, g.channels);
+    } else if (g.channels == 3 && g.pixel == 3 && g.stride_w == 1) {
         interleave3(to, from, g.stride_c, pixels);
     } else {
         for (index_t x = 0; x < pixels; ++x)
-            for (index_t c = 0; c < g.channels; ++c) to[x * g.channels + c] = from[x * g.stride_w + c * g.stride_c];
+            for (index_t c = 0; c < g.channels; ++c) to[x * g.pixel + c] = from[x * g.stride_w + c * g.stride_c];
     }
 }
 
@@ -47,16 +47,16 @@ void copy_band(const BandArgs& g) {
     const index_t to_edge = g.width - g.x0;
     const index_t end = to_edge < left ? left : (to_edge < g.cols ? to_edge : g.cols);
     for (index_t i = 0; i < g.rows; ++i) {
-        float* to = g.band + i * g.cols * g.channels;
+        float* to = g.band + i * g.cols * g.pixel;
         const index_t y = g.y0 + i;
         if (y < 0 || y >= g.height) {
-            fill_floats(to, g.cols * g.channels, g.fill);
+            fill_floats(to, g.cols * g.pixel, g.fill);
             continue;
         }
-        fill_floats(to, left * g.channels, g.fill);
+        fill_floats(to, left * g.pixel, g.fill);
         if (end > left)
-            copy_pixels(g, to + left * g.channels, g.image + y * g.stride_h + (g.x0 + left) * g.stride_w, end - left);
-        fill_floats(to + end * g.channels, (g.cols - end) * g.channels, g.fill);
+            copy_pixels(g, to + left * g.pixel, g.image + y * g.stride_h + (g.x0 + left) * g.stride_w, end - left);
+        fill_floats(to + end * g.pixel, (g.cols - end) * g.pixel, g.fill);
     }
 }
 

@@ -77,7 +77,7 @@ struct WinogradOutputArgs {
     float floor;
 };
 
-// Copies rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into a dense NHWC band; what lies outside
+// Copies rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into an NHWC band, row behind row; what lies outside
 // the image becomes `fill`.
 struct BandArgs {
     const float* image;
@@ -93,6 +93,7 @@ struct BandArgs {
     index_t cols;
     float fill;
     float* band;
+    index_t pixel;  // floats between pixels of the band
 };
 
 // Output channels [channel_begin, channel_end) and rows of one image, for a convolution whose groups have as many
