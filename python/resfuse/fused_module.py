@@ -15,10 +15,10 @@ from resfuse.errors import GradientsEnabledWarning
 from resfuse.lowering.binding import Binding, BoundProgram, ProgramRunner, StructureChangedError
 from resfuse.lowering.lower import lower
 from resfuse.lowering.steps import Lowered
+from resfuse.runtime.weights import require_plain
 from resfuse.training.run import run_training
 
 _RUNTIME = "_resfuse_runtime"
-_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 
 @dataclasses.dataclass
@@ -71,11 +71,16 @@ class FusedModule(nn.Module):
         reason = _native_reason(runtime, tensors)
         if reason is None:
             try:
-                result = runtime.binding.run(self, args, kwargs, _runner(runtime, tensors, self.training))
+                runner = _runner(runtime, tensors, self.training)
+                if runner is not None:  # a whole program's weights are checked when they are packed
+                    for bound in runtime.binding.programs:
+                        require_plain(bound.parameters())
+                result = runtime.binding.run(self, args, kwargs, runner)
                 runtime.fused_calls += 1
                 return result
             except ValueError as error:
-                # The input fits no program. If the original modules take it, it was not wrong (a sum that broadcasts).
+                # The input or a parameter fits no program. If the original modules take it, it was not wrong (a sum
+                # that broadcasts, parameters of another type).
                 misfit = error
             try:
                 result = self.native_forward(*args, **kwargs)
@@ -120,9 +125,6 @@ def _native_reason(runtime: Fusion, tensors: list[torch.Tensor]) -> str | None:
     reason = runtime.binding.native_reason()
     if reason is not None:
         return reason
-    parameters = [p for bound in runtime.binding.programs for p in bound.parameters()]
-    if not all([type(p) in _PLAIN_TENSORS and p.dtype is torch.float32 and p.is_cpu for p in parameters]):
-        return "its parameters are not all plain float32 tensors on the CPU"
     if not all([t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors]):
         return "an input is not a dense float32 tensor on the CPU"
     if torch.is_grad_enabled() and any([t.shape[0] == 0 for t in tensors if t.dim() > 0]):

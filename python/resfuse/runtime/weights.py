@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from resfuse import _core
 from resfuse.runtime.spec import ConvSpec, ProgramSpec
@@ -28,8 +29,13 @@ def _stamp(tensors: Sequence[torch.Tensor]) -> Stamp:
         return addresses, tuple(0 if t.is_inference() else t._version for t in tensors)
 
 
-def _view(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
+_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
+
+
+def require_plain(tensors: Sequence[torch.Tensor]) -> None:
+    """Raises ValueError for tensors that the core cannot read."""
+    if not all([type(t) in _PLAIN_TENSORS and t.dtype is torch.float32 and t.is_cpu for t in tensors]):
+        raise ValueError("its parameters are not all plain float32 tensors on the CPU")
 
 
 def _flat(tensor: torch.Tensor) -> np.ndarray:
@@ -88,6 +94,7 @@ class PackedWeights:
         state = self._state
         if state is not None and state[0] == _stamp(tensors) and state[1].value() == state[2]:
             return state[3]
+        require_plain(tensors)
         with self._lock:
             while True:
                 stamp = _stamp(tensors)
@@ -123,9 +130,13 @@ class WeightCache:
         self._spec = spec
         self._program = program
         self._entries: dict[tuple[int, ...], PackedWeights] = {}
+        self._last: Callable[[], PackedWeights | None] = lambda: None  # most programs have one model
 
     def entry(self, tensors: Sequence[torch.Tensor]) -> PackedWeights:
         """The entry of these tensors, made if there is none."""
+        last = self._last()
+        if last is not None and last.belongs_to(tensors):
+            return last
         key = tuple([id(t) for t in tensors])
         entry = self._entries.get(key)
         if entry is None or not entry.belongs_to(tensors):
@@ -134,4 +145,5 @@ class WeightCache:
             # Any tensor's death ends the entry: a replaced head must not keep the packed weights of the whole model.
             for tensor in tensors:
                 weakref.finalize(tensor, self._entries.pop, key, None).atexit = False
+        self._last = weakref.ref(entry)
         return entry
