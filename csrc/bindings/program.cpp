@@ -55,6 +55,10 @@ struct BoundWeights {
         keep_alive[layer] = weight;
     }
 
+    void set_affine(std::size_t layer, const std::vector<double>& scale, const std::vector<float>& bias) {
+        weights.set_affine(layer, scale, bias);
+    }
+
     WeightSet weights;
     std::map<std::size_t, py::array> keep_alive;
 };
@@ -83,6 +87,19 @@ void register_program(py::module_& m) {
             py::arg("name"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("dilation"),
             py::arg("padding"), py::arg("ceil_mode"))
         .def("add_global_avg_pool", &Program::add_global_avg_pool, py::arg("name"), py::arg("input"))
+        .def(
+            "add_affine",
+            [](Program& program, const std::string& name, int input, int gate, int residual,
+               const std::string& activation, float slope) {
+                Layer layer{.kind = LayerKind::affine, .name = name, .input = input, .output = -1, .window = {}};
+                layer.gate = gate;
+                layer.residual = residual;
+                layer.activation = parse_activation(activation);
+                layer.slope = slope;
+                return program.add_affine(std::move(layer));
+            },
+            py::arg("name"), py::arg("input"), py::arg("gate"), py::arg("residual"), py::arg("activation"),
+            py::arg("slope"))
         .def("add_output", &Program::add_output, py::arg("buffer"))
         .def_property_readonly("isa", [](const Program& program) { return std::string(isa_name(program.isa())); })
         .def_property_readonly("layers", [](const Program& program) {
@@ -96,5 +113,6 @@ void register_program(py::module_& m) {
                  [](std::shared_ptr<Program> program) { return std::make_unique<BoundWeights>(std::move(program)); }),
              py::arg("program"))
         .def("set", &BoundWeights::set, py::arg("layer"), py::arg("weight"), py::arg("scale"), py::arg("bias"))
+        .def("set_affine", &BoundWeights::set_affine, py::arg("layer"), py::arg("scale"), py::arg("bias"))
         .def_property_readonly("packed_bytes", [](const BoundWeights& self) { return self.weights.bytes(); });
 }

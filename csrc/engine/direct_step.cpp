@@ -161,9 +161,7 @@ class DirectStep final : public Step {
                 bands_ = std::min(out_.h, ceil_div(wanted, context.images));
             }
         }
-        if (band_)
-            thread_scratch =
-                static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * pitch_);
+        if (band_) thread_scratch = static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * pitch_);
     }
 
     // A task takes a band of the max-pool's rows, in steps of a few. The rows of this layer that a step computes lie in
@@ -224,8 +222,9 @@ class DirectStep final : public Step {
 
     void multiply(GemmArgs& g, const Wave& wave) const {
         wave.kernels.gemm(g);
-        if (layer_.activation == Activation::tanh || layer_.activation == Activation::sigmoid)
-            for (index_t i = 0; i < g.rows; ++i) wave.kernels.activate(layer_.activation, g.c + i * g.ldc, g.cols);
+        if (is_by_element(layer_.activation))
+            for (index_t i = 0; i < g.rows; ++i)
+                wave.kernels.activate({layer_.activation, layer_.slope}, g.c + i * g.ldc, g.cols);
     }
 
     // The windows of output pixels `rows`, counted over all images of the wave.
@@ -277,7 +276,8 @@ class DirectStep final : public Step {
     void softmax(index_t image, const Wave& wave) const {
         const Tensor& y = wave.tensors[layer_.output];
         for (index_t pixel = 0; pixel < pixels(); ++pixel)
-            wave.kernels.activate(Activation::softmax, y.data + image * y.image + pixel * y.pixel, layer_.out_channels);
+            wave.kernels.activate({Activation::softmax, 0.0f}, y.data + image * y.image + pixel * y.pixel,
+                                  layer_.out_channels);
     }
 
     void run_max_pool(index_t image, Range pool_rows, const Wave& wave, float* scratch) const {

@@ -89,10 +89,10 @@ class GroupedStep final : public Step {
                               .residual = residual ? residual->data + image * residual->image : nullptr,
                               .floor = activation_floor(layer_.activation),
                               .copies = scratch});
-        if (layer_.activation == Activation::tanh || layer_.activation == Activation::sigmoid)
+        if (is_by_element(layer_.activation))
             for (index_t pixel = rows.begin * out_.w; pixel < rows.end * out_.w; ++pixel)
-                wave.kernels.activate(layer_.activation, y.data + image * y.image + pixel * y.pixel + begin,
-                                      end - begin);
+                wave.kernels.activate({layer_.activation, layer_.slope},
+                                      y.data + image * y.image + pixel * y.pixel + begin, end - begin);
     }
 
   private:

@@ -43,6 +43,12 @@ void Plan::infer_extents(const std::vector<InputShape>& inputs) {
         layer.window = resolve_padding(layer.window, in);
         const Extent out =
             layer.kind == LayerKind::global_avg_pool ? Extent{1, 1} : window_extent(layer.window, in, layer.name);
+        if (layer.gate >= 0) {
+            const Extent gate = extents_[static_cast<std::size_t>(layer.gate)];
+            if (gate.h != 1 || gate.w != 1)
+                throw std::invalid_argument(layer.name + ": the gate is " + std::to_string(gate.h) + " x " +
+                                            std::to_string(gate.w) + ", want 1 x 1");
+        }
         if (layer.residual >= 0) {
             const Extent residual = extents_[static_cast<std::size_t>(layer.residual)];
             if (residual.h != out.h || residual.w != out.w)
@@ -73,7 +79,7 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
         bool needs_dense = false;
         for (std::size_t l = 0; l < layers_.size(); ++l) {
             const Layer& layer = layers_[l];
-            needs_dense |= layer.residual == buffer;
+            needs_dense |= layer.residual == buffer || layer.gate == buffer;
             needs_dense |=
                 layer.input == buffer && (layer.kind != LayerKind::conv || algorithms_[l] != Algorithm::direct);
         }
@@ -101,8 +107,11 @@ void Plan::space_pixels() {
             layers_[l].kind == LayerKind::global_avg_pool ||
             (layers_[l].kind == LayerKind::conv && algorithms_[l] != Algorithm::grouped);
     for (std::size_t l = 0; l < layers_.size(); ++l)
-        if (layers_[l].residual >= 0 && algorithms_[l] == Algorithm::grouped)
-            ours[static_cast<std::size_t>(layers_[l].residual)] = false;
+        for (const int buffer : {layers_[l].input, layers_[l].residual, layers_[l].gate}) {
+            const bool reads_dense = layers_[l].kind == LayerKind::affine ||
+                                     (buffer != layers_[l].input && algorithms_[l] == Algorithm::grouped);
+            if (buffer >= 0 && reads_dense) ours[static_cast<std::size_t>(buffer)] = false;
+        }
     for (std::size_t b = 0; b < channels_.size(); ++b) {
         Placement& place = placements_[b];
         const bool external = place.external_input >= 0 || place.external_output >= 0;
@@ -113,14 +122,22 @@ void Plan::space_pixels() {
 }
 
 // Layers of one output extent (a stage) go depth first together: as many images a wave as keep its activations in
-// cache, or many where its weights are too large to be streamed once per few images.
+// cache, or many where its weights are too large to be streamed once per few images. Layers of one pixel that lead to
+// a gate in the stage belong to it.
 void Plan::make_segments() {
     const std::vector<Layer>& layers = layers_;
     const auto out_extent = [&](std::size_t l) { return extents_[static_cast<std::size_t>(layers[l].output)]; };
+    const auto same = [&](std::size_t l, Extent extent) {
+        return out_extent(l).h == extent.h && out_extent(l).w == extent.w;
+    };
+    const auto in_stage = [&](std::size_t l, Extent extent) {
+        while (l < layers.size() && same(l, {1, 1}) && !same(l, extent)) ++l;
+        return l < layers.size() && same(l, extent);
+    };
     for (std::size_t first = 0; first < layers.size();) {
         std::size_t last = first, weights = 0, activations = 0;
         const Extent extent = out_extent(first);
-        while (last < layers.size() && out_extent(last).h == extent.h && out_extent(last).w == extent.w) {
+        while (last < layers.size() && in_stage(last, extent)) {
             const Layer& layer = layers[last];
             index_t floats = placements_[static_cast<std::size_t>(layer.input)].image_floats +
                              placements_[static_cast<std::size_t>(layer.output)].image_floats;
@@ -152,12 +169,14 @@ void Plan::find_pooled() {
     std::vector<int> readers(channels_.size(), 0);
     for (const Layer& layer : layers_) {
         ++readers[static_cast<std::size_t>(layer.input)];
-        if (layer.residual >= 0) ++readers[static_cast<std::size_t>(layer.residual)];
+        for (const int buffer : {layer.residual, layer.gate})
+            if (buffer >= 0) ++readers[static_cast<std::size_t>(buffer)];
     }
     for (const int output : program_->outputs()) ++readers[static_cast<std::size_t>(output)];
     pooled_.assign(layers_.size(), nullptr);
     for (const Layer& pool : layers_) {
-        if (pool.kind == LayerKind::conv || readers[static_cast<std::size_t>(pool.input)] != 1) continue;
+        const bool pools = pool.kind == LayerKind::max_pool || pool.kind == LayerKind::global_avg_pool;
+        if (!pools || readers[static_cast<std::size_t>(pool.input)] != 1) continue;
         for (std::size_t l = 0; l < layers_.size(); ++l)
             if (layers_[l].kind == LayerKind::conv && layers_[l].output == pool.input) pooled_[l] = &pool;
     }
@@ -181,6 +200,8 @@ void Plan::make_steps() {
         const Layer& layer = layers_[l];
         if (pooled_in(l) >= 0) {
             steps_.push_back(make_fused_away_step());
+        } else if (layer.kind == LayerKind::affine) {
+            steps_.push_back(make_affine_step(context, l));
         } else if (layer.kind == LayerKind::max_pool) {
             steps_.push_back(make_max_pool_step(context, l));
         } else if (layer.kind == LayerKind::global_avg_pool) {
@@ -212,7 +233,8 @@ void Plan::place_buffers() {
         }
         if (!steps_[step_of_layer(l)]->pools()) touch(layer.output, step_of_layer(l));
         touch(layer.input, step_of_layer(l));
-        if (layer.residual >= 0) touch(layer.residual, step_of_layer(l));
+        for (const int buffer : {layer.residual, layer.gate})
+            if (buffer >= 0) touch(buffer, step_of_layer(l));
     }
 
     std::vector<Interval> intervals;

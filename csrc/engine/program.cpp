@@ -49,11 +49,13 @@ Algorithm parse_algorithm(const std::string& name) {
 }
 
 Activation parse_activation(const std::string& name) {
-    constexpr std::array<const char*, 5> names = {"none", "relu", "tanh", "sigmoid", "softmax"};
+    constexpr std::array<const char*, 8> names = {"none",    "relu", "tanh", "sigmoid",
+                                                  "softmax", "silu", "gelu", "leaky_relu"};
     for (std::size_t i = 0; i < names.size(); ++i)
         if (name == names[i]) return static_cast<Activation>(i);
     throw std::invalid_argument("activation: got '" + name +
-                                "', want one of 'none', 'relu', 'tanh', 'sigmoid', 'softmax'");
+                                "', want one of 'none', 'relu', 'tanh', 'sigmoid', 'softmax', 'silu', 'gelu', "
+                                "'leaky_relu'");
 }
 
 Window resolve_padding(Window w, Extent in) {
@@ -133,6 +135,23 @@ int Program::add_global_avg_pool(const std::string& name, int input) {
     check_buffer(input, name + ": input");
     Layer layer{.kind = LayerKind::global_avg_pool, .name = name, .input = input, .output = -1, .window = {}};
     layer.in_channels = layer.out_channels = channels(input);
+    layer.output = add_buffer(layer.out_channels);
+    layers_.push_back(std::move(layer));
+    return layers_.back().output;
+}
+
+int Program::add_affine(Layer layer) {
+    const std::string& name = layer.name;
+    layer.kind = LayerKind::affine;
+    check_buffer(layer.input, name + ": input");
+    layer.in_channels = layer.out_channels = channels(layer.input);
+    for (const auto& [buffer, what] : {std::pair{layer.gate, ": gate"}, std::pair{layer.residual, ": residual"}}) {
+        if (buffer < 0) continue;
+        check_buffer(buffer, name + what);
+        require(channels(buffer) == layer.out_channels, name + what + " has " + std::to_string(channels(buffer)) +
+                                                            " channels, want " + std::to_string(layer.out_channels));
+    }
+    require(layer.activation != Activation::softmax, name + ": softmax is no function of single elements");
     layer.output = add_buffer(layer.out_channels);
     layers_.push_back(std::move(layer));
     return layers_.back().output;

@@ -9,7 +9,7 @@
 
 namespace resfuse {
 
-enum class LayerKind { conv, max_pool, global_avg_pool };
+enum class LayerKind { conv, max_pool, global_avg_pool, affine };
 
 // How a convolution is computed. `automatic` and `winograd` are requests; the plan holds one of the others.
 enum class Algorithm : int { direct, winograd_f2, winograd_f4, winograd_stride2, grouped, automatic, winograd };
@@ -23,6 +23,11 @@ inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algor
 const char* algorithm_name(Algorithm algorithm);
 Algorithm parse_algorithm(const std::string& name);
 Activation parse_activation(const std::string& name);
+
+// Whether an activation is a function of each element that no epilogue computes.
+inline bool is_by_element(Activation activation) {
+    return activation != Activation::none && activation != Activation::relu && activation != Activation::softmax;
+}
 
 struct Window {
     index_t kernel_h = 1, kernel_w = 1;
@@ -56,11 +61,13 @@ struct Layer {
     int input;
     int output;
     int residual = -1;  // buffer added before the activation, or -1
+    int gate = -1;      // of an affine layer: buffer of one pixel that it multiplies by, or -1
     Window window;
     index_t in_channels = 0;
     index_t out_channels = 0;
     index_t groups = 1;
     Activation activation = Activation::none;
+    float slope = 0.0f;  // of leaky_relu
     Algorithm algorithm = Algorithm::automatic;
 
     // Groups of as many output as input channels that divide a vector and are smaller than it.
@@ -87,6 +94,7 @@ class Program {
     int add_conv(Layer layer);
     int add_max_pool(const std::string& name, int input, const Window& window);
     int add_global_avg_pool(const std::string& name, int input);
+    int add_affine(Layer layer);
     void add_output(int buffer);
 
     // Plans and weight sets refer to the layers, so the first of them ends the building.

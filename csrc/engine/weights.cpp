@@ -50,6 +50,23 @@ AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const st
     return laid;
 }
 
+// Affine layers': as the channels are.
+template <class T>
+AlignedFloats by_channel(const Layer& layer, const std::vector<T>& values, float none) {
+    AlignedFloats laid(static_cast<std::size_t>(layer.out_channels));
+    std::fill_n(laid.data(), laid.size(), none);
+    for (std::size_t i = 0; i < values.size(); ++i) laid.data()[i] = static_cast<float>(values[i]);
+    return laid;
+}
+
+void check_channels(const Layer& layer, std::size_t scales, std::size_t biases) {
+    const std::size_t channels = static_cast<std::size_t>(layer.out_channels);
+    for (const auto& [what, values] : {std::pair{"scale", scales}, std::pair{"bias", biases}})
+        if (values != 0 && values != channels)
+            throw std::invalid_argument(layer.name + ": " + what + " has " + std::to_string(values) + " values, want " +
+                                        std::to_string(channels));
+}
+
 }  // namespace
 
 PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels) {
@@ -72,25 +89,31 @@ void WeightSet::set(std::size_t index, WeightSource source) {
     if (index >= entries_.size() || program_->layers()[index].kind != LayerKind::conv)
         throw std::invalid_argument("layer " + std::to_string(index) + " takes no weights");
     const Layer& layer = program_->layers()[index];
-    const std::size_t channels = static_cast<std::size_t>(layer.out_channels);
-    if (!source.scale.empty() && source.scale.size() != channels)
-        throw std::invalid_argument(layer.name + ": scale has " + std::to_string(source.scale.size()) +
-                                    " values, want " + std::to_string(channels));
-    if (!source.bias.empty() && source.bias.size() != channels)
-        throw std::invalid_argument(layer.name + ": bias has " + std::to_string(source.bias.size()) + " values, want " +
-                                    std::to_string(channels));
+    check_channels(layer, source.scale.size(), source.bias.size());
     Entry& entry = entries_[index];
     entry.scale = per_panel(layer, program_->kernels(), source.scale, 1.0f);
     entry.bias = per_panel(layer, program_->kernels(), source.bias, 0.0f);
     entry.source = std::move(source);
 }
 
+void WeightSet::set_affine(std::size_t index, const std::vector<double>& scale, const std::vector<float>& bias) {
+    if (index >= entries_.size() || program_->layers()[index].kind != LayerKind::affine)
+        throw std::invalid_argument("layer " + std::to_string(index) + " takes no scale and bias");
+    const Layer& layer = program_->layers()[index];
+    check_channels(layer, scale.size(), bias.size());
+    Entry& entry = entries_[index];
+    entry.scale = by_channel(layer, scale, 1.0f);
+    entry.bias = by_channel(layer, bias, 0.0f);
+}
+
 void WeightSet::prepare(const std::vector<Algorithm>& algorithms, int threads) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (std::size_t i = 0; i < entries_.size(); ++i) {
-        if (program_->layers()[i].kind != LayerKind::conv) continue;
-        if (entries_[i].source.weight == nullptr)
+        const LayerKind kind = program_->layers()[i].kind;
+        if (kind != LayerKind::conv && kind != LayerKind::affine) continue;
+        if (entries_[i].scale.empty())
             throw std::invalid_argument(program_->layers()[i].name + ": weights were not set");
+        if (kind == LayerKind::affine) continue;
         if (entries_[i].packed[static_cast<std::size_t>(algorithms[i])].empty()) pack(i, algorithms[i], threads);
     }
 }

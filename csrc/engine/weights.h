@@ -39,6 +39,8 @@ class WeightSet {
 
     // Layers are numbered as in the Program. Throws std::invalid_argument where shapes do not fit.
     void set(std::size_t layer, WeightSource source);
+    // Of an affine layer, by channel; empty: ones, zeros.
+    void set_affine(std::size_t layer, const std::vector<double>& scale, const std::vector<float>& bias);
 
     // Packs what `algorithms` (one per layer) asks for and is not there yet. Thread-safe.
     void prepare(const std::vector<Algorithm>& algorithms, int threads);

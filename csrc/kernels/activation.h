@@ -1,4 +1,4 @@
-// Activations of a head; ReLU is a clamp in the epilogues and never comes here.
+// Activations that are not a clamp; ReLU is one, in the epilogues, and never comes here.
 #pragma once
 
 #include "kernels/element.h"
@@ -49,8 +49,29 @@ inline void softmax(float* p, index_t n) {
     transform_floats(p, n, [&](Vec e, index_t) { return e / divisor; });
 }
 
-void activate(Activation kind, float* p, index_t n) {
-    if (kind == Activation::tanh) {
+// x times the normal distribution's cumulative function, (1 + erf(x / sqrt 2)) / 2, with erf's error below 1.5e-7
+// (Abramowitz & Stegun, "Handbook of Mathematical Functions", 7.1.26).
+inline Vec gelu(Vec x) {
+    const Vec magnitude = (x < 0.0f ? -x : x) * 0.70710678118654752f;
+    const Vec t = 1.0f / (1.0f + 0.3275911f * magnitude);
+    Vec p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = (p * t + 0.254829592f) * t;
+    const Vec tail = 0.5f * p * exp_vector(-(magnitude * magnitude));  // of the side away from zero
+    return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+
+void activate(ActivationArgs activation, float* p, index_t n) {
+    const Activation kind = activation.kind;
+    if (kind == Activation::silu) {
+        transform_floats(p, n, [](Vec x, index_t) { return x / (1.0f + exp_vector(-x)); });
+    } else if (kind == Activation::gelu) {
+        transform_floats(p, n, [](Vec x, index_t) { return gelu(x); });
+    } else if (kind == Activation::leaky_relu) {
+        const Vec slope = broadcast(activation.slope);
+        transform_floats(p, n, [&](Vec x, index_t) { return x > 0.0f ? x : x * slope; });
+    } else if (kind == Activation::tanh) {
         for (index_t i = 0; i < n; ++i) p[i] = __builtin_tanhf(p[i]);
     } else if (kind == Activation::sigmoid) {
         transform_floats(p, n, [](Vec x, index_t) { return 1.0f / (1.0f + exp_vector(-x)); });

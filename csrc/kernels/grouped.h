@@ -30,8 +30,7 @@ struct CopyRing {
 
 // `Whole`: all lanes are channels.
 template <int Group, bool Whole>
-inline void copy_pixels_of(const float* from, index_t pixel, index_t row, index_t pixels, index_t lanes,
-                           float* to) {
+inline void copy_pixels_of(const float* from, index_t pixel, index_t row, index_t pixels, index_t lanes, float* to) {
     VecMask lane[Group];
     for (int i = 0; i < Group; ++i)
         for (int l = 0; l < kVectorFloats; ++l) lane[i][l] = l / Group * Group + i;

@@ -77,8 +77,8 @@ struct WinogradOutputArgs {
     float floor;
 };
 
-// Copies rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into an NHWC band, row behind row; what lies outside
-// the image becomes `fill`.
+// Copies rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into an NHWC band, row behind row; what lies
+// outside the image becomes `fill`.
 struct BandArgs {
     const float* image;
     index_t height;
@@ -286,7 +286,12 @@ struct WinogradWeightGradientArgs {
 };
 
 // softmax runs over the n numbers it is given, the others element by element.
-enum class Activation : int { none, relu, tanh, sigmoid, softmax };
+enum class Activation : int { none, relu, tanh, sigmoid, softmax, silu, gelu, leaky_relu };
+
+struct ActivationArgs {
+    Activation kind;
+    float slope;  // of leaky_relu
+};
 
 // The functions of one instruction set. Everything here is a pure function on pointers and strides: no allocation,
 // no threads, no torch.
@@ -333,7 +338,7 @@ struct KernelTable {
     void (*pool_mean[kDTypes])(const PoolMeanArgs&);
     void (*pool_spread[kDTypes])(const PoolSpreadArgs&);
     std::uint32_t (*read_all)(const void*, index_t bytes);  // a checksum of every byte
-    void (*activate)(Activation, float*, index_t);          // in place, for activations that are not a clamp
+    void (*activate)(ActivationArgs, float*, index_t);      // in place, for activations that are not a clamp
 };
 
 const KernelTable& generic_kernels();

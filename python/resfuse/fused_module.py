@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfuse.errors import GradientsEnabledWarning
-from resfuse.lowering.binding import Binding, BoundProgram, ProgramRunner, StructureChangedError
+from resfuse.calls import asks_for_gradients, native_reason, train_program
+from resfuse.errors import GradientsEnabledWarning, UnsupportedModelError
+from resfuse.lowering.binding import Binding, BoundProgram, ModeChangedError, ProgramRunner, StructureChangedError
 from resfuse.lowering.lower import lower
 from resfuse.lowering.steps import Lowered
 from resfuse.runtime.weights import require_plain
-from resfuse.training.run import run_training
 
 _RUNTIME = "_resfuse_runtime"
+_MOST_GRAPHS = 4
 
 
 @dataclasses.dataclass
@@ -62,13 +63,16 @@ class FusedModule(nn.Module):
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
         if len(tensors) < len(args) + len(kwargs) and any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
             return self.native_forward(*args, **kwargs)
-        runtime = self._runtime()
+        try:
+            runtime = self._runtime()
+        except UnsupportedModelError:  # in a mode in which its code cannot be traced
+            return self.native_forward(*args, **kwargs)
         if torch.compiler.is_compiling():
             if runtime.binding.native_reason() is not None:
                 return self.native_forward(*args, **kwargs)
             learns = torch.is_grad_enabled() or runtime.binding.trains()
-            return runtime.binding.run(self, args, kwargs, _run_training if learns else None)
-        reason = _native_reason(runtime, tensors)
+            return runtime.binding.run(self, args, kwargs, train_program if learns else None)
+        reason = runtime.binding.native_reason() or native_reason(tensors)
         if reason is None:
             try:
                 runner = _runner(runtime, tensors, self.training)
@@ -96,22 +100,24 @@ class FusedModule(nn.Module):
     def adopt(self, lowered: Lowered, algorithm: str) -> None:
         """Takes over an already lowered form of this very structure."""
         self._resfuse_algorithm = algorithm
-        self.__dict__[_RUNTIME] = Fusion(Binding(lowered, self))
+        self.__dict__[_RUNTIME] = (Fusion(Binding(lowered, self)),)
 
     def fusion(self) -> Fusion:
         """What is fused at present; lowers the model if that has not been done."""
         return self._runtime()
 
     def _runtime(self) -> Fusion:
-        runtime: Fusion | None = self.__dict__.get(_RUNTIME)
-        if runtime is not None:
+        others: list[Fusion] = []  # a model whose graph depends on train modes has one for each
+        for runtime in self.__dict__.get(_RUNTIME, ()):
             try:
                 runtime.binding.check_structure()
-                return runtime
+                return runtime  # type: ignore[no-any-return]
+            except ModeChangedError:
+                others.append(runtime)
             except StructureChangedError:
                 pass
         runtime = Fusion(Binding(lower(self, self._resfuse_algorithm), self))
-        self.__dict__[_RUNTIME] = runtime
+        self.__dict__[_RUNTIME] = (runtime, *others[: _MOST_GRAPHS - 1])
         return runtime
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,32 +126,14 @@ class FusedModule(nn.Module):
         return state
 
 
-def _native_reason(runtime: Fusion, tensors: list[torch.Tensor]) -> str | None:
-    """Why this call has to run the original modules, or None."""
-    reason = runtime.binding.native_reason()
-    if reason is not None:
-        return reason
-    if not all([t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors]):
-        return "an input is not a dense float32 tensor on the CPU"
-    if torch.is_grad_enabled() and any([t.shape[0] == 0 for t in tensors if t.dim() > 0]):
-        return "the batch is empty"
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return "torch.jit is tracing it"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is enabled"
-    if torch._C._functorch.maybe_current_level() is not None:
-        return "a torch.func transform is active"
-    return None
-
-
 def _runner(runtime: Fusion, tensors: list[torch.Tensor], training: bool) -> ProgramRunner | None:
     """What runs a program: None for the whole of it at once, or block by block where something is to be learnt."""
     if runtime.binding.trains():
-        return _run_training
+        return train_program
     if not torch.is_grad_enabled():
         return None
     parameters = [p for bound in runtime.binding.programs for p in bound.parameters()]
-    if not any([t.requires_grad for t in (*tensors, *parameters)]):
+    if not asks_for_gradients([*tensors, *parameters]):
         return None
     if not training and not runtime.warned:
         runtime.warned = True
@@ -155,11 +143,7 @@ def _runner(runtime: Fusion, tensors: list[torch.Tensor], training: bool) -> Pro
             GradientsEnabledWarning,
             stacklevel=4,
         )
-    return _run_training
-
-
-def _run_training(bound: BoundProgram, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    return run_training(bound.step.spec, bound.blocks(), inputs, bound.parameters(), bound.norms)
+    return train_program
 
 
 def fused_parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, FusedModule]]:

@@ -31,14 +31,16 @@ def probe(
     """
     kept: dict[ProgramStep, dict[int, torch.Tensor]] = {}
 
-    def run_program(bound: BoundProgram, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    def run_program(
+        bound: BoundProgram, inputs: list[torch.Tensor], parameters: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
         spec = bound.step.spec
         present = {output.buffer: i for i, output in enumerate(spec.outputs)}
         extra = [buffer for buffer in dict.fromkeys(wanted(bound.step)) if buffer not in present]
         if any(buffer < len(spec.inputs) for buffer in extra):
             raise ValueError("wanted: an input of a program cannot be kept")
         longer = spec.with_outputs([*spec.outputs, *(OutputSpec(buffer) for buffer in extra)])
-        results = ops.run_program(inputs, bound.parameters(), longer.to_text())
+        results = ops.run_program(inputs, parameters, longer.to_text())
         by_buffer = {output.buffer: result for output, result in zip(longer.outputs, results, strict=True)}
         kept[bound.step] = {
             buffer: value if value.dim() == 4 else value[:, :, None, None]

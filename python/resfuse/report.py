@@ -13,7 +13,7 @@ from resfuse.fused_module import fused_parts
 from resfuse.lowering.binding import BoundProgram
 from resfuse.pooling import FusedPool
 from resfuse.runtime.executor import executor_of
-from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec
+from resfuse.runtime.spec import AffineSpec, ConvSpec, LayerSpec, MaxPoolSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +170,17 @@ def _program_rows(bound: BoundProgram) -> list[ReportRow]:
 
 
 def _what(layer: LayerSpec) -> str:
+    if isinstance(layer, MaxPoolSpec):
+        return f"max-pool {layer.kernel_size[0]}x{layer.kernel_size[1]} /{layer.stride[0]}"
+    if isinstance(layer, AffineSpec):
+        parts = [
+            "batch norm" if layer.batch_norm else "",
+            "gate" if layer.gate is not None else "",
+            "add" if layer.residual is not None else "",
+            layer.activation if layer.activation != "none" else "",
+        ]
+        return " + ".join(part for part in parts if part)
     if not isinstance(layer, ConvSpec):
-        if isinstance(layer, MaxPoolSpec):
-            return f"max-pool {layer.kernel_size[0]}x{layer.kernel_size[1]} /{layer.stride[0]}"
         return "global average pool"
     kernel = f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}"
     if layer.stride != (1, 1):

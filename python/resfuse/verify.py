@@ -14,7 +14,7 @@ from resfuse.fused_module import FusedModule, fused_parts
 from resfuse.lowering.steps import ProgramStep
 from resfuse.lowering.tracer import trace
 from resfuse.probe import probe
-from resfuse.runtime.spec import ConvSpec
+from resfuse.runtime.spec import AffineSpec, ConvSpec
 
 # Errors below one unit in the last place of the output's rms are as good as none.
 _FLOOR = 2.0**-24
@@ -88,7 +88,9 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
 
     def blocks(step: ProgramStep) -> list[int]:
         return [
-            layer.output for layer in step.spec.layers if isinstance(layer, ConvSpec) and layer.residual is not None
+            layer.output
+            for layer in step.spec.layers
+            if isinstance(layer, (ConvSpec, AffineSpec)) and layer.residual is not None
         ]
 
     result, kept = probe(fast, inputs, blocks)
@@ -126,7 +128,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _run_native(model: nn.Module, inputs: list[torch.Tensor], wanted: set[str]) -> tuple[Any, dict[str, torch.Tensor]]:
-    recorder = _Recorder(fx.GraphModule(model, trace(model)), wanted)
+    recorder = _Recorder(fx.GraphModule(model, trace(model).graph), wanted)
     result = recorder.run(*inputs)
     return result, recorder.values
 

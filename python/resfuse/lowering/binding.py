@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from resfuse.lowering.steps import Lowered, ProgramStep
+from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
-from resfuse.runtime.spec import ConvSpec, LayerSpec
+from resfuse.runtime.spec import AffineSpec, ConvSpec
+from resfuse.training.batch_norm import CalledNorm, RunningNorm
 from resfuse.training.split import Block, split
+
+_NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,32 +58,25 @@ class StructureChangedError(Exception):
     """A module that was lowered has been replaced."""
 
 
-def _batch_norm_of(layer: LayerSpec, step: ProgramStep, model: nn.Module) -> nn.BatchNorm2d | None:
-    if not isinstance(layer, ConvSpec) or layer.batch_norm is None:
-        return None
-    module = model.get_submodule(step.parameters[layer.batch_norm.running_mean].module)
-    assert isinstance(module, nn.BatchNorm2d)
-    return module
+class ModeChangedError(Exception):
+    """A module on whose train mode the graph depends is in the other one."""
 
 
 class BoundProgram:
-    """A program step and where its parameters are."""
+    """A program step and where its parameters are: in modules, or among the arguments of the graph."""
 
     def __init__(self, step: ProgramStep, model: nn.Module) -> None:
         self.step = step
         self.text = step.text
         self.inputs = [node.name for node in step.inputs]
         self.outputs = [node.name for node in step.outputs]
-        self._sources: list[tuple[dict[str, Any], str]] = []
-        for path in step.parameters:
-            module = model.get_submodule(path.module)
-            tensors: dict[str, Any] = module._parameters if path.name in module._parameters else module._buffers
-            self._sources.append((tensors, path.name))
-        self.norms = [_batch_norm_of(layer, step, model) for layer in step.spec.layers]
+        self.aliases = [(node.name, other.name) for node, other in step.aliases]
+        self._sources: list[tuple[dict[str, Any] | None, str]] = [_source(path, model) for path in step.parameters]
+        self._norms = [_norm(mode, model) for mode in step.norms]
         # Dynamo reads this table: the usual states are in it from the start.
         self._blocks: dict[tuple[bool, ...], tuple[Block, ...]] = {}
         for training in (False, True):
-            self._split(tuple(norm is not None and training for norm in self.norms))
+            self._split(tuple(norm is not None and training for norm in self._norms))
 
     def _split(self, batch_statistics: tuple[bool, ...]) -> tuple[Block, ...]:
         self._blocks[batch_statistics] = split(self.step.spec, batch_statistics)
@@ -88,16 +84,50 @@ class BoundProgram:
 
     def blocks(self) -> tuple[Block, ...]:
         """The program in blocks that can be differentiated, for the batch norms' present modes."""
-        own = tuple([norm is not None and norm.training for norm in self.norms])
+        own = tuple([norm is not None and norm.training for norm in self._norms])
         blocks = self._blocks.get(own)
         return self._split(own) if blocks is None else blocks
 
-    def parameters(self) -> list[torch.Tensor]:
-        """The parameters as they are now."""
-        return [tensors[name] for tensors, name in self._sources]
+    def parameters(self, arguments: Mapping[str, Any] = _NO_ARGUMENTS) -> list[torch.Tensor]:
+        """The parameters as they are now; ``arguments`` are the graph's, where parameters come with them."""
+        return [arguments[name] if tensors is None else tensors[name] for tensors, name in self._sources]
+
+    def norms(self, parameters: Sequence[torch.Tensor]) -> list[RunningNorm | None]:
+        """For each layer, the batch norm that may take the batch's statistics; ``parameters`` are the program's."""
+        norms: list[RunningNorm | None] = []
+        for norm, layer in zip(self._norms, self.step.spec.layers, strict=True):
+            if isinstance(norm, NormMode):
+                assert isinstance(layer, (ConvSpec, AffineSpec))
+                assert layer.batch_norm is not None
+                mean, variance = parameters[layer.batch_norm.running_mean], parameters[layer.batch_norm.running_var]
+                norms.append(CalledNorm(mean, variance, norm.momentum))
+            else:
+                norms.append(norm)
+        return norms
+
+    def trains(self) -> bool:
+        """Whether a batch norm takes its statistics from the batch."""
+        return any([norm is not None and norm.training for norm in self._norms])
 
 
-ProgramRunner = Callable[[BoundProgram, list[torch.Tensor]], list[torch.Tensor]]
+def _source(parameter: ParameterPath | NodeParameter, model: nn.Module) -> tuple[dict[str, Any] | None, str]:
+    if isinstance(parameter, NodeParameter):
+        return None, parameter.name
+    module = model.get_submodule(parameter.module)
+    if parameter.name in module._parameters:
+        return module._parameters, parameter.name
+    return (module._buffers if parameter.name in module._buffers else module.__dict__), parameter.name
+
+
+def _norm(mode: NormMode | None, model: nn.Module) -> nn.BatchNorm2d | NormMode | None:
+    if mode is None or mode.module is None:
+        return mode
+    module = model.get_submodule(mode.module)
+    assert isinstance(module, nn.BatchNorm2d)
+    return module
+
+
+ProgramRunner = Callable[[BoundProgram, list[torch.Tensor], list[torch.Tensor]], list[torch.Tensor]]
 
 
 class Binding:
@@ -111,7 +141,6 @@ class Binding:
         self._attributes = [(n.name, str(n.target)) for n in nodes if n.op == "get_attr"]
         self._output = _template(next(n for n in nodes if n.op == "output").args[0])
         self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
-        self._dropouts: list[tuple[str, _DropoutNd]] = []
         self._watched: list[tuple[str, nn.Module]] = []
         self._watch(model)
         programs = iter(self.programs)
@@ -124,6 +153,7 @@ class Binding:
                 call = _NativeCall(node.name, node.op, node.target, _template(node.args), _template(node.kwargs))
                 self._steps.append(call)
         self._freed = self._last_uses()
+        self._modes = [(model.get_submodule(path), mode) for path, mode in lowered.modes]
 
     def _watch(self, model: nn.Module) -> None:
         paths: dict[str, None] = {}
@@ -137,15 +167,13 @@ class Binding:
             module = model.get_submodule(path)
             self._children.append((model.get_submodule(parent)._modules, name, module))
             self._watched.append((path, module))
-            if isinstance(module, _DropoutNd):
-                self._dropouts.append((path, module))
 
     def _last_uses(self) -> list[list[str]]:
         """For each step, the values that no later step reads."""
         last: dict[str, int] = {}
         for index, step in enumerate(self.lowered.steps):
-            reads = step.inputs if isinstance(step, ProgramStep) else step.node.all_input_nodes
-            last.update({node.name: index for node in reads})
+            reads = _reads(step)
+            last.update(dict.fromkeys(reads, index))
         output = next(node for node in self.lowered.graph.nodes if node.op == "output")
         for node in output.all_input_nodes:
             last.pop(node.name, None)
@@ -155,16 +183,16 @@ class Binding:
         return freed
 
     def check_structure(self) -> None:
-        """Raises StructureChangedError when a lowered module is no longer in its place."""
+        """Raises StructureChangedError or ModeChangedError where the graph is no longer the model's."""
         for modules, name, module in self._children:
             if modules.get(name) is not module:
                 raise StructureChangedError(name)
+        for module, mode in self._modes:
+            if module.training is not mode:
+                raise ModeChangedError
 
     def native_reason(self) -> str | None:
         """Why the fused modules must run natively in their present state, or None."""
-        for path, dropout in self._dropouts:
-            if dropout.training and dropout.p > 0:
-                return f"{path} drops at random in train mode"
         for path, module in self._watched:
             if module._forward_hooks or module._forward_pre_hooks:
                 return f"{path} has forward hooks, which must see its tensors"
@@ -174,7 +202,7 @@ class Binding:
 
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
-        return any([norm is not None and norm.training for bound in self.programs for norm in bound.norms])
+        return any([bound.trains() for bound in self.programs])
 
     def run(
         self,
@@ -192,12 +220,17 @@ class Binding:
                 env[step.name] = _run_native(step, model, env)
             else:
                 inputs = [env[name] for name in step.inputs]
+                if not all([isinstance(x, torch.Tensor) for x in inputs]):
+                    raise ValueError(f"{step.inputs}: want tensors, got {[type(x).__name__ for x in inputs]}")
+                parameters = step.parameters(env)
                 if run_program is None:
-                    results = ops.run_program(inputs, step.parameters(), step.text)
+                    results = ops.run_program(inputs, parameters, step.text)
                 else:
-                    results = run_program(step, inputs)
+                    results = run_program(step, inputs, parameters)
                 for name, result in zip(step.outputs, results, strict=True):
                     env[name] = result
+                for name, other in step.aliases:
+                    env[name] = env[other]
             for name in freed:
                 del env[name]
         return _fill(self._output, env)
@@ -219,6 +252,14 @@ class Binding:
         if rest:
             raise TypeError(f"forward: got an unexpected argument {next(iter(rest))!r}")
         return env
+
+
+def _reads(step: Step) -> list[str]:
+    """Names of the values that a step needs."""
+    if not isinstance(step, ProgramStep):
+        return [node.name for node in step.node.all_input_nodes]
+    arguments = [p.name for p in step.parameters if isinstance(p, NodeParameter)]
+    return [*(node.name for node in step.inputs), *arguments]
 
 
 def _run_native(call: _NativeCall, model: nn.Module, env: dict[str, Any]) -> Any:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from torch import nn
+import contextlib
+from collections.abc import Iterator
 
-from resfuse.lowering.describe import Op, describe
+from torch import fx, nn
+
+from resfuse.errors import UnsupportedModelError
+from resfuse.lowering.describe import describe
+from resfuse.lowering.modules import is_random
+from resfuse.lowering.op import Op
 from resfuse.lowering.region import Region
 from resfuse.lowering.steps import Lowered, NativeStep, Step
-from resfuse.lowering.tracer import trace
+from resfuse.lowering.tracer import Trace, trace
 
 _PASSIVE = ("placeholder", "output", "get_attr")
 
@@ -18,9 +24,15 @@ def lower(model: nn.Module, algorithm: str = "auto") -> Lowered:
     Raises:
         UnsupportedModelError: the model cannot be traced.
     """
-    graph = trace(model)
+    traced = trace(model)
+    steps = lower_graph(traced.graph, model, algorithm)
+    return Lowered(traced.graph, steps, _modes(model, traced))
+
+
+def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str) -> tuple[Step, ...]:
+    """The steps of a graph over a model's modules and attributes."""
     steps: list[Step] = []
-    region = Region(model, algorithm)
+    region = Region(algorithm)
     for node in graph.nodes:
         if node.op in _PASSIVE:
             continue
@@ -28,15 +40,18 @@ def lower(model: nn.Module, algorithm: str = "auto") -> Lowered:
         reason = region.add(node, op) if isinstance(op, Op) else op.reason
         if reason is None:
             continue
+        if not isinstance(op, Op) and region.is_independent_of(node):
+            steps.append(NativeStep(node, reason))  # before the region, which goes on
+            continue
         _close(region, steps)
-        region = Region(model, algorithm)
+        region = Region(algorithm)
         # What cannot join what came before may begin the next program.
         if isinstance(op, Op):
             reason = region.add(node, op)
         if reason is not None:
             steps.append(NativeStep(node, reason))
     _close(region, steps)
-    return Lowered(graph, tuple(steps))
+    return tuple(steps)
 
 
 def _close(region: Region, steps: list[Step]) -> None:
@@ -47,3 +62,39 @@ def _close(region: Region, steps: list[Step]) -> None:
         steps.extend(NativeStep(node, closed) for node in region.nodes)
     else:
         steps.append(closed)
+
+
+def _modes(model: nn.Module, traced: Trace) -> tuple[tuple[str, bool], ...]:
+    """The modes under which the trace holds, if it would be another one under other modes."""
+    inside = [(path, model.get_submodule(path)) for path in traced.modules]
+    modes = tuple((path, module.training) for path, module in inside)
+    leaves = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+    random = [(path, model.get_submodule(path)) for path in leaves if is_random(model.get_submodule(path))]
+    random_modes = tuple((path, module.training) for path, module in random)
+    graphs = []
+    for training in (False, True):
+        if all(mode == training for _, mode in modes):
+            graphs.append(_text(traced.graph))
+            continue
+        with _mode([module for _, module in inside], training):
+            try:
+                graphs.append(_text(trace(model).graph))
+            except UnsupportedModelError:
+                return (*modes, *random_modes)
+    return random_modes if graphs[0] == graphs[1] else (*modes, *random_modes)
+
+
+def _text(graph: fx.Graph) -> list[tuple[str, str, str, str]]:
+    return [(node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.nodes]
+
+
+@contextlib.contextmanager
+def _mode(modules: list[nn.Module], training: bool) -> Iterator[None]:
+    before = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = training
+        yield
+    finally:
+        for module, mode in zip(modules, before, strict=True):
+            module.training = mode

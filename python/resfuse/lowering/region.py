@@ -1,7 +1,8 @@
 """Building one program from consecutive supported nodes.
 
-Convolutions are emitted late: one stays pending while batch norm, a residual sum and an activation may still join its
-epilogue, and becomes a layer when something else needs its value.
+Layers with an epilogue are emitted late: one stays pending while batch norm, a residual sum and an activation may still
+join it, and becomes a layer when something else needs its value. What has no convolution to join becomes an elementwise
+layer, to which the next ones join.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
-from resfuse.lowering.describe import Op, conv_padding, pair
-from resfuse.lowering.steps import ParameterPath, ProgramStep
+from resfuse.lowering.op import Conv, Norm, Op, Parameter
+from resfuse.lowering.steps import NormMode, ProgramStep
 from resfuse.runtime.spec import (
+    AffineSpec,
     BatchNormSpec,
     ConvSpec,
     GlobalAvgPoolSpec,
@@ -21,6 +23,25 @@ from resfuse.runtime.spec import (
     MaxPoolSpec,
     OutputSpec,
     ProgramSpec,
+)
+
+# What convolutions have in their epilogues; the other activations are elementwise layers of their own.
+_IN_EPILOGUE = ("relu", "tanh", "sigmoid")
+
+
+_IN_PLACE = (
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "ipow",
+    "imod",
+    "imatmul",
+    "iand",
+    "ior",
+    "ixor",
+    "setitem",
 )
 
 
@@ -46,13 +67,27 @@ class _Buffer:
 
 
 @dataclasses.dataclass
-class _PendingConv:
-    module: str
+class _Pending:
+    """A layer that may still grow: a convolution or linear layer, or without one an elementwise layer."""
+
+    name: str
     input: _Buffer
-    batch_norm: str | None = None
+    conv: Conv | None = None
+    norm: Norm | None = None
+    gate: _Buffer | None = None
     residual: _Buffer | None = None
     activation: str = "none"
-    linear: bool = False
+    slope: float = 0.0
+
+    @property
+    def linear(self) -> bool:
+        return self.conv is not None and self.conv.linear
+
+    def makes(self, unit: bool) -> _Buffer:
+        """The buffer of its result."""
+        if self.conv is None:
+            return _Buffer(None, like=self.input, unit=unit)
+        return _Buffer(self.conv.out_channels, unit=unit)
 
 
 @dataclasses.dataclass
@@ -60,7 +95,7 @@ class _Value:
     node: fx.Node  # the node whose result this is
     rank: int
     buffer: _Buffer | None = None
-    pending: _PendingConv | None = None
+    pending: _Pending | None = None
     unit: bool = False
 
 
@@ -70,15 +105,14 @@ class _Emitted:
     node: fx.Node
     input: _Buffer
     output: _Buffer
-    conv: _PendingConv | None = None
+    pending: _Pending | None = None
     pool: dict[str, Any] | None = None
 
 
 class Region:
     """Takes nodes one by one (`add`) while they fit, then becomes a `ProgramStep` (`close`)."""
 
-    def __init__(self, model: nn.Module, algorithm: str) -> None:
-        self._model = model
+    def __init__(self, algorithm: str) -> None:
         self._algorithm = algorithm
         self._values: dict[fx.Node, _Value] = {}
         self._inputs: dict[fx.Node, _Buffer] = {}
@@ -91,65 +125,101 @@ class Region:
         reason = getattr(self, f"_add_{op.kind}")(node, op)
         if reason is None:
             self.nodes.append(node)
-            if op.module:
-                self._modules.append(op.module)
+            self._modules += op.modules
         return reason  # type: ignore[no-any-return]
+
+    def is_independent_of(self, node: fx.Node) -> bool:
+        """Whether a node may as well run before all of this region: it reads none of its values, and writes to nothing
+        that the region reads.
+        """
+        sources = node.all_input_nodes
+        if any(source in self._values for source in sources):
+            return False
+        return not (_writes(node) and any(user in self._values for source in sources for user in source.users))
 
     # One method for each kind of `Op`.
 
     def _add_conv(self, node: fx.Node, op: Op) -> str | None:
-        conv = self._model.get_submodule(op.module)
-        assert isinstance(conv, nn.Conv2d)
-        source = self._read(op.inputs[0], rank=4)
-        if source is None or not source.expect(conv.in_channels):
-            return "its input is no feature map of as many channels as it takes"
-        pointwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv_padding(conv) == (0, 0, 0, 0)
-        self._values[node] = _Value(node, 4, pending=_PendingConv(op.module, source), unit=source.unit and pointwise)
-        return None
-
-    def _add_linear(self, node: fx.Node, op: Op) -> str | None:
-        linear = self._model.get_submodule(op.module)
-        assert isinstance(linear, nn.Linear)
-        source = self._read(op.inputs[0], rank=2) if op.inputs[0] in self._values else None
-        if source is None or not source.unit or not source.expect(linear.in_features):
-            return "its input is not a global average pool"
-        self._values[node] = _Value(node, 2, pending=_PendingConv(op.module, source, linear=True), unit=True)
+        conv = op.conv
+        assert conv is not None
+        if conv.linear:
+            source = self._read(op.inputs[0], rank=2) if op.inputs[0] in self._values else None
+            if source is None or not source.unit or not source.expect(conv.in_channels):
+                return "its input is not a global average pool"
+        else:
+            source = self._read(op.inputs[0], rank=4)
+            if source is None or not source.expect(conv.in_channels):
+                return "its input is no feature map of as many channels as it takes"
+        pending = _Pending(op.name or node.name, source, conv)
+        self._values[node] = _Value(node, 2 if conv.linear else 4, None, pending, source.unit and conv.pointwise)
         return None
 
     def _add_batch_norm(self, node: fx.Node, op: Op) -> str | None:
+        norm = op.norm
+        assert norm is not None
         pending = self._joinable(op.inputs[0])
-        if pending is None or pending.linear or pending.batch_norm or pending.residual is not None:
-            return "batch norm that follows no convolution of its own"
-        pending.batch_norm = op.module
-        self._join(node, op.inputs[0])
-        return None
+        joins = pending is not None and pending.conv is not None and not pending.linear
+        if joins and pending is not None and pending.norm is None and pending.residual is None:
+            pending.norm = norm
+            self._join(node, op.inputs[0])
+        else:
+            source = self._read(op.inputs[0], rank=4)
+            if source is None or source.unit or not source.expect(norm.channels):
+                return "batch norm of no feature map of as many channels as it takes"
+            self._elementwise(node, _Pending(op.name or node.name, source, norm=norm))
+        return None if op.activation == "none" else self._activate(node, node, op)
 
     def _add_activation(self, node: fx.Node, op: Op) -> str | None:
-        pending = self._joinable(op.inputs[0])
-        if pending is None:
-            return "activation that follows no convolution of its own"
-        if op.activation == "softmax" and not pending.linear:
-            return "softmax that follows no linear layer of its own"
-        pending.activation = op.activation
-        self._join(node, op.inputs[0])
+        return self._activate(node, op.inputs[0], op)
+
+    def _activate(self, node: fx.Node, source_node: fx.Node, op: Op) -> str | None:
+        """``source_node`` may be the node itself, for an activation that is a part of it."""
+        pending = self._joinable(source_node, own=source_node is node)
+        if op.activation == "softmax":
+            if pending is None or not pending.linear:
+                return "softmax that follows no linear layer of its own"
+        elif pending is None or (pending.conv is not None and op.activation not in _IN_EPILOGUE):
+            source = self._read(source_node, rank=4)
+            if source is None:
+                return f"{op.activation} of no feature map"
+            self._elementwise(node, _Pending(node.name, source, activation=op.activation, slope=op.slope), source.unit)
+            return None
+        pending.activation, pending.slope = op.activation, op.slope
+        if source_node is not node:
+            self._join(node, source_node)
         return None
 
     def _add_add(self, node: fx.Node, op: Op) -> str | None:
+        if op.inputs[0] is op.inputs[1] or any(self._is_unit(source) for source in op.inputs):
+            return "sum that may broadcast"
         for main, other in (op.inputs, op.inputs[::-1]):
             pending = self._joinable(main)
-            if pending is None or pending.linear or pending.residual is not None or main is other:
+            if pending is None or pending.linear or pending.residual is not None:
                 continue
-            if self._values[main].unit or (other in self._values and self._values[other].unit):
-                continue  # might broadcast
-            conv = self._model.get_submodule(pending.module)
-            assert isinstance(conv, nn.Conv2d)
             residual = self._read(other, rank=4)
-            if residual is None or not residual.expect(conv.out_channels):
+            if residual is None or not self._alike(residual, pending):
                 continue
             pending.residual = residual
             self._join(node, main)
             return None
-        return "sum with no convolution of its own to join"
+        if not any(source in self._values for source in op.inputs):
+            return "sum of tensors that are computed elsewhere"
+        first, second = (self._read(source, rank=4) for source in op.inputs)
+        if first is None or second is None or not self._same_channels(first, second):
+            return "sum of other than two feature maps"
+        self._elementwise(node, _Pending(node.name, first, residual=second))
+        return None
+
+    def _add_multiply(self, node: fx.Node, op: Op) -> str | None:
+        for main, gate in (op.inputs, op.inputs[::-1]):
+            if not self._is_unit(gate) or self._is_unit(main) or main is gate:
+                continue
+            source, factor = self._read(main, rank=4), self._read(gate, rank=4)
+            if source is None or factor is None or not self._same_channels(source, factor):
+                break
+            self._elementwise(node, _Pending(node.name, source, gate=factor))
+            return None
+        return "product of other than a feature map and one number for each of its channels"
 
     def _add_max_pool(self, node: fx.Node, op: Op) -> str | None:
         return self._emit_pool(node, op, unit=False)
@@ -186,6 +256,23 @@ class Region:
         self._values[node] = _Value(node, 4 if op.keepdim else 2, buffer, unit=unit)
         return None
 
+    def _elementwise(self, node: fx.Node, pending: _Pending, unit: bool = False) -> None:
+        self._values[node] = _Value(node, 4, None, pending, unit)
+
+    def _is_unit(self, node: fx.Node) -> bool:
+        return node in self._values and self._values[node].unit
+
+    def _alike(self, residual: _Buffer, pending: _Pending) -> bool:
+        if pending.conv is not None:
+            return residual.expect(pending.conv.out_channels)
+        return self._same_channels(residual, pending.input)
+
+    @staticmethod
+    def _same_channels(a: _Buffer, b: _Buffer) -> bool:
+        if a.channels is not None:
+            return b.expect(a.channels)
+        return b.channels is not None and a.expect(b.channels)
+
     def _read(self, node: fx.Node, rank: int) -> _Buffer | None:
         """The buffer of a node's value, computed here or brought in from outside."""
         value = self._values.get(node)
@@ -197,12 +284,12 @@ class Region:
             self._inputs[node] = _Buffer(None)
         return self._inputs[node]
 
-    def _joinable(self, node: fx.Node) -> _PendingConv | None:
-        """The pending convolution behind a node whose value nobody else wants as it is now."""
+    def _joinable(self, node: fx.Node, own: bool = False) -> _Pending | None:
+        """The pending layer behind a node whose value nobody else wants as it is now."""
         value = self._values.get(node)
-        if value is None or value.pending is None or value.pending.activation != "none" or len(node.users) != 1:
+        if value is None or value.pending is None or value.pending.activation != "none":
             return None
-        return value.pending
+        return value.pending if own or len(node.users) == 1 else None
 
     def _join(self, node: fx.Node, source: fx.Node) -> None:
         value = self._values[source]
@@ -213,10 +300,9 @@ class Region:
         if value.buffer is None:
             pending = value.pending
             assert pending is not None
-            module = self._model.get_submodule(pending.module)
-            channels = module.out_features if pending.linear else module.out_channels
-            value.buffer = _Buffer(int(channels), unit=value.unit)  # type: ignore[arg-type]
-            self._emitted.append(_Emitted("conv", value.node, pending.input, value.buffer, conv=pending))
+            value.buffer = pending.makes(value.unit)
+            kind = "affine" if pending.conv is None else "conv"
+            self._emitted.append(_Emitted(kind, value.node, pending.input, value.buffer, pending))
             value.pending = None
         return value.buffer
 
@@ -231,7 +317,7 @@ class Region:
                 value = self._values[node]
                 self._materialize(value)
                 outputs.append((node, value))
-        if not any(e.kind == "conv" or e.kind == "global_avg_pool" for e in self._emitted):
+        if not any(e.kind in ("conv", "global_avg_pool") for e in self._emitted):
             return "no convolution beside it to be fused with"
         if any(buffer.channels is None for buffer in self._inputs.values()):
             return "the number of channels of its input is not known"
@@ -241,15 +327,18 @@ class Region:
 
     def _step(self, outputs: list[tuple[fx.Node, _Value]]) -> ProgramStep:
         numbers: dict[_Buffer, int] = {buffer: i for i, buffer in enumerate(self._inputs.values())}
-        parameters: list[ParameterPath] = []
+        parameters: list[Parameter] = []
         layers: list[LayerSpec] = []
         for emitted in self._emitted:
             numbers[emitted.output] = len(numbers)
             layers.append(self._layer(emitted, numbers, parameters))
         wanted: dict[tuple[int, int], fx.Node] = {}
+        aliases: list[tuple[fx.Node, fx.Node]] = []
         for node, value in outputs:
             assert value.buffer is not None
-            wanted.setdefault((numbers[value.buffer], value.rank), node)
+            first = wanted.setdefault((numbers[value.buffer], value.rank), node)
+            if first is not node:
+                aliases.append((node, first))
         spec = ProgramSpec(
             tuple(int(b.channels or 0) for b in self._inputs.values()),
             tuple(layers),
@@ -260,66 +349,75 @@ class Region:
             text=spec.to_text(),
             inputs=tuple(self._inputs),
             outputs=tuple(wanted.values()),
+            aliases=tuple(aliases),
             parameters=tuple(parameters),
+            norms=tuple(_mode(e.pending.norm if e.pending else None) for e in self._emitted),
             nodes=tuple(e.node for e in self._emitted),
             modules=tuple(dict.fromkeys(self._modules)),
         )
 
-    def _layer(self, e: _Emitted, numbers: dict[_Buffer, int], parameters: list[ParameterPath]) -> LayerSpec:
+    def _layer(self, e: _Emitted, numbers: dict[_Buffer, int], parameters: list[Parameter]) -> LayerSpec:
         source, output = numbers[e.input], numbers[e.output]
         if e.kind == "max_pool":
             assert e.pool is not None
             return MaxPoolSpec(e.node.name, source, output, **e.pool)
         if e.kind == "global_avg_pool":
             return GlobalAvgPoolSpec(e.node.name, source, output)
-        assert e.conv is not None
+        pending = e.pending
+        assert pending is not None
 
-        def parameter(module: str, name: str) -> int | None:
-            if getattr(self._model.get_submodule(module), name) is None:
+        def place(parameter: Parameter | None) -> int | None:
+            if parameter is None:
                 return None
-            parameters.append(ParameterPath(module, name))
+            parameters.append(parameter)
             return len(parameters) - 1
 
-        module = self._model.get_submodule(e.conv.module)
-        weight = parameter(e.conv.module, "weight")
-        assert weight is not None
-        bias = parameter(e.conv.module, "bias")
-        if isinstance(module, nn.Linear):
-            return ConvSpec(
-                e.conv.module,
-                source,
-                output,
-                module.in_features,
-                module.out_features,
-                weight,
-                bias,
-                activation=e.conv.activation,
-            )
-        assert isinstance(module, nn.Conv2d)
-        batch_norm = None
-        if e.conv.batch_norm is not None:
-            bn = self._model.get_submodule(e.conv.batch_norm)
-            assert isinstance(bn, nn.BatchNorm2d)
-            gamma, beta = parameter(e.conv.batch_norm, "weight"), parameter(e.conv.batch_norm, "bias")
-            mean, var = parameter(e.conv.batch_norm, "running_mean"), parameter(e.conv.batch_norm, "running_var")
+        def batch_norm() -> BatchNormSpec | None:
+            norm = pending.norm
+            if norm is None:
+                return None
+            weight, bias = place(norm.weight), place(norm.bias)
+            mean, variance = place(norm.running_mean), place(norm.running_var)
             assert mean is not None
-            assert var is not None
-            batch_norm = BatchNormSpec(gamma, beta, mean, var, bn.eps)
+            assert variance is not None
+            return BatchNormSpec(weight, bias, mean, variance, norm.eps)
+
+        residual = None if pending.residual is None else numbers[pending.residual]
+        if pending.conv is None:
+            gate = None if pending.gate is None else numbers[pending.gate]
+            return AffineSpec(
+                pending.name, source, output, batch_norm(), gate, residual, pending.activation, pending.slope
+            )
+        conv = pending.conv
+        weight_place = place(conv.weight)
+        assert weight_place is not None
         return ConvSpec(
-            name=e.conv.module,
+            name=pending.name,
             input=source,
             output=output,
-            in_channels=module.in_channels,
-            out_channels=module.out_channels,
-            weight=weight,
-            bias=bias,
-            batch_norm=batch_norm,
-            kernel_size=pair(module.kernel_size),
-            stride=pair(module.stride),
-            dilation=pair(module.dilation),
-            padding=conv_padding(module),
-            groups=module.groups,
-            activation=e.conv.activation,
-            residual=None if e.conv.residual is None else numbers[e.conv.residual],
-            algorithm=self._algorithm,
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
+            weight=weight_place,
+            bias=place(conv.bias),
+            batch_norm=batch_norm(),
+            kernel_size=conv.kernel_size,
+            stride=conv.stride,
+            dilation=conv.dilation,
+            padding=conv.padding,
+            groups=conv.groups,
+            activation=pending.activation,
+            residual=residual,
+            algorithm="auto" if conv.linear else self._algorithm,
         )
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a call may change its arguments; a module's may."""
+    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+    return node.op == "call_module" or bool(node.kwargs.get("inplace")) or name.endswith("_") or name in _IN_PLACE
+
+
+def _mode(norm: Norm | None) -> NormMode | None:
+    if norm is None or (norm.module is None and not norm.training):
+        return None
+    return NormMode(norm.module, norm.training, norm.momentum)

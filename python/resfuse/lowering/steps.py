@@ -18,6 +18,22 @@ class ParameterPath:
 
 
 @dataclasses.dataclass(frozen=True)
+class NodeParameter:
+    """A parameter or buffer that is an argument of the graph: the name of its placeholder."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class NormMode:
+    """What says whether a batch norm takes the batch's statistics: its module, or the call itself."""
+
+    module: str | None
+    training: bool = False
+    momentum: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ProgramStep:
     """Nodes that run as one program. ``nodes`` maps each layer to the last graph node that it computes."""
 
@@ -25,7 +41,9 @@ class ProgramStep:
     text: str
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
-    parameters: tuple[ParameterPath, ...]
+    aliases: tuple[tuple[fx.Node, fx.Node], ...]  # nodes of the same value as one of the outputs
+    parameters: tuple[ParameterPath | NodeParameter, ...]
+    norms: tuple[NormMode | None, ...]  # one for each layer
     nodes: tuple[fx.Node, ...]
     modules: tuple[str, ...]  # paths of all modules that it stands for
 
@@ -47,6 +65,8 @@ class Lowered:
 
     graph: fx.Graph
     steps: tuple[Step, ...]
+    # Where the graph depends on train modes (stochastic depth, say): the mode of each module whose code was traced.
+    modes: tuple[tuple[str, bool], ...] = ()
 
     @property
     def programs(self) -> list[ProgramStep]:

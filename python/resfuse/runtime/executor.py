@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from resfuse import _core
-from resfuse.runtime.spec import ConvSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, ConvSpec, MaxPoolSpec, ProgramSpec
 from resfuse.runtime.weights import WeightCache
 
 _MOST_PLANS = 64
@@ -46,6 +46,15 @@ def build_program(spec: ProgramSpec, isa: str | None = None) -> _core.Program:
                 dilation=layer.dilation,
                 padding=layer.padding,
                 ceil_mode=layer.ceil_mode,
+            )
+        elif isinstance(layer, AffineSpec):
+            buffer = program.add_affine(
+                name=layer.name,
+                input=layer.input,
+                gate=-1 if layer.gate is None else layer.gate,
+                residual=-1 if layer.residual is None else layer.residual,
+                activation=layer.activation,
+                slope=layer.slope,
             )
         else:
             buffer = program.add_global_avg_pool(name=layer.name, input=layer.input)

@@ -75,8 +75,32 @@ class GlobalAvgPoolSpec:
     kind: str = "global_avg_pool"
 
 
-LayerSpec = ConvSpec | MaxPoolSpec | GlobalAvgPoolSpec
-_KINDS: dict[str, type[LayerSpec]] = {"conv": ConvSpec, "max_pool": MaxPoolSpec, "global_avg_pool": GlobalAvgPoolSpec}
+@dataclasses.dataclass(frozen=True)
+class AffineSpec:
+    """What is computed element by element: ``act(batch_norm(input) * gate + residual)``, or a part of it.
+
+    ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; batch norm and gate exclude each other.
+    ``slope`` is leaky_relu's.
+    """
+
+    name: str
+    input: int
+    output: int
+    batch_norm: BatchNormSpec | None = None
+    gate: int | None = None
+    residual: int | None = None
+    activation: str = "none"
+    slope: float = 0.0
+    kind: str = "affine"
+
+
+LayerSpec = ConvSpec | MaxPoolSpec | GlobalAvgPoolSpec | AffineSpec
+_KINDS: dict[str, type[LayerSpec]] = {
+    "conv": ConvSpec,
+    "max_pool": MaxPoolSpec,
+    "global_avg_pool": GlobalAvgPoolSpec,
+    "affine": AffineSpec,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +171,8 @@ def _layer(data: dict[str, Any]) -> LayerSpec:
 def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]:
     if isinstance(layer, GlobalAvgPoolSpec):
         return 1, 1
+    if isinstance(layer, AffineSpec):
+        return extent
     sizes = []
     for axis, size in enumerate(extent):
         stride = layer.stride[axis]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from resfuse import _core
-from resfuse.runtime.spec import ConvSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, ProgramSpec
 
 Stamp = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -46,7 +46,9 @@ def _flat(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()[:0]).numpy()
 
 
-def fold_batch_norm(layer: ConvSpec, parameters: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
+def fold_batch_norm(
+    bn: BatchNormSpec | None, bias_place: int | None, parameters: Sequence[torch.Tensor]
+) -> tuple[list[float], list[float]]:
     """Per-channel scale and bias, in fp64, that make a convolution compute itself and the batch norm behind it.
 
     ``scale = gamma / sqrt(var + eps)``, ``bias = beta + (conv_bias - mean) * scale`` (Ioffe & Szegedy, 2015, eq. for
@@ -56,8 +58,7 @@ def fold_batch_norm(layer: ConvSpec, parameters: Sequence[torch.Tensor]) -> tupl
     def get(index: int | None) -> torch.Tensor | None:
         return None if index is None else parameters[index].detach().double()
 
-    bias = get(layer.bias)
-    bn = layer.batch_norm
+    bias = get(bias_place)
     if bn is None:
         return [], [] if bias is None else bias.tolist()
     gamma, beta = get(bn.weight), get(bn.bias)
@@ -114,7 +115,9 @@ class PackedWeights:
                 weight = tensors[layer.weight].detach()
                 if weight.dim() == 2:
                     weight = weight[:, :, None, None]
-                weights.set(index, weight.numpy(), *fold_batch_norm(layer, tensors))
+                weights.set(index, weight.numpy(), *fold_batch_norm(layer.batch_norm, layer.bias, tensors))
+            elif isinstance(layer, AffineSpec):
+                weights.set_affine(index, *fold_batch_norm(layer.batch_norm, None, tensors))
         return weights
 
     @property

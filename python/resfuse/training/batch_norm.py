@@ -8,11 +8,28 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import nn
 
 from resfuse import _core
 from resfuse.training.memory import dense, empty
 
 Maybe = torch.Tensor | None
+
+
+class CalledNorm:
+    """The running statistics of a call of ``F.batch_norm`` in train mode, shown as ``nn.BatchNorm2d`` shows its own."""
+
+    training = True
+    track_running_stats = True
+    num_batches_tracked: Maybe = None  # counted elsewhere
+
+    def __init__(self, running_mean: torch.Tensor, running_var: torch.Tensor, momentum: float | None) -> None:
+        self.running_mean = running_mean
+        self.running_var = running_var
+        self.momentum = momentum
+
+
+RunningNorm = nn.BatchNorm2d | CalledNorm
 
 
 @dataclasses.dataclass(frozen=True)

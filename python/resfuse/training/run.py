@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from resfuse.nn.functional import global_avg_pool2d
-from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
 from resfuse.training import ops
-from resfuse.training.batch_norm import update_running_statistics
+from resfuse.training.batch_norm import RunningNorm, update_running_statistics
 from resfuse.training.split import Block, pads_of
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -21,7 +20,10 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "softmax": lambda x: x.softmax(1),
+    "silu": F.silu,
+    "gelu": F.gelu,
 }
+Update = tuple[RunningNorm, torch.Tensor, torch.Tensor, int]
 
 
 def run_training(
@@ -29,7 +31,7 @@ def run_training(
     blocks: Sequence[Block],
     inputs: Sequence[torch.Tensor],
     parameters: Sequence[torch.Tensor],
-    norms: Sequence[nn.BatchNorm2d | None],
+    norms: Sequence[RunningNorm | None],
 ) -> list[torch.Tensor]:
     """The program's outputs, differentiable; batch norms in train mode use and update their statistics as in torch.
 
@@ -44,7 +46,7 @@ def run_training(
     shapes = spec.buffer_shapes([x.shape for x in inputs])
     kept = {output.buffer for output in spec.outputs}
     last = {buffer: i for i, part in enumerate(blocks) for buffer in part.inputs}
-    updates: list[tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor, int]] = []
+    updates: list[Update] = []
     for i, part in enumerate(blocks):
         results = _run_block(spec, part, shapes, [buffers[b] for b in part.inputs], parameters, norms, updates)
         buffers |= zip(part.outputs, results, strict=True)
@@ -63,24 +65,65 @@ def _run_block(
     shapes: list[list[Any]],
     inputs: list[torch.Tensor],
     parameters: Sequence[torch.Tensor],
-    norms: Sequence[nn.BatchNorm2d | None],
-    updates: list[tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor, int]],
+    norms: Sequence[RunningNorm | None],
+    updates: list[Update],
 ) -> list[torch.Tensor]:
     if part.spec is None:
-        return [_plain_layer(spec.layers[part.layers[0]], inputs[0], parameters)]
+        (index,) = part.layers
+        layer = spec.layers[index]
+        if isinstance(layer, AffineSpec):
+            return [_affine(layer, inputs, parameters, norms[index], updates)]
+        return [_plain_layer(layer, inputs[0], parameters)]
     results = ops.block_forward(inputs, [parameters[p] for p in part.parameters], part.text)
     for statistics in part.statistics:
         norm = norms[statistics.layer]
         assert norm is not None
-        shape = shapes[spec.layers[statistics.layer].output]
-        count = shape[0] * shape[2] * shape[3]
-        if norm.training and count == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
+        count = _values_per_channel(shapes[spec.layers[statistics.layer].output])
         updates.append((norm, results[statistics.mean], results[statistics.variance], count))
     return [_ACTIVATIONS[part.activation](y) for y in results[: len(part.outputs)]]
 
 
-def _update(norm: nn.BatchNorm2d, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+def _values_per_channel(shape: Sequence[Any]) -> int:
+    """Of a batch that takes its own statistics."""
+    count: int = shape[0] * shape[2] * shape[3]
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(shape)}")
+    return count
+
+
+def _affine(
+    layer: AffineSpec,
+    inputs: list[torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    norm: RunningNorm | None,
+    updates: list[Update],
+) -> torch.Tensor:
+    """On torch: ``inputs`` are those of `resfuse.training.split.reads`."""
+    x, *rest = inputs
+    spec = layer.batch_norm
+    if spec is not None:
+        weight = None if spec.weight is None else parameters[spec.weight]
+        bias = None if spec.bias is None else parameters[spec.bias]
+        if norm is not None and norm.training:
+            count = _values_per_channel(x.shape)
+            with torch.no_grad():
+                variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+            updates.append((norm, mean, variance, count))
+            x = F.batch_norm(x, None, None, weight, bias, True, 0.0, spec.eps)
+        else:
+            mean, variance = parameters[spec.running_mean], parameters[spec.running_var]
+            x = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, spec.eps)
+    residual = rest.pop(0) if layer.residual is not None else None
+    if layer.gate is not None:
+        x = x * rest.pop(0)
+    if residual is not None:
+        x = x + residual
+    if layer.activation == "leaky_relu":
+        return F.leaky_relu(x, layer.slope)
+    return _ACTIVATIONS[layer.activation](x)
+
+
+def _update(norm: RunningNorm, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
     """Running statistics as torch's batch norm keeps them; the variance is unbiased there."""
     if not norm.training or not norm.track_running_stats:
         return

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 
 from resfuse.layers import same_padding
-from resfuse.runtime.spec import BatchNormSpec, ConvSpec, LayerSpec, MaxPoolSpec, OutputSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, LayerSpec, MaxPoolSpec, OutputSpec, ProgramSpec
 from resfuse.training import pooling
 
 _MOST_CONVOLUTIONS = 4  # of a block without residual sums
@@ -49,8 +49,9 @@ class Block:
 
 def reads(layer: LayerSpec) -> tuple[int, ...]:
     """The buffers that a layer reads."""
-    residual = layer.residual if isinstance(layer, ConvSpec) else None
-    return (layer.input,) if residual is None else (layer.input, residual)
+    others = [layer.residual] if isinstance(layer, (ConvSpec, AffineSpec)) else []
+    others += [layer.gate] if isinstance(layer, AffineSpec) else []
+    return (layer.input, *(buffer for buffer in others if buffer is not None))
 
 
 def pads_of(layer: ConvSpec | MaxPoolSpec, extent: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -125,7 +126,7 @@ def split(spec: ProgramSpec, batch_statistics: tuple[bool, ...]) -> tuple[Block,
     for index, layer in enumerate(spec.layers):
         if not fits_block(layer):
             close()
-            blocks.append(Block(None, "", (index,), (layer.input,), (layer.output,), ()))
+            blocks.append(Block(None, "", (index,), reads(layer), (layer.output,), ()))
             continue
         if isinstance(layer, ConvSpec) and layer.activation not in ("none", "relu"):
             close()

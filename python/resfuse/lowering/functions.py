@@ -1,0 +1,273 @@
+"""What a call of a function or method of torch computes: as users write it, as Dynamo and torch.export record it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from resfuse.lowering.modules import softmax
+from resfuse.lowering.op import Conv, Norm, Op, Parameter, Unsupported, pads, pair, value_of
+from resfuse.lowering.steps import NodeParameter, ParameterPath
+from resfuse.pooling import is_global
+
+aten = torch.ops.aten
+Arguments = dict[str, Any]
+
+
+class Call:
+    """A node's arguments by name, and the model whose parameters they may be."""
+
+    def __init__(self, node: fx.Node, names: tuple[str, ...], model: nn.Module) -> None:
+        self.node = node
+        self._arguments: Arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        self._model = model
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument, or its default."""
+        return self._arguments.get(name, default)
+
+    def unknown(self, *names: str) -> list[str]:
+        """Names of arguments that are there and not expected."""
+        return sorted(set(self._arguments) - set(names))
+
+    @property
+    def inputs(self) -> tuple[fx.Node, ...]:
+        """The first argument."""
+        source = self.get("input")
+        return (source,) if isinstance(source, fx.Node) else ()
+
+    def parameter(self, name: str) -> tuple[Parameter, torch.Tensor] | None:
+        """A tensor argument that is a parameter or buffer, and what it is now; None for any other."""
+        node = self.get(name)
+        if not isinstance(node, fx.Node) or node.op not in ("get_attr", "placeholder"):
+            return None
+        value = value_of(node, self._model)
+        if value is None:
+            return None
+        if node.op == "placeholder":
+            return NodeParameter(node.name), value
+        module, _, attribute = str(node.target).rpartition(".")
+        return ParameterPath(module, attribute), value
+
+
+def _conv2d(call: Call) -> Op | Unsupported:
+    weight, bias = call.parameter("weight"), call.parameter("bias")
+    if weight is None or (bias is None and call.get("bias") is not None):
+        return Unsupported("a convolution with computed weights")
+    tensor = weight[1]
+    if tensor.dim() != 4:
+        return Unsupported("a convolution of other images than two-dimensional ones")
+    groups = int(call.get("groups", 1))
+    kernel_size = int(tensor.shape[2]), int(tensor.shape[3])
+    dilation = pair(call.get("dilation", 1))
+    conv = Conv(
+        int(tensor.shape[1]) * groups,
+        int(tensor.shape[0]),
+        weight[0],
+        None if bias is None else bias[0],
+        kernel_size,
+        pair(call.get("stride", 1)),
+        dilation,
+        pads(call.get("padding", 0), kernel_size, dilation),
+        groups,
+    )
+    return Op("conv", call.inputs, name=_layer_name(call, weight[0]), conv=conv)
+
+
+def _convolution(call: Call) -> Op | Unsupported:
+    return Unsupported("a transposed convolution") if call.get("transposed") else _conv2d(call)
+
+
+def _linear(call: Call) -> Op | Unsupported:
+    weight, bias = call.parameter("weight"), call.parameter("bias")
+    if weight is None or (bias is None and call.get("bias") is not None):
+        return Unsupported("a linear layer with computed weights")
+    out_features, in_features = (int(size) for size in weight[1].shape)
+    conv = Conv(in_features, out_features, weight[0], None if bias is None else bias[0], linear=True)
+    return Op("conv", call.inputs, name=_layer_name(call, weight[0]), conv=conv)
+
+
+def _batch_norm(call: Call) -> Op | Unsupported:
+    mean, variance = call.parameter("running_mean"), call.parameter("running_var")
+    if mean is None or variance is None:
+        return Unsupported("batch norm without running statistics")
+    weight, bias = call.parameter("weight"), call.parameter("bias")
+    if any(found is None and call.get(name) is not None for name, found in (("weight", weight), ("bias", bias))):
+        return Unsupported("a batch norm with computed weights")
+    training, momentum = call.get("training", False), call.get("momentum", 0.1)
+    if not isinstance(training, bool) or isinstance(momentum, fx.Node):
+        return Unsupported("a batch norm whose mode is computed")
+    norm = Norm(
+        int(mean[1].shape[0]),
+        None if weight is None else weight[0],
+        None if bias is None else bias[0],
+        mean[0],
+        variance[0],
+        float(call.get("eps", 1e-5)),
+        training=training,
+        momentum=momentum,
+    )
+    return Op("batch_norm", call.inputs, name=call.node.name, norm=norm)
+
+
+def _max_pool2d(call: Call) -> Op | Unsupported:
+    if call.get("return_indices", False):
+        return Unsupported("returns indices")
+    kernel_size = pair(call.get("kernel_size"))
+    stride = call.get("stride")
+    pool = {
+        "kernel_size": kernel_size,
+        "stride": pair(stride) if stride not in (None, [], ()) else kernel_size,
+        "dilation": pair(call.get("dilation", 1)),
+        "padding": pair(call.get("padding", 0)) * 2,
+        "ceil_mode": bool(call.get("ceil_mode", False)),
+    }
+    return Op("max_pool", call.inputs, pool=pool)
+
+
+def _adaptive_avg_pool2d(call: Call) -> Op | Unsupported:
+    if is_global(call.get("output_size")):
+        return Op("global_avg_pool", call.inputs)
+    return Unsupported("adaptive average pool to another size than 1 x 1")
+
+
+def _global_avg_pool2d(call: Call) -> Op | Unsupported:
+    return Op("global_avg_pool", call.inputs, keepdim=bool(call.get("keepdim", True)))
+
+
+def _mean(call: Call) -> Op | Unsupported:
+    dims = call.get("dim")
+    whole = isinstance(dims, (tuple, list)) and sorted(d % 4 for d in dims) == [2, 3]
+    if whole and call.get("dtype") is None:
+        return Op("global_avg_pool", call.inputs, keepdim=bool(call.get("keepdim", False)))
+    return Unsupported(f"mean over dimensions {dims}, want (2, 3)")
+
+
+def _flatten(call: Call) -> Op | Unsupported:
+    start, end = call.get("start_dim", 0), call.get("end_dim", -1)
+    if (start, end) == (1, -1):
+        return Op("flatten", call.inputs)
+    return Unsupported(f"flattens dimensions {start} to {end}, want 1 to -1")
+
+
+def _softmax(call: Call) -> Op | Unsupported:
+    if call.get("dtype") is not None:
+        return Unsupported("softmax to another type")
+    return softmax(call.inputs, "", call.get("dim"))
+
+
+def _dropout(call: Call) -> Op | Unsupported:
+    if call.get("training", True) is False or call.get("p", 0.5) == 0:
+        return Op("identity", call.inputs)
+    return Unsupported("drops at random")
+
+
+def _identity(call: Call) -> Op | Unsupported:
+    return Op("identity", call.inputs)
+
+
+def _gelu(call: Call) -> Op | Unsupported:
+    if call.get("approximate", "none") != "none":
+        return Unsupported("GELU by tanh has no fused form")
+    return Op("activation", call.inputs, activation="gelu")
+
+
+def _two_tensors(kind: str, inplace: bool) -> Callable[[Call], Op | Unsupported]:
+    def describe(call: Call) -> Op | Unsupported:
+        both = call.get("input"), call.get("other")
+        if all(isinstance(node, fx.Node) for node in both) and not call.unknown("input", "other"):
+            return Op(kind, both, inplace=inplace)
+        return Unsupported(f"{_function_name(call.node.target)} of something other than two tensors")
+
+    return describe
+
+
+def _activation(name: str, inplace: bool = False) -> Callable[[Call], Op | Unsupported]:
+    def describe(call: Call) -> Op | Unsupported:
+        unknown = call.unknown("input", "inplace", "negative_slope")
+        if unknown:
+            return Unsupported(f"{name} with {unknown[0]}")
+        slope = float(call.get("negative_slope", 0.01)) if name == "leaky_relu" else 0.0
+        return Op(
+            "activation", call.inputs, activation=name, slope=slope, inplace=inplace or bool(call.get("inplace", False))
+        )
+
+    return describe
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_CONV = _names("input weight bias stride padding dilation groups")
+_NORM = _names("input running_mean running_var weight bias training momentum eps")
+_ATEN_NORM = _names("input weight bias running_mean running_var training momentum eps cudnn_enabled")
+_POOL = _names("input kernel_size stride padding dilation ceil_mode return_indices")
+_BOTH = _names("input other")
+_Entry = tuple[tuple[str, ...], Callable[[Call], Op | Unsupported]]
+
+_TABLE: dict[Any, _Entry] = {}
+
+
+def _enter(names: tuple[str, ...], describe: Callable[[Call], Op | Unsupported], *targets: Any) -> None:
+    _TABLE.update(dict.fromkeys(targets, (names, describe)))
+
+
+_enter(_CONV, _conv2d, torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding)
+_enter(_names("input weight bias stride padding dilation transposed output_padding groups"), _convolution,
+       aten.convolution.default)  # fmt: skip
+_enter(_names("input weight bias"), _linear, F.linear, torch._C._nn.linear, aten.linear.default)
+_enter(_NORM, _batch_norm, F.batch_norm)
+_enter(_ATEN_NORM, _batch_norm, torch.batch_norm, aten.batch_norm.default)
+_enter(_POOL, _max_pool2d, F.max_pool2d, torch.max_pool2d, aten.max_pool2d.default)
+_enter(_names("input output_size"), _adaptive_avg_pool2d, F.adaptive_avg_pool2d, aten.adaptive_avg_pool2d.default)
+_enter(_names("input keepdim"), _global_avg_pool2d, torch.ops.resfuse.global_avg_pool2d.default)
+_enter(_names("input dim keepdim"), _mean, torch.mean, "mean", aten.mean.dim)
+_enter(_names("input start_dim end_dim"), _flatten, torch.flatten, "flatten", aten.flatten.using_ints)
+_enter(_names("input dim _stacklevel dtype"), _softmax, F.softmax)
+_enter(_names("input dim dtype"), _softmax, torch.softmax, "softmax", aten.softmax.int)
+_enter(_names("input p training inplace"), _dropout, F.dropout, F.dropout2d)
+_enter(_names("input p training"), _dropout, aten.dropout.default, torch.dropout)
+_enter(_names("input"), _identity, "contiguous")
+_enter(_names("input approximate"), _gelu, F.gelu, aten.gelu.default)
+_enter(_BOTH, _two_tensors("add", False), operator.add, torch.add, "add", aten.add.Tensor)
+_enter(_BOTH, _two_tensors("add", True), operator.iadd, "add_", aten.add_.Tensor)
+_enter(_BOTH, _two_tensors("multiply", False), operator.mul, torch.mul, "mul", aten.mul.Tensor)
+_enter(_BOTH, _two_tensors("multiply", True), operator.imul, "mul_", aten.mul_.Tensor)
+for _name in ("relu", "tanh", "sigmoid", "silu", "leaky_relu"):
+    _sources = [getattr(F, _name, None), getattr(torch, _name, None), _name, getattr(aten, _name).default]
+    _written = [f"{_name}_", getattr(torch, f"{_name}_", None), getattr(F, f"{_name}_", None),
+                getattr(aten, f"{_name}_").default]  # fmt: skip
+    _arguments = ("input", "negative_slope", "inplace") if _name == "leaky_relu" else ("input", "inplace")
+    _enter(_arguments, _activation(_name), *[target for target in _sources if target is not None])
+    _enter(_arguments, _activation(_name, True), *[target for target in _written if target is not None])
+
+
+def describe_call(node: fx.Node, model: nn.Module) -> Op | Unsupported:
+    """A function's or method's call as an `Op`, or why it stays native."""
+    entry = _TABLE.get(node.target)
+    if entry is None:
+        return Unsupported(f"{_function_name(node.target)} has no fused form")
+    names, describe = entry
+    call = Call(node, names, model)
+    if not call.inputs:
+        return Unsupported(f"{_function_name(node.target)} of something other than a tensor")
+    return describe(call)
+
+
+def _layer_name(call: Call, weight: Parameter) -> str:
+    """The path of the layer that a weight belongs to; Dynamo spells it out in a placeholder's name."""
+    if isinstance(weight, ParameterPath):
+        return weight.module or call.node.name
+    name = weight.name.removeprefix("l_self_modules_").removeprefix("l_model_modules_")
+    layer, separator, _ = name.partition("_parameters_")
+    return layer.replace("_modules_", ".") if separator else call.node.name
+
+
+def _function_name(target: Any) -> str:
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))

@@ -1,0 +1,236 @@
+"""What a module of a graph computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfuse.layers import Conv2dSame, MaxPool2dSame
+from resfuse.lowering.op import Conv, Norm, Op, Unsupported, pads, pair
+from resfuse.lowering.steps import ParameterPath
+from resfuse.pooling import FusedPool, is_global
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+    nn.LeakyReLU: "leaky_relu",
+}
+
+
+def qualified_name(module: nn.Module) -> str:
+    """Of a module's class, as it is imported from its library's first package."""
+    kind = type(module)
+    return f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"
+
+
+def _parameter(path: str, module: nn.Module, name: str) -> ParameterPath | None:
+    return None if getattr(module, name, None) is None else ParameterPath(path, name)
+
+
+def activation_of(module: nn.Module) -> tuple[str, float] | str:
+    """An activation module's name and slope, or why it has no fused form."""
+    kind = type(module)
+    if kind is nn.GELU or qualified_name(module) == "timm.GELU":
+        exact = getattr(module, "approximate", "none") == "none"
+        return ("gelu", 0.0) if exact else "GELU by tanh has no fused form"
+    if kind is nn.Identity:
+        return "none", 0.0
+    if kind in _ACTIVATIONS:
+        return _ACTIVATIONS[kind], float(getattr(module, "negative_slope", 0.0))
+    return f"{kind.__name__} has no fused form"
+
+
+def _conv(module: nn.Module, path: str, inputs: tuple[fx.Node, ...], same: bool = False) -> Op | Unsupported:
+    assert isinstance(module, nn.Conv2d)
+    if module.padding_mode != "zeros":
+        return Unsupported(f"padding_mode={module.padding_mode!r}")
+    kernel_size, dilation = pair(module.kernel_size), pair(module.dilation)
+    weight = _parameter(path, module, "weight")
+    assert weight is not None
+    conv = Conv(
+        module.in_channels,
+        module.out_channels,
+        weight,
+        _parameter(path, module, "bias"),
+        kernel_size,
+        pair(module.stride),
+        dilation,
+        None if same else pads(module.padding, kernel_size, dilation),
+        module.groups,
+    )
+    return Op("conv", inputs, (path,), path, conv=conv)
+
+
+def _conv_same(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    return _conv(module, path, inputs, same=True)
+
+
+def _linear(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    assert isinstance(module, nn.Linear)
+    bias = _parameter(path, module, "bias")
+    conv = Conv(module.in_features, module.out_features, ParameterPath(path, "weight"), bias, linear=True)
+    return Op("conv", inputs, (path,), path, conv=conv)
+
+
+def _batch_norm(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    assert isinstance(module, nn.BatchNorm2d)
+    mean, variance = _parameter(path, module, "running_mean"), _parameter(path, module, "running_var")
+    if mean is None or variance is None:
+        return Unsupported("batch norm without running statistics")
+    weight, bias = _parameter(path, module, "weight"), _parameter(path, module, "bias")
+    norm = Norm(module.num_features, weight, bias, mean, variance, module.eps, path)
+    return Op("batch_norm", inputs, (path,), path, norm=norm)
+
+
+def _frozen_batch_norm(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    """Of torchvision and timm: buffers alone, which no mode changes."""
+    assert isinstance(module.weight, torch.Tensor)
+    channels = module.weight.shape[0]
+    names = ("weight", "bias", "running_mean", "running_var")
+    weight, bias, mean, variance = (ParameterPath(path, name) for name in names)
+    norm = Norm(int(channels), weight, bias, mean, variance, float(module.eps))  # type: ignore[arg-type]
+    return Op("batch_norm", inputs, (path,), path, norm=norm)
+
+
+def _with_activation(describe: _Describe) -> _Describe:
+    """timm's batch norms hold a DropBlock (usually nothing) and an activation."""
+
+    def with_activation(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+        op = describe(module, path, inputs)
+        if isinstance(op, Unsupported):
+            return op
+        if type(module.drop) is not nn.Identity:
+            return Unsupported("batch norm with dropped blocks")
+        assert isinstance(module.act, nn.Module)
+        activation = activation_of(module.act)
+        if isinstance(activation, str):
+            return Unsupported(activation)
+        name, slope = activation
+        return Op(
+            "batch_norm",
+            inputs,
+            (path, f"{path}.act", f"{path}.drop"),
+            path,
+            norm=op.norm,
+            activation=name,
+            slope=slope,
+        )
+
+    return with_activation
+
+
+def softmax(inputs: tuple[fx.Node, ...], path: str, dim: Any) -> Op | Unsupported:
+    """Of a module ("" for a call), over channels."""
+    if dim in (1, -1):
+        return Op("activation", inputs, (path,) if path else (), path, activation="softmax")
+    return Unsupported(f"softmax over dimension {dim}, want 1")
+
+
+def _flatten(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    assert isinstance(module, nn.Flatten)
+    if (module.start_dim, module.end_dim) == (1, -1):
+        return Op("flatten", inputs, (path,), path)
+    return Unsupported(f"flattens dimensions {module.start_dim} to {module.end_dim}, want 1 to -1")
+
+
+def _max_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...], same: bool = False) -> Op | Unsupported:
+    assert isinstance(module, nn.MaxPool2d)
+    if module.return_indices:
+        return Unsupported("returns indices")
+    pool = {
+        "kernel_size": pair(module.kernel_size),
+        "stride": pair(module.stride),
+        "dilation": pair(module.dilation),
+        "padding": None if same else pair(module.padding) * 2,
+        "ceil_mode": module.ceil_mode,
+    }
+    return Op("max_pool", inputs, (path,), path, pool=pool)
+
+
+def _max_pool_same(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    return _max_pool(module, path, inputs, same=True)
+
+
+def _adaptive_avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    assert isinstance(module, nn.AdaptiveAvgPool2d)
+    if is_global(module.output_size):
+        return Op("global_avg_pool", inputs, (path,), path)
+    return Unsupported(f"adaptive average pool to {module.output_size}, want 1 x 1")
+
+
+def _identity(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    return Op("identity", inputs, (path,), path)
+
+
+def _random(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    return Unsupported("drops at random in train mode") if module.training else _identity(module, path, inputs)
+
+
+_Describe = Callable[[nn.Module, str, tuple[fx.Node, ...]], Op | Unsupported]
+_EXACT: dict[type[nn.Module], _Describe] = {
+    nn.Conv2d: _conv,
+    Conv2dSame: _conv_same,
+    nn.Linear: _linear,
+    nn.BatchNorm2d: _batch_norm,
+    nn.Identity: _identity,
+    nn.Dropout: _random,
+    nn.Dropout2d: _random,
+    nn.Flatten: _flatten,
+    nn.MaxPool2d: _max_pool,
+    MaxPool2dSame: _max_pool_same,
+    nn.AdaptiveAvgPool2d: _adaptive_avg_pool,
+}
+# Leaves of other libraries, whose own code says the same in another way.
+_FOREIGN: dict[str, _Describe] = {
+    "timm.Conv2dSame": _conv_same,
+    "timm.MaxPool2dSame": _max_pool_same,
+    "timm.BatchNormAct2d": _with_activation(_batch_norm),
+    "timm.FrozenBatchNormAct2d": _with_activation(_frozen_batch_norm),
+    "timm.FrozenBatchNorm2d": _frozen_batch_norm,
+    "torchvision.FrozenBatchNorm2d": _frozen_batch_norm,
+    "timm.DropPath": _random,
+    "timm.DropBlock2d": _random,
+    "torchvision.StochasticDepth": _random,
+}
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether tracing stops at a module although its library's code could be traced."""
+    return isinstance(module, FusedPool) or _describer(module) is not None
+
+
+def _describer(module: nn.Module) -> _Describe | None:
+    return _EXACT.get(type(module)) or _FOREIGN.get(qualified_name(module))
+
+
+def is_random(module: nn.Module) -> bool:
+    """Whether a leaf does something else in train mode than in eval mode, which a program cannot follow."""
+    return _describer(module) is _random
+
+
+def describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
+    """A module's call as an `Op`, or why it stays native."""
+    path = str(node.target)
+    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+        return Unsupported("called with more than one argument")
+    if module._forward_hooks or module._forward_pre_hooks:
+        return Unsupported("has forward hooks, which must see its tensors")
+    inputs = (node.args[0],)
+    describe = _describer(module)
+    if describe is not None:
+        return describe(module, path, inputs)
+    if isinstance(module, FusedPool):
+        return Op("global_avg_pool", inputs, (path,), path, keepdim=module.keepdim)
+    if type(module) is nn.Softmax:
+        return softmax(inputs, path, module.dim)
+    activation = activation_of(module)
+    if isinstance(activation, str):
+        return Unsupported(activation)
+    name, slope = activation
+    inplace = bool(getattr(module, "inplace", False))
+    return Op("activation", inputs, (path,), path, activation=name, slope=slope, inplace=inplace)

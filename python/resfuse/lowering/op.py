@@ -1,0 +1,102 @@
+"""The vocabulary of lowering: what one node of a graph computes, whichever way its author wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfuse.lowering.steps import NodeParameter, ParameterPath
+
+Parameter = ParameterPath | NodeParameter
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A convolution, or a linear layer; ``padding`` None is TensorFlow's "same"."""
+
+    in_channels: int
+    out_channels: int
+    weight: Parameter
+    bias: Parameter | None
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] | None = (0, 0, 0, 0)
+    groups: int = 1
+    linear: bool = False
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether one pixel goes in for each that comes out."""
+        return self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding in (None, (0, 0, 0, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """A batch norm: of a module, or with the state that a call to ``F.batch_norm`` names."""
+
+    channels: int
+    weight: Parameter | None
+    bias: Parameter | None
+    running_mean: Parameter
+    running_var: Parameter
+    eps: float
+    module: str | None = None  # whose train mode counts
+    training: bool = False  # of a call
+    momentum: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """A node that a program can compute: the nodes that it reads, and the modules that it stands for."""
+
+    kind: str  # conv, batch_norm, activation, add, multiply, max_pool, global_avg_pool, flatten, identity
+    inputs: tuple[fx.Node, ...]
+    modules: tuple[str, ...] = ()
+    name: str = ""
+    conv: Conv | None = None
+    norm: Norm | None = None
+    activation: str = "none"  # of an activation, or behind a batch norm
+    slope: float = 0.0  # of leaky_relu
+    keepdim: bool = True
+    pool: dict[str, Any] | None = None
+    inplace: bool = False  # overwrites its first input
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsupported:
+    """A node that stays native, and why."""
+
+    reason: str
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """An int, or a tuple of one or two, as a pair."""
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def pads(padding: Any, kernel_size: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) for what ``nn.Conv2d`` takes as padding."""
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+        return totals[0] // 2, totals[1] // 2, totals[0] - totals[0] // 2, totals[1] - totals[1] // 2
+    top, left = pair(padding)
+    return top, left, top, left
+
+
+def value_of(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
+    """The tensor that a node stands for while a graph is lowered: a model's attribute, or Dynamo's example."""
+    if node.op == "get_attr":
+        value: Any = model
+        for name in str(node.target).split("."):
+            value = getattr(value, name, None)
+    else:
+        value = node.meta.get("example_value", node.meta.get("val"))
+    return value if isinstance(value, torch.Tensor) else None
