@@ -8,7 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from resfuse.layers import same_padding
-from resfuse.runtime.spec import ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.spec import (
+    AffineSpec,
+    AvgPoolSpec,
+    ConvSpec,
+    GlobalAvgPoolSpec,
+    LayerSpec,
+    MaxPoolSpec,
+    ProgramSpec,
+)
 
 ACTIVATIONS = {
     "none": lambda x: x,
@@ -16,6 +24,8 @@ ACTIVATIONS = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "softmax": lambda x: x.softmax(1),
+    "silu": F.silu,
+    "gelu": F.gelu,
 }
 
 
@@ -41,21 +51,32 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
             padding = layer.padding[:2]
             return F.max_pool2d(x, layer.kernel_size, layer.stride, padding, layer.dilation, ceil_mode=True)
         return F.max_pool2d(_pad(layer, x, float("-inf")), layer.kernel_size, layer.stride, 0, layer.dilation)
-    if not isinstance(layer, ConvSpec):
+    if isinstance(layer, AvgPoolSpec):
+        assert layer.padding is not None
+        padding = layer.padding[:2]
+        return F.avg_pool2d(x, layer.kernel_size, layer.stride, padding, layer.ceil_mode, layer.count_include_pad)
+    if isinstance(layer, GlobalAvgPoolSpec):
         return x.mean((2, 3), keepdim=True)
 
     def get(i: int | None) -> torch.Tensor | None:
         return None if i is None else parameters[i].to(x.dtype)
 
-    weight = get(layer.weight)
-    assert weight is not None
-    weight = weight[:, :, None, None] if weight.dim() == 2 else weight
-    y = F.conv2d(_pad(layer, x, 0.0), weight, get(layer.bias), layer.stride, 0, layer.dilation, layer.groups)
+    y = x
+    if isinstance(layer, ConvSpec):
+        weight = get(layer.weight)
+        assert weight is not None
+        weight = weight[:, :, None, None] if weight.dim() == 2 else weight
+        y = F.conv2d(_pad(layer, x, 0.0), weight, get(layer.bias), layer.stride, 0, layer.dilation, layer.groups)
     bn = layer.batch_norm
     if bn is not None:
         y = F.batch_norm(y, get(bn.running_mean), get(bn.running_var), get(bn.weight), get(bn.bias), eps=bn.eps)
+    if isinstance(layer, AffineSpec) and layer.gate is not None:
+        y = y * buffers[layer.gate]
     if layer.residual is not None:
         y = y + buffers[layer.residual]
+    if layer.activation == "leaky_relu":
+        assert isinstance(layer, AffineSpec)
+        return F.leaky_relu(y, layer.slope)
     return ACTIVATIONS[layer.activation](y)
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from resfuse.runtime.executor import Executor
 from resfuse.runtime.spec import (
+    AffineSpec,
+    AvgPoolSpec,
     BatchNormSpec,
     ConvSpec,
     GlobalAvgPoolSpec,
@@ -42,7 +44,7 @@ def check(
     got = Executor(spec, isa).run(inputs, parameters)
     exact = run_reference(spec, inputs, parameters, torch.float64)
     eager = run_reference(spec, inputs, parameters, torch.float32)
-    layers = sum(isinstance(layer, ConvSpec) for layer in spec.layers)
+    layers = max(1, sum(isinstance(layer, (ConvSpec, AffineSpec)) for layer in spec.layers))
     for g, x, e in zip(got, exact, eager, strict=True):
         assert_accurate(g, x, e, factor, layers)
 
@@ -273,3 +275,70 @@ def test_pixels_a_page_long_are_spaced(isa: str, algorithm: str, size: int) -> N
     parameters = [torch.randn(k, c, r, r, generator=generator) / (c * r * r) ** 0.5 for k, c, r in shapes]
     spec = ProgramSpec((16,), layers, tuple(OutputSpec(i) for i in (2, 4, 7, 8, 9, 11)))
     check(spec, isa, [torch.randn(3, 16, size, size, generator=generator)], parameters)
+
+
+@given(
+    isas,
+    st.integers(1, 40),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from(["batch_norm", "gate", "neither"]),
+    st.booleans(),
+    st.sampled_from(["none", "relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu"]),
+    st.sampled_from([1, 2, 5]),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=200)
+def test_elementwise(
+    isa: str, channels: int, extent: tuple[int, int], scaled: str, residual: bool, activation: str, batch: int,
+    layout: str, seed: int,
+) -> None:  # fmt: skip
+    """Behind a pool, as a gate is made, and before a convolution."""
+    generator = torch.Generator().manual_seed(seed)
+    gate = GlobalAvgPoolSpec("gate", 0, 2)
+    norm = BatchNormSpec(0, 1, 2, 3, 1e-3) if scaled == "batch_norm" else None
+    layer = AffineSpec("x", 0, 3, norm, 2 if scaled == "gate" else None, 1 if residual else None, activation, 0.1)
+    after = ConvSpec("after", 3, 4, channels, 3, 4)
+    spec = ProgramSpec((channels, channels), (gate, layer, after), (OutputSpec(2), OutputSpec(3), OutputSpec(4)))
+    # A gate near zero would be all cancellation.
+    inputs = [make_input((batch, channels, *extent), layout, generator) + 1.5 * (1 - 2 * i) for i in range(2)]
+    statistics = [torch.rand(channels, generator=generator) + 0.5 for _ in range(4)]
+    check(spec, isa, inputs, [*statistics, torch.randn(3, channels, 1, 1, generator=generator)])
+
+
+@given(
+    isas,
+    st.integers(1, 40),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=200)
+def test_avg_pool(
+    isa: str, channels: int, kernel: tuple[int, int], stride: tuple[int, int], ceil_mode: bool, counts: bool,
+    data: st.DataObject, layout: str, seed: int,
+) -> None:  # fmt: skip
+    pad_h, pad_w = (data.draw(st.integers(0, k // 2)) for k in kernel)
+    extent = data.draw(st.integers(kernel[0], 12)), data.draw(st.integers(kernel[1], 12))
+    layer = AvgPoolSpec("pool", 0, 1, kernel, stride, (pad_h, pad_w, pad_h, pad_w), ceil_mode, counts)
+    x = make_input((2, channels, *extent), layout, torch.Generator().manual_seed(seed))
+    check(ProgramSpec((channels,), (layer,), (OutputSpec(1),)), isa, [x], [])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "tanh", "sigmoid", "leaky_relu"])
+def test_activations_over_their_whole_range(isa: str, activation: str) -> None:
+    """Far from zero, at infinities and NaN as well: absolute errors of a few ulp of the argument at most."""
+    x = torch.cat(
+        [torch.linspace(-100, 100, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, float("inf"), float("nan")])]
+    )
+    spec = ProgramSpec((1,), (AffineSpec("x", 0, 1, activation=activation, slope=0.2),), (OutputSpec(1),))
+    (y,) = Executor(spec, isa).run([x[None, None, None]], [])
+    exact = run_reference(spec, [x[None, None, None]], [], torch.float64)[0]
+    error = (y.double() - exact).abs().flatten()
+    finite = torch.isfinite(x)
+    assert bool((error[finite] <= 3e-7 * (1 + x[finite].abs())).all())
+    torch.testing.assert_close(y.flatten()[~finite].double(), exact.flatten()[~finite], equal_nan=True)

@@ -393,11 +393,27 @@ def test_training_without_gradients_still_learns_statistics() -> None:
     assert resfuse.report(fast).fused_calls == 1
 
 
-def test_training_dropout_runs_natively() -> None:
-    model = nn.Sequential(small().layer1, nn.Dropout(0.5)).train()
+def test_training_dropout_follows_the_mode() -> None:
+    """What drops at random is native in train mode and nothing in eval mode; what is around it is fused in both."""
+    model = nn.Sequential(small().layer1, nn.Dropout(0.5), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)).eval()
     fast = resfuse.fuse(model)
-    fast(torch.randn(2, 8, 8, 8)).sum().backward()
-    assert "drops at random" in str(resfuse.report(fast).last_native_reason)
+    x = torch.randn(2, 8, 8, 8).to(memory_format=torch.channels_last)  # masks are drawn in the order of memory
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
+        assert not resfuse.report(fast).native
+        for module in fast.modules():
+            module.training = isinstance(module, nn.Dropout)
+        torch.manual_seed(3)
+        dropped = fast(x)
+        torch.manual_seed(3)
+        torch.testing.assert_close(dropped, fast.native_forward(x), rtol=1e-4, atol=1e-5)
+        assert (dropped - expected).abs().max() > 1e-2
+        assert [row.what for row in resfuse.report(fast).native] == ["drops at random in train mode"]
+        torch.testing.assert_close(fast.eval()(x), expected, rtol=1e-4, atol=1e-5)
+    fast.train()(x).sum().backward()
+    report = resfuse.report(fast)
+    assert (report.fused_calls, report.native_calls) == (2, 0)
 
 
 def test_training_empty_batch() -> None:

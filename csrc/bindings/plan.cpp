@@ -74,6 +74,7 @@ py::list describe_layers(const Plan& plan) {
         const int pooled_in = plan.pooled_in(l);
         row["algorithm"] = conv                                ? algorithm_name(plan.algorithms()[l])
                            : layer.kind == LayerKind::max_pool ? "max_pool"
+                           : layer.kind == LayerKind::avg_pool ? "avg_pool"
                            : layer.kind == LayerKind::affine   ? "elementwise"
                            : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
                                             : "global_avg_pool";

@@ -86,6 +86,15 @@ void register_program(py::module_& m) {
             },
             py::arg("name"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("dilation"),
             py::arg("padding"), py::arg("ceil_mode"))
+        .def(
+            "add_avg_pool",
+            [](Program& program, const std::string& name, int input, Pair kernel_size, Pair stride,
+               const std::optional<std::array<index_t, 4>>& padding, bool ceil_mode, bool count_include_pad) {
+                return program.add_avg_pool(name, input, make_window(kernel_size, stride, {1, 1}, padding, ceil_mode),
+                                            count_include_pad);
+            },
+            py::arg("name"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+            py::arg("ceil_mode"), py::arg("count_include_pad"))
         .def("add_global_avg_pool", &Program::add_global_avg_pool, py::arg("name"), py::arg("input"))
         .def(
             "add_affine",

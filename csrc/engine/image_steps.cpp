@@ -1,5 +1,5 @@
 // The steps whose tasks are bands of rows, or ranges of channels, of single images: convolution in small groups,
-// max-pool, global average pool, layout change.
+// max- and average pool, global average pool, layout change.
 #include <algorithm>
 
 #include "engine/step.h"
@@ -104,9 +104,9 @@ class GroupedStep final : public Step {
     index_t bands_ = 1;   // of its rows
 };
 
-class MaxPoolStep final : public ImageStep {
+class PoolStep final : public ImageStep {
   public:
-    MaxPoolStep(const StepContext& context, const Layer& layer)
+    PoolStep(const StepContext& context, const Layer& layer)
         : ImageStep(context, layer.input, layer.output, context.extents[static_cast<std::size_t>(layer.output)].h),
           layer_(layer) {}
 
@@ -114,7 +114,7 @@ class MaxPoolStep final : public ImageStep {
     void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
         const Window& w = layer_.window;
         const Tensor& y = wave.tensors[output_];
-        wave.kernels.max_pool({.image = image_view(wave.tensors[input_], image, in_),
+        const MaxPoolArgs pool{.image = image_view(wave.tensors[input_], image, in_),
                                .channels = layer_.out_channels,
                                .kernel_h = w.kernel_h,
                                .kernel_w = w.kernel_w,
@@ -128,7 +128,12 @@ class MaxPoolStep final : public ImageStep {
                                .y_row = y.row,
                                .out_width = out_.w,
                                .out_row_begin = rows.begin,
-                               .out_row_end = rows.end});
+                               .out_row_end = rows.end};
+        if (layer_.kind == LayerKind::max_pool) {
+            wave.kernels.max_pool(pool);
+        } else {
+            wave.kernels.avg_pool({pool, w.pad_bottom, w.pad_right, layer_.counts_padding});
+        }
     }
 
     const Layer& layer_;
@@ -186,8 +191,8 @@ std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t 
     return std::make_unique<GroupedStep>(context, layer);
 }
 
-std::unique_ptr<Step> make_max_pool_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<MaxPoolStep>(context, context.layers[layer]);
+std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<PoolStep>(context, context.layers[layer]);
 }
 
 std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer) {

@@ -202,8 +202,8 @@ void Plan::make_steps() {
             steps_.push_back(make_fused_away_step());
         } else if (layer.kind == LayerKind::affine) {
             steps_.push_back(make_affine_step(context, l));
-        } else if (layer.kind == LayerKind::max_pool) {
-            steps_.push_back(make_max_pool_step(context, l));
+        } else if (layer.kind == LayerKind::max_pool || layer.kind == LayerKind::avg_pool) {
+            steps_.push_back(make_pool_step(context, l));
         } else if (layer.kind == LayerKind::global_avg_pool) {
             steps_.push_back(make_global_avg_pool_step(context, l));
         } else if (algorithms_[l] == Algorithm::grouped) {

@@ -118,17 +118,27 @@ int Program::add_conv(Layer layer) {
     return layers_.back().output;
 }
 
-int Program::add_max_pool(const std::string& name, int input, const Window& window) {
+int Program::add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding) {
     check_buffer(input, name + ": input");
     check_window(window, name);
     require(2 * std::max(window.pad_top, window.pad_bottom) <= window.dilation_h * (window.kernel_h - 1) + 1 &&
                 2 * std::max(window.pad_left, window.pad_right) <= window.dilation_w * (window.kernel_w - 1) + 1,
             name + ": padding must be at most half the kernel");
-    Layer layer{.kind = LayerKind::max_pool, .name = name, .input = input, .output = -1, .window = window};
+    Layer layer{.kind = kind, .name = name, .input = input, .output = -1, .window = window};
+    layer.counts_padding = counts_padding;
     layer.in_channels = layer.out_channels = channels(input);
     layer.output = add_buffer(layer.out_channels);
     layers_.push_back(std::move(layer));
     return layers_.back().output;
+}
+
+int Program::add_max_pool(const std::string& name, int input, const Window& window) {
+    return add_pool(LayerKind::max_pool, name, input, window, false);
+}
+
+int Program::add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding) {
+    require(window.dilation_h == 1 && window.dilation_w == 1, name + ": average pools have no dilation");
+    return add_pool(LayerKind::avg_pool, name, input, window, counts_padding);
 }
 
 int Program::add_global_avg_pool(const std::string& name, int input) {

@@ -9,7 +9,7 @@
 
 namespace resfuse {
 
-enum class LayerKind { conv, max_pool, global_avg_pool, affine };
+enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine };
 
 // How a convolution is computed. `automatic` and `winograd` are requests; the plan holds one of the others.
 enum class Algorithm : int { direct, winograd_f2, winograd_f4, winograd_stride2, grouped, automatic, winograd };
@@ -34,7 +34,7 @@ struct Window {
     index_t stride_h = 1, stride_w = 1;
     index_t dilation_h = 1, dilation_w = 1;
     index_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
-    bool ceil_mode = false;     // max-pool only
+    bool ceil_mode = false;     // of pools
     bool same_padding = false;  // TensorFlow's "same": the pads follow from the image, the odd one goes behind
 
     bool is_pointwise() const {
@@ -67,7 +67,8 @@ struct Layer {
     index_t out_channels = 0;
     index_t groups = 1;
     Activation activation = Activation::none;
-    float slope = 0.0f;  // of leaky_relu
+    float slope = 0.0f;           // of leaky_relu
+    bool counts_padding = false;  // of an average pool: as zeros
     Algorithm algorithm = Algorithm::automatic;
 
     // Groups of as many output as input channels that divide a vector and are smaller than it.
@@ -93,6 +94,7 @@ class Program {
     int add_input(index_t channels);
     int add_conv(Layer layer);
     int add_max_pool(const std::string& name, int input, const Window& window);
+    int add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding);
     int add_global_avg_pool(const std::string& name, int input);
     int add_affine(Layer layer);
     void add_output(int buffer);
@@ -111,6 +113,7 @@ class Program {
   private:
     void check_buffer(int buffer, const std::string& what) const;
     int add_buffer(index_t channels);
+    int add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding);
 
     Isa isa_;
     mutable bool frozen_ = false;

@@ -59,7 +59,7 @@ std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t l
 std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
 std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_affine_step(const StepContext& context, std::size_t layer);
-std::unique_ptr<Step> make_max_pool_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer);
 // Does nothing, for a layer that the step before it computes as well.
 std::unique_ptr<Step> make_fused_away_step();

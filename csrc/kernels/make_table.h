@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/activation.h"
+#include "kernels/avg_pool.h"
 #include "kernels/batch_norm.h"
 #include "kernels/gemm.h"
 #include "kernels/global_avg_pool.h"
@@ -39,6 +40,7 @@ constexpr KernelTable make_table(const char* name) {
         .max_pool_index = max_pool_index,
         .max_pool_grad = max_pool_grad,
         .max_pool = max_pool,
+        .avg_pool = avg_pool,
         .pool_sum = {pool_sum<Fp32>, pool_sum<Fp64>, pool_sum<Bf16>, pool_sum<Fp16>},
         .pool_mean = {pool_mean<Fp32>, pool_mean<Fp64>, pool_mean<Bf16>, pool_mean<Fp16>},
         .pool_spread = {pool_spread<Fp32>, pool_spread<Fp64>, pool_spread<Bf16>, pool_spread<Fp16>},

@@ -126,6 +126,13 @@ struct MaxPoolArgs {
     index_t out_row_end;
 };
 
+// The means of the same windows, without dilation.
+struct AvgPoolArgs {
+    MaxPoolArgs pool;
+    index_t pad_bottom, pad_right;
+    bool counts_padding;  // as zeros
+};
+
 // Element types of tensors that come from outside.
 enum class DType : int { fp32, fp64, bf16, fp16 };
 constexpr int kDTypes = 4;
@@ -333,6 +340,7 @@ struct KernelTable {
     void (*max_pool_index)(const MaxPoolIndexArgs&);
     void (*max_pool_grad)(const MaxPoolGradArgs&);
     void (*max_pool)(const MaxPoolArgs&);
+    void (*avg_pool)(const AvgPoolArgs&);
     // Global average pooling, by element type.
     void (*pool_sum[kDTypes])(const PoolSumArgs&);
     void (*pool_mean[kDTypes])(const PoolMeanArgs&);

@@ -33,6 +33,16 @@ class Program:
         padding: Sequence[int] | None,
         ceil_mode: bool,
     ) -> int: ...
+    def add_avg_pool(
+        self,
+        name: str,
+        input: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int] | None,
+        ceil_mode: bool,
+        count_include_pad: bool,
+    ) -> int: ...
     def add_global_avg_pool(self, name: str, input: int) -> int: ...
     def add_affine(self, name: str, input: int, gate: int, residual: int, activation: str, slope: float) -> int: ...
     def add_output(self, buffer: int) -> None: ...

@@ -9,8 +9,9 @@ from torch import nn
 
 from resfuse.errors import UnsupportedModelError
 from resfuse.fuse import fuse
-from resfuse.fused_module import FusedModule
+from resfuse.fused_module import FusedModule, fused_parts
 from resfuse.lowering.steps import ProgramStep
+from resfuse.pooling import FusedPool
 from resfuse.probe import probe
 from resfuse.runtime.spec import ConvSpec, GlobalAvgPoolSpec
 
@@ -35,9 +36,9 @@ def class_activation_map(
         UnsupportedModelError: the model has no such head.
         ValueError: ``model`` is in train mode, or ``class_index`` does not fit the classes or the batch.
     """
-    fast = model if isinstance(model, FusedModule) else fuse(model)
+    fast = model if any(True for _ in fused_parts(model)) else fuse(model)
     if not isinstance(fast, FusedModule):
-        raise UnsupportedModelError(f"model: {type(model).__name__} cannot be traced by torch.fx as a whole")
+        return _by_hooks(fast, x, class_index)
     binding = fast.fusion().binding
     reason = "is in train mode" if binding.trains() else binding.native_reason()
     if reason is not None:
@@ -57,6 +58,39 @@ def class_activation_map(
     weight = parameters[linear.weight].detach()
     classes = _classes(class_index, logits)
     return torch.einsum("nk,nkhw->nhw", weight[classes], features)
+
+
+def _by_hooks(
+    model: nn.Module, x: torch.Tensor, class_index: int | Sequence[int] | torch.Tensor | None
+) -> torch.Tensor:
+    """For a model that was fused in parts: its pool and its linear layer are modules."""
+    if model.training:
+        raise ValueError("model: is in train mode; class activation maps want a model in eval mode")
+    pools = [m for m in model.modules() if isinstance(m, FusedPool)]
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if len(pools) != 1 or len(linears) != 1:
+        raise UnsupportedModelError(
+            f"model: {type(model).__name__} has {len(pools)} global average pools and {len(linears)} linear layers, "
+            f"want one of each"
+        )
+    seen: dict[str, torch.Tensor] = {}
+    holders = [m for m in model.modules() if isinstance(m, FusedModule) and linears[0] in set(m.modules())]
+    logits_of = holders[0] if holders else linears[0]
+    handles = [
+        pools[0].register_forward_pre_hook(lambda module, args: seen.update(features=args[0])),
+        logits_of.register_forward_hook(lambda module, args, output: seen.update(logits=output)),
+    ]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    weight = linears[0].weight.detach()
+    features, logits = seen.get("features"), seen.get("logits")
+    if features is None or logits is None or features.shape[1] != weight.shape[1]:
+        raise UnsupportedModelError(f"model: {type(model).__name__} does not pool what its linear layer reads")
+    return torch.einsum("nk,nkhw->nhw", weight[_classes(class_index, logits)], features)
 
 
 def _head(step: ProgramStep) -> tuple[GlobalAvgPoolSpec, ConvSpec] | None:

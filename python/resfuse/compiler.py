@@ -13,7 +13,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 from resfuse.calls import asks_for_gradients, native_reason, train_program
 from resfuse.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
-from resfuse.lowering.lower import lower_graph
+from resfuse.lowering.lower import drop_identities, lower_graph
 from resfuse.lowering.op import value_of
 from resfuse.lowering.steps import Lowered, NativeStep, NodeParameter, ProgramStep, Step
 
@@ -40,6 +40,7 @@ def resfuse(
     """
     algorithm, fallback = _options(options or {})
     _fix_numbers(graph_module.graph)
+    drop_identities(graph_module.graph, graph_module)
     steps = lower_graph(graph_module.graph, graph_module, algorithm)
     if not any(isinstance(step, ProgramStep) and _is_float32(step, graph_module) for step in steps):
         return _compile(graph_module, example_inputs, fallback)
@@ -67,11 +68,17 @@ def _fix_numbers(graph: fx.Graph) -> None:
         example = node.meta.get("example_value")
         if not isinstance(example, torch.SymFloat):
             continue
-        number = float(example)
         for user in list(node.users):
-            user.args = fx.node.map_arg(user.args, lambda n, old=node, new=number: new if n is old else n)
-            user.kwargs = fx.node.map_arg(user.kwargs, lambda n, old=node, new=number: new if n is old else n)
+            _replace_argument(user, node, float(example))
         graph.erase_node(node)
+
+
+def _replace_argument(user: fx.Node, old: fx.Node, new: float) -> None:
+    def replaced(node: fx.Node) -> Any:
+        return new if node is old else node
+
+    user.args = fx.node.map_arg(user.args, replaced)
+    user.kwargs = fx.node.map_arg(user.kwargs, replaced)
 
 
 class CompiledGraph:
@@ -136,9 +143,7 @@ def _is_tensor_code(node: fx.Node) -> bool:
     return all(isinstance(n.meta.get("example_value"), torch.Tensor) for n in (node, *node.all_input_nodes))
 
 
-def _compile_natives(
-    graph_module: fx.GraphModule, steps: tuple[Step, ...], algorithm: str
-) -> tuple[Step, ...]:
+def _compile_natives(graph_module: fx.GraphModule, steps: tuple[Step, ...], algorithm: str) -> tuple[Step, ...]:
     """Makes a module of each run of native nodes, compiles it, and gives the steps of the graph that is left."""
     runs: list[list[fx.Node]] = [[]]
     for step in steps:
@@ -152,5 +157,5 @@ def _compile_natives(
     for name, part in list(graph_module.named_children()):
         if name in before or not isinstance(part, fx.GraphModule):
             continue
-        part.forward = _InductorPart(part.graph)  # type: ignore[method-assign]
+        part.forward = _InductorPart(part.graph)
     return lower_graph(graph_module.graph, graph_module, algorithm)

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from resfuse.calls import asks_for_gradients, native_reason, train_program
 from resfuse.errors import GradientsEnabledWarning, UnsupportedModelError
-from resfuse.lowering.binding import Binding, BoundProgram, ModeChangedError, ProgramRunner, StructureChangedError
+from resfuse.lowering.binding import Binding, ModeChangedError, ProgramRunner, StructureChangedError
 from resfuse.lowering.lower import lower
 from resfuse.lowering.steps import Lowered
 from resfuse.runtime.weights import require_plain

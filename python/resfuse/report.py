@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -12,8 +15,10 @@ from resfuse.errors import UnsupportedModelError
 from resfuse.fused_module import fused_parts
 from resfuse.lowering.binding import BoundProgram
 from resfuse.pooling import FusedPool
-from resfuse.runtime.executor import executor_of
-from resfuse.runtime.spec import AffineSpec, ConvSpec, LayerSpec, MaxPoolSpec
+from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
+
+if TYPE_CHECKING:
+    import rich.console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +36,7 @@ class ReportRow:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All parts of a model, and how its calls went so far. ``str(report)`` is a table."""
+    """All parts of a model, and how its calls went so far: a table as text, for rich and in notebooks."""
 
     model: str
     state: str
@@ -51,38 +56,62 @@ class Report:
         return [row for row in self.rows if not row.fused]
 
     def __str__(self) -> str:
-        header = ("part", "", "what", "algorithm", "packed", "GFLOP", "GFLOP/s (estimate)")
-        lines = [
-            (
-                row.part,
-                "fused" if row.fused else "native",
-                row.what,
-                row.algorithm or ("(not run yet)" if row.fused else ""),
-                f"{row.packed_bytes / 2**20:.2f} MiB" if row.packed_bytes else "",
-                f"{row.effective_gflop:.3f}" if row.effective_gflop else "",
-                f"{row.effective_gflops:.0f}" if row.effective_gflops else "",
-            )
-            for row in self.rows
-        ]
-        widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+        lines = [_HEADER, *map(_cells, self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
         table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in [header, *lines]
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         ]
+        return "\n".join([*self._summary(), "", *table])
+
+    def __rich__(self) -> rich.console.RenderableType:
+        """For ``rich.print``."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, header_style="bold")
+        for title in _HEADER:
+            table.add_column(title, overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in _cells(row)), style="" if row.fused else "yellow")
+        return Group(*(Text(line) for line in self._summary()), Text(), table)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+
+        def line(cells: Iterable[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        summary = "<br>".join(html.escape(text) for text in self._summary())
+        body = "".join(line(_cells(row), "td") for row in self.rows)
+        return f"<p>{summary}</p><table><thead>{line(_HEADER, 'th')}</thead><tbody>{body}</tbody></table>"
+
+    def _summary(self) -> list[str]:
         packed = sum(row.packed_bytes for row in self.rows) / 2**20
         calls = f"calls: {self.fused_calls} fused, {self.native_calls} native"
         if self.last_native_reason:
             calls += f" (the last because {self.last_native_reason})"
-        return "\n".join(
-            [
-                f"{self.model}: {len(self.fused)} parts fused, {len(self.native)} native, "
-                f"{packed:.1f} MiB of packed weights",
-                f"now: {self.state}",
-                calls,
-                "",
-                *table,
-            ]
-        )
+        return [
+            f"{self.model}: {len(self.fused)} parts fused, {len(self.native)} native, "
+            f"{packed:.1f} MiB of packed weights",
+            f"now: {self.state}",
+            calls,
+        ]
+
+
+_HEADER = ("part", "", "what", "algorithm", "packed", "GFLOP", "GFLOP/s (estimate)")
+
+
+def _cells(row: ReportRow) -> tuple[str, ...]:
+    return (
+        row.part,
+        "fused" if row.fused else "native",
+        row.what,
+        row.algorithm or ("(not run yet)" if row.fused else ""),
+        f"{row.packed_bytes / 2**20:.2f} MiB" if row.packed_bytes else "",
+        f"{row.effective_gflop:.3f}" if row.effective_gflop else "",
+        f"{row.effective_gflops:.0f}" if row.effective_gflops else "",
+    )
 
 
 def report(model: nn.Module) -> Report:
@@ -151,7 +180,7 @@ def _clock() -> float:
 
 
 def _program_rows(bound: BoundProgram) -> list[ReportRow]:
-    plan = executor_of(bound.step.text).last_plan
+    plan = bound.last_plan
     if plan is None:
         return [ReportRow(layer.name, True, _what(layer)) for layer in bound.step.spec.layers]
     clock = _clock()
@@ -172,6 +201,8 @@ def _program_rows(bound: BoundProgram) -> list[ReportRow]:
 def _what(layer: LayerSpec) -> str:
     if isinstance(layer, MaxPoolSpec):
         return f"max-pool {layer.kernel_size[0]}x{layer.kernel_size[1]} /{layer.stride[0]}"
+    if isinstance(layer, AvgPoolSpec):
+        return f"average pool {layer.kernel_size[0]}x{layer.kernel_size[1]} /{layer.stride[0]}"
     if isinstance(layer, AffineSpec):
         parts = [
             "batch norm" if layer.batch_norm else "",

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfuse import _core
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
+from resfuse.runtime.executor import executor_of
 from resfuse.runtime.spec import AffineSpec, ConvSpec
 from resfuse.training.batch_norm import CalledNorm, RunningNorm
 from resfuse.training.split import Block, split
@@ -70,6 +72,7 @@ class BoundProgram:
         self.text = step.text
         self.inputs = [node.name for node in step.inputs]
         self.outputs = [node.name for node in step.outputs]
+        self.last_plan: _core.Plan | None = None  # of the last call as a whole
         self.aliases = [(node.name, other.name) for node, other in step.aliases]
         self._sources: list[tuple[dict[str, Any] | None, str]] = [_source(path, model) for path in step.parameters]
         self._norms = [_norm(mode, model) for mode in step.norms]
@@ -157,11 +160,10 @@ class Binding:
 
     def _watch(self, model: nn.Module) -> None:
         paths: dict[str, None] = {}
-        for bound in self.programs:
-            for used in bound.step.modules:
-                parts = used.split(".")
-                for depth in range(1, len(parts) + 1):
-                    paths[".".join(parts[:depth])] = None
+        for used in (*(path for bound in self.programs for path in bound.step.modules), *self.lowered.passed):
+            parts = used.split(".")
+            for depth in range(1, len(parts) + 1):
+                paths[".".join(parts[:depth])] = None
         for path in paths:
             parent, _, name = path.rpartition(".")
             module = model.get_submodule(path)
@@ -225,6 +227,8 @@ class Binding:
                 parameters = step.parameters(env)
                 if run_program is None:
                     results = ops.run_program(inputs, parameters, step.text)
+                    if not torch.compiler.is_compiling():
+                        step.last_plan = executor_of(step.text).last_plan
                 else:
                     results = run_program(step, inputs, parameters)
                 for name, result in zip(step.outputs, results, strict=True):

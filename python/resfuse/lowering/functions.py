@@ -130,6 +130,21 @@ def _max_pool2d(call: Call) -> Op | Unsupported:
     return Op("max_pool", call.inputs, pool=pool)
 
 
+def _avg_pool2d(call: Call) -> Op | Unsupported:
+    if call.get("divisor_override") is not None:
+        return Unsupported("average pool with a divisor of its own")
+    kernel_size = pair(call.get("kernel_size"))
+    stride = call.get("stride")
+    pool = {
+        "kernel_size": kernel_size,
+        "stride": pair(stride) if stride not in (None, [], ()) else kernel_size,
+        "padding": pair(call.get("padding", 0)) * 2,
+        "ceil_mode": bool(call.get("ceil_mode", False)),
+        "count_include_pad": bool(call.get("count_include_pad", True)),
+    }
+    return Op("avg_pool", call.inputs, pool=pool)
+
+
 def _adaptive_avg_pool2d(call: Call) -> Op | Unsupported:
     if is_global(call.get("output_size")):
         return Op("global_avg_pool", call.inputs)
@@ -225,6 +240,8 @@ _enter(_names("input weight bias"), _linear, F.linear, torch._C._nn.linear, aten
 _enter(_NORM, _batch_norm, F.batch_norm)
 _enter(_ATEN_NORM, _batch_norm, torch.batch_norm, aten.batch_norm.default)
 _enter(_POOL, _max_pool2d, F.max_pool2d, torch.max_pool2d, aten.max_pool2d.default)
+_enter(_names("input kernel_size stride padding ceil_mode count_include_pad divisor_override"), _avg_pool2d,
+       F.avg_pool2d, aten.avg_pool2d.default)  # fmt: skip
 _enter(_names("input output_size"), _adaptive_avg_pool2d, F.adaptive_avg_pool2d, aten.adaptive_avg_pool2d.default)
 _enter(_names("input keepdim"), _global_avg_pool2d, torch.ops.resfuse.global_avg_pool2d.default)
 _enter(_names("input dim keepdim"), _mean, torch.mean, "mean", aten.mean.dim)

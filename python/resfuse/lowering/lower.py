@@ -25,8 +25,21 @@ def lower(model: nn.Module, algorithm: str = "auto") -> Lowered:
         UnsupportedModelError: the model cannot be traced.
     """
     traced = trace(model)
-    steps = lower_graph(traced.graph, model, algorithm)
-    return Lowered(traced.graph, steps, _modes(model, traced))
+    modes = _modes(model, traced)
+    passed = drop_identities(traced.graph, model)
+    return Lowered(traced.graph, lower_graph(traced.graph, model, algorithm), modes, passed)
+
+
+def drop_identities(graph: fx.Graph, model: nn.Module) -> tuple[str, ...]:
+    """Joins what goes into a node that does nothing with what reads it; gives the paths of the modules that did so."""
+    passed: list[str] = []
+    for node in list(graph.nodes):
+        op = None if node.op in _PASSIVE else describe(node, model)
+        if isinstance(op, Op) and op.kind == "identity":
+            node.replace_all_uses_with(op.inputs[0])
+            graph.erase_node(node)
+            passed += op.modules
+    return tuple(passed)
 
 
 def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str) -> tuple[Step, ...]:

@@ -156,6 +156,20 @@ def _max_pool_same(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) ->
     return _max_pool(module, path, inputs, same=True)
 
 
+def _avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...], same: bool = False) -> Op | Unsupported:
+    assert isinstance(module, nn.AvgPool2d)
+    if module.divisor_override is not None:
+        return Unsupported("average pool with a divisor of its own")
+    pool = {
+        "kernel_size": pair(module.kernel_size),
+        "stride": pair(module.stride),
+        "padding": None if same else pair(module.padding) * 2,
+        "ceil_mode": module.ceil_mode and not same,
+        "count_include_pad": module.count_include_pad,
+    }
+    return Op("avg_pool", inputs, (path,), path, pool=pool)
+
+
 def _adaptive_avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
     assert isinstance(module, nn.AdaptiveAvgPool2d)
     if is_global(module.output_size):
@@ -183,6 +197,7 @@ _EXACT: dict[type[nn.Module], _Describe] = {
     nn.Flatten: _flatten,
     nn.MaxPool2d: _max_pool,
     MaxPool2dSame: _max_pool_same,
+    nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _adaptive_avg_pool,
 }
 # Leaves of other libraries, whose own code says the same in another way.
@@ -218,6 +233,8 @@ def describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
     path = str(node.target)
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         return Unsupported("called with more than one argument")
+    if "parametrizations" in module._modules:
+        return Unsupported("has parametrized weights, which are computed at each call")
     if module._forward_hooks or module._forward_pre_hooks:
         return Unsupported("has forward hooks, which must see its tensors")
     inputs = (node.args[0],)

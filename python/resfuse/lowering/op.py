@@ -53,7 +53,7 @@ class Norm:
 class Op:
     """A node that a program can compute: the nodes that it reads, and the modules that it stands for."""
 
-    kind: str  # conv, batch_norm, activation, add, multiply, max_pool, global_avg_pool, flatten, identity
+    kind: str  # conv, batch_norm, activation, add, multiply, max_pool, avg_pool, global_avg_pool, flatten, identity
     inputs: tuple[fx.Node, ...]
     modules: tuple[str, ...] = ()
     name: str = ""

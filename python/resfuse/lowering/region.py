@@ -16,6 +16,7 @@ from resfuse.lowering.op import Conv, Norm, Op, Parameter
 from resfuse.lowering.steps import NormMode, ProgramStep
 from resfuse.runtime.spec import (
     AffineSpec,
+    AvgPoolSpec,
     BatchNormSpec,
     ConvSpec,
     GlobalAvgPoolSpec,
@@ -224,6 +225,9 @@ class Region:
     def _add_max_pool(self, node: fx.Node, op: Op) -> str | None:
         return self._emit_pool(node, op, unit=False)
 
+    def _add_avg_pool(self, node: fx.Node, op: Op) -> str | None:
+        return self._emit_pool(node, op, unit=False)
+
     def _add_global_avg_pool(self, node: fx.Node, op: Op) -> str | None:
         return self._emit_pool(node, op, unit=True)
 
@@ -234,20 +238,11 @@ class Region:
         self._values[node] = _Value(node, 2, self._materialize(value), unit=True)
         return None
 
-    def _add_identity(self, node: fx.Node, op: Op) -> str | None:
-        value = self._values.get(op.inputs[0])
-        if value is None:
-            return "passes a native value on"
-        if len(op.inputs[0].users) == 1:
-            self._values[node] = value
-            value.node = node
-        else:
-            self._values[node] = _Value(node, value.rank, self._materialize(value), unit=value.unit)
-        return None
-
     # Helpers.
 
     def _emit_pool(self, node: fx.Node, op: Op, unit: bool) -> str | None:
+        if self.nodes and op.inputs[0] not in self._values and op.inputs[0] not in self._inputs:
+            return "pools what is computed elsewhere"  # of so many channels as nobody may say
         source = self._read(op.inputs[0], rank=4)
         if source is None:
             return "its input is no feature map"
@@ -361,6 +356,9 @@ class Region:
         if e.kind == "max_pool":
             assert e.pool is not None
             return MaxPoolSpec(e.node.name, source, output, **e.pool)
+        if e.kind == "avg_pool":
+            assert e.pool is not None
+            return AvgPoolSpec(e.node.name, source, output, **e.pool)
         if e.kind == "global_avg_pool":
             return GlobalAvgPoolSpec(e.node.name, source, output)
         pending = e.pending

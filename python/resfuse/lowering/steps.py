@@ -67,6 +67,7 @@ class Lowered:
     steps: tuple[Step, ...]
     # Where the graph depends on train modes (stochastic depth, say): the mode of each module whose code was traced.
     modes: tuple[tuple[str, bool], ...] = ()
+    passed: tuple[str, ...] = ()  # modules that do nothing and are no node of the graph
 
     @property
     def programs(self) -> list[ProgramStep]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from resfuse import _core
-from resfuse.runtime.spec import AffineSpec, ConvSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, MaxPoolSpec, ProgramSpec
 from resfuse.runtime.weights import WeightCache
 
 _MOST_PLANS = 64
@@ -46,6 +46,16 @@ def build_program(spec: ProgramSpec, isa: str | None = None) -> _core.Program:
                 dilation=layer.dilation,
                 padding=layer.padding,
                 ceil_mode=layer.ceil_mode,
+            )
+        elif isinstance(layer, AvgPoolSpec):
+            buffer = program.add_avg_pool(
+                name=layer.name,
+                input=layer.input,
+                kernel_size=layer.kernel_size,
+                stride=layer.stride,
+                padding=layer.padding,
+                ceil_mode=layer.ceil_mode,
+                count_include_pad=layer.count_include_pad,
             )
         elif isinstance(layer, AffineSpec):
             buffer = program.add_affine(

@@ -66,6 +66,26 @@ class MaxPoolSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class AvgPoolSpec:
+    """Average pooling; ``padding`` as in `MaxPoolSpec`, counted as zeros where ``count_include_pad`` says so."""
+
+    name: str
+    input: int
+    output: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int] | None
+    ceil_mode: bool
+    count_include_pad: bool
+    kind: str = "avg_pool"
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Average pools have none."""
+        return 1, 1
+
+
+@dataclasses.dataclass(frozen=True)
 class GlobalAvgPoolSpec:
     """Mean over all pixels of each channel."""
 
@@ -94,10 +114,11 @@ class AffineSpec:
     kind: str = "affine"
 
 
-LayerSpec = ConvSpec | MaxPoolSpec | GlobalAvgPoolSpec | AffineSpec
+LayerSpec = ConvSpec | MaxPoolSpec | AvgPoolSpec | GlobalAvgPoolSpec | AffineSpec
 _KINDS: dict[str, type[LayerSpec]] = {
     "conv": ConvSpec,
     "max_pool": MaxPoolSpec,
+    "avg_pool": AvgPoolSpec,
     "global_avg_pool": GlobalAvgPoolSpec,
     "affine": AffineSpec,
 }
@@ -181,7 +202,7 @@ def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]
             continue
         before, after = layer.padding[axis], layer.padding[axis + 2]
         span = size + before + after - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1
-        if isinstance(layer, MaxPoolSpec) and layer.ceil_mode:
+        if isinstance(layer, (MaxPoolSpec, AvgPoolSpec)) and layer.ceil_mode:
             out = (span + stride - 1) // stride + 1
             sizes.append(out - 1 if (out - 1) * stride >= size + before else out)
         else:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from resfuse.nn.functional import global_avg_pool2d
-from resfuse.runtime.spec import AffineSpec, ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
 from resfuse.training import ops
 from resfuse.training.batch_norm import RunningNorm, update_running_statistics
 from resfuse.training.split import Block, pads_of
@@ -154,10 +154,23 @@ def _plain_layer(layer: LayerSpec, x: torch.Tensor, parameters: Sequence[torch.T
             return F.max_pool2d(x, layer.kernel_size, layer.stride, padding, layer.dilation, layer.ceil_mode)
         x = F.pad(x, _pads(layer, x), value=float("-inf"))
         return F.max_pool2d(x, layer.kernel_size, layer.stride, 0, layer.dilation, layer.ceil_mode)
+    if isinstance(layer, AvgPoolSpec):
+        return _avg_pool(layer, x)
     return global_avg_pool2d(x)
 
 
-def _pads(layer: ConvSpec | MaxPoolSpec, x: torch.Tensor) -> tuple[int, int, int, int]:
+def _avg_pool(layer: AvgPoolSpec, x: torch.Tensor) -> torch.Tensor:
+    def pool(t: torch.Tensor, padding: tuple[int, int], count_include_pad: bool) -> torch.Tensor:
+        return F.avg_pool2d(t, layer.kernel_size, layer.stride, padding, layer.ceil_mode, count_include_pad)
+
+    if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
+        return pool(x, layer.padding[:2], layer.count_include_pad)
+    pads = _pads(layer, x)
+    inside = pool(F.pad(torch.ones_like(x[:1, :1]), pads), (0, 0), True)
+    return pool(F.pad(x, pads), (0, 0), True) / (1.0 if layer.count_include_pad else inside)
+
+
+def _pads(layer: ConvSpec | MaxPoolSpec | AvgPoolSpec, x: torch.Tensor) -> tuple[int, int, int, int]:
     """In F.pad's order."""
     top, left, bottom, right = pads_of(layer, (x.shape[2], x.shape[3]))
     return left, right, top, bottom

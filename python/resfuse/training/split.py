@@ -10,7 +10,16 @@ import dataclasses
 import functools
 
 from resfuse.layers import same_padding
-from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, LayerSpec, MaxPoolSpec, OutputSpec, ProgramSpec
+from resfuse.runtime.spec import (
+    AffineSpec,
+    AvgPoolSpec,
+    BatchNormSpec,
+    ConvSpec,
+    LayerSpec,
+    MaxPoolSpec,
+    OutputSpec,
+    ProgramSpec,
+)
 from resfuse.training import pooling
 
 _MOST_CONVOLUTIONS = 4  # of a block without residual sums
@@ -54,7 +63,7 @@ def reads(layer: LayerSpec) -> tuple[int, ...]:
     return (layer.input, *(buffer for buffer in others if buffer is not None))
 
 
-def pads_of(layer: ConvSpec | MaxPoolSpec, extent: tuple[int, int]) -> tuple[int, int, int, int]:
+def pads_of(layer: ConvSpec | MaxPoolSpec | AvgPoolSpec, extent: tuple[int, int]) -> tuple[int, int, int, int]:
     """A window's pads (top, left, bottom, right) over an image of this height and width."""
     if layer.padding is not None:
         return layer.padding
