@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
+
+from resfuse.tables import format_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,7 @@ class BandwidthRow:
 
 _ROWS: list[Row] = []
 _BANDWIDTH_ROWS: list[BandwidthRow] = []
+_FELL: list[str] = []
 
 
 @pytest.fixture
@@ -78,7 +83,42 @@ def _two_threads():
     torch.manual_seed(0)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ratios")
+    group.addoption("--ratios-json", type=Path, help="write this run's ratios to peers")
+    group.addoption("--compare-ratios", type=Path, help="fail where a ratio is less than one written before")
+    group.addoption("--ratio-tolerance", type=float, default=0.1, help="by how much it may be less (default 0.1)")
+
+
+def _ratios() -> dict[str, float]:
+    return {f"{row.what} | {getattr(row, 'peer', 'torch')}": row.ratio for row in (*_ROWS, *_BANDWIDTH_ROWS)}
+
+
+def regressions(before: dict[str, float], now: dict[str, float], tolerance: float) -> list[str]:
+    """Ratios of both runs that fell by more than the tolerance."""
+    return [
+        f"{key}: {now[key]:.2f}, was {ratio:.2f}"
+        for key, ratio in before.items()
+        if key in now and now[key] < ratio * (1 - tolerance)
+    ]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keeps the ratios of this run, and fails it where they fell."""
+    target, reference = (session.config.getoption(name) for name in ("ratios_json", "compare_ratios"))
+    if target:
+        target.write_text(json.dumps(_ratios(), indent=1))
+    if reference:
+        fell = regressions(json.loads(reference.read_text()), _ratios(), session.config.getoption("ratio_tolerance"))
+        _FELL.extend(fell)
+        if fell and session.exitstatus == 0:
+            session.exitstatus = 1
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for text in _FELL:
+        terminalreporter.write_line(f"ratio fell: {text}", red=True)
     if _ROWS:
         terminalreporter.section(f"ratios, {torch.get_num_threads()} threads, medians of interleaved rounds")
         _write_table(
@@ -122,7 +162,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _write_table(reporter: pytest.TerminalReporter, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        reporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for line in format_table(header, rows).splitlines():
+        reporter.write_line(line)

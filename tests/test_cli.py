@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from resfuse.bench.models import make_model
 
 
-def _resfuse(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_resfuse(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "resfuse", *arguments],
         capture_output=True,
@@ -21,20 +28,20 @@ def _resfuse(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_info() -> None:
-    result = _resfuse("info")
+    result = run_resfuse("info")
     assert result.returncode == 0, result.stderr
     for word in ("ISA used", "threads", "OpenMP", "torch", "kernels", "libgomp"):
         assert word in result.stdout
 
 
 def test_verify() -> None:
-    result = _resfuse("verify", "--model", "seed", "--size", "16")
+    result = run_resfuse("verify", "--model", "seed", "--size", "16")
     assert result.returncode == 0, result.stderr
     assert "worst:" in result.stdout
 
 
 def test_verify_names_an_unknown_model() -> None:
-    result = _resfuse("verify", "--model", "alexnet")
+    result = run_resfuse("verify", "--model", "alexnet")
     assert result.returncode == 1
     assert "model: got 'alexnet'" in result.stderr
 
@@ -42,7 +49,47 @@ def test_verify_names_an_unknown_model() -> None:
 @pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / "demo.png"
-    result = _resfuse("demo", "--epochs", "1", "--output", str(picture))
+    result = run_resfuse("demo", "--epochs", "1", "--output", str(picture))
     assert result.returncode == 0, result.stderr
     assert "held-out accuracy" in result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_classify(tmp_path: Path) -> None:
+    """Two images of any size and one file that is none, through weights on disk."""
+    torch.manual_seed(0)
+    model = make_model("resnet18").eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 260, 3), np.uint8)
+    folder = tmp_path / "images"
+    (folder / "deeper").mkdir(parents=True)
+    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(pixels[:40, :90]).save(folder / "deeper" / "b.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    arguments = ["--weights", str(tmp_path / "weights.pt"), "--output", str(tmp_path / "classes.csv")]
+    result = run_resfuse("classify", str(folder), "--model", "resnet18", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "left out" in result.stdout
+    with (tmp_path / "classes.csv").open() as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"a.png", "deeper/b.png"}
+    # As the command does it, for the first image.
+    middle = np.asarray(Image.fromarray(pixels).resize((256, round(300 * 256 / 260)), Image.Resampling.BILINEAR))
+    top, left = (middle.shape[0] - 224) // 2, (middle.shape[1] - 224) // 2
+    x = torch.from_numpy(middle[top : top + 224, left : left + 224].astype(np.float32) / 255)
+    x = ((x - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        probability, index = model(x).softmax(1).max(1)
+    assert rows["a.png"]["class"] == str(int(index))
+    assert float(rows["a.png"]["probability"]) == pytest.approx(float(probability), rel=1e-3)
+
+
+def test_classify_names_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"no weights")
+    result = run_resfuse("classify", str(tmp_path), "--weights", str(tmp_path / "weights.pt"))
+    assert result.returncode == 1
+    assert "has no images" in result.stderr
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    result = run_resfuse("classify", str(tmp_path), "--weights", str(tmp_path / "weights.pt"))
+    assert result.returncode == 1
+    assert "is no file of tensors" in result.stderr

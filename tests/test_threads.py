@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +97,140 @@ def test_an_unknown_isa_is_a_clear_error() -> None:
     assert result.returncode != 0
     assert "RESFUSE_ISA=sse9" in result.stderr
     assert "want one of generic, avx2, avx512, avx512_bf16" in result.stderr
+
+
+_FORK = """
+import os, signal, sys, torch, resfuse
+torch.set_num_threads(2)
+model = resfuse.models.ResNet("basic", [1, 1], width=16, num_classes=5, stem="cifar").eval()
+fast, x = resfuse.fuse(model), torch.randn(4, 3, 32, 32)
+with torch.no_grad():
+    before = fast(x)  # starts OpenMP's threads, which a fork does not take along
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    with torch.no_grad():
+        same = torch.equal(fast(x), before)
+        pool = resfuse.nn.GlobalAvgPool2d()(torch.randn(8, 256, 28, 28)).shape == (8, 256, 1, 1)
+    os._exit(0 if same and pool else 1)
+_, status = os.waitpid(pid, 0)
+with torch.no_grad():
+    assert torch.equal(fast(x), before)
+sys.exit(os.waitstatus_to_exitcode(status) & 0xff)
+"""
+
+
+def test_a_forked_process_computes_the_same() -> None:
+    """libgomp's pool is gone in a forked child; a region that waited for it would hang."""
+    result = _python(_FORK)
+    assert result.returncode == 0, result.stderr
+
+
+_WORKERS = """
+import sys, torch, resfuse
+
+class Features(torch.utils.data.Dataset):
+    def __init__(self, fast): self.fast = fast
+    def __len__(self): return 12
+    def __getitem__(self, i):
+        with torch.no_grad():
+            return self.fast(torch.full((1, 3, 16, 16), float(i)))[0]
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    fast = resfuse.fuse(resfuse.models.ResNet("basic", [1], width=8, num_classes=5, stem="cifar").eval())
+    data = Features(fast)
+    expected = torch.stack([data[i] for i in range(len(data))])
+    loader = torch.utils.data.DataLoader(data, batch_size=3, num_workers=2, multiprocessing_context=sys.argv[1], timeout=120)
+    assert torch.equal(torch.cat(list(loader)), expected)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_data_loader_workers(method: str, tmp_path: Path) -> None:
+    script = tmp_path / "workers.py"
+    script.write_text(_WORKERS)
+    command = [sys.executable, str(script), method]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+def test_threads_see_old_or_new_weights_and_nothing_between() -> None:
+    """One thread replaces all weights while others run: each result is wholly of one version."""
+    torch.manual_seed(0)
+    model = resfuse.models.ResNet("basic", [1, 1], width=8, num_classes=5, stem="cifar").eval()
+    versions = []
+    x = torch.randn(1, 3, 16, 16)
+    fast = resfuse.fuse(model)
+    states = []
+    with torch.no_grad():
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+            states.append({key: value.clone() for key, value in model.state_dict().items()})
+            versions.append(fast(x))
+    stop = threading.Event()
+    lock = threading.Lock()
+
+    def write() -> None:
+        i = 0
+        while not stop.is_set():
+            # A writer that locks readers out, as a server does; what must hold then is that no packing is stale.
+            with lock, torch.no_grad():
+                model.load_state_dict(states[i % 2])
+            i += 1
+
+    def read(_: int) -> bool:
+        with lock, torch.no_grad():
+            y = fast(x)
+        return any(torch.equal(y, version) for version in versions)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(read, range(200)))
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_threads_may_be_set_at_any_time() -> None:
+    fast = _fused("seed")
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = fast(x)
+        for threads in (1, 4, 2, 1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(fast(x), expected)
+
+
+def _mxcsr_flushes() -> bool:
+    """Whether torch computes with denormals as zeros in this thread."""
+    return bool((torch.tensor([1e-39]) * torch.tensor([1.0])).item() == 0.0)
+
+
+def test_the_floating_point_environment_is_restored() -> None:
+    fast = _fused("seed")
+    assert not _mxcsr_flushes()
+    with torch.no_grad():
+        fast(torch.randn(2, 3, 32, 32))
+    assert not _mxcsr_flushes()
+    fast.train()(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert not _mxcsr_flushes()
+    # In OpenMP's other threads too.
+    tiny = torch.full((1 << 20,), 1e-39)
+    assert bool(((tiny * 1.0) == tiny).all())
+
+
+@pytest.mark.parametrize("what", ["input", "weights"])
+def test_denormal_numbers_are_as_good_as_zeros(what: str) -> None:
+    model = resfuse.models.ResNet("basic", [1], width=8, num_classes=5, stem="cifar").eval()
+    fast = resfuse.fuse(model)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        if what == "input":
+            x = x * 1e-39
+        else:
+            model.conv1.weight.mul_(1e-39)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@
 #include "bindings/register.h"
 #include "engine/dispatch.h"
 #include "engine/heap.h"
+#include "engine/peak.h"
 
 namespace py = pybind11;
 using namespace resfuse;
@@ -28,6 +29,14 @@ void register_info(py::module_& m) {
         "cache_bytes", [] { return py::make_tuple(cache_sizes().l2, cache_sizes().l3); },
         "(L2 per core, L3) in bytes.");
     m.def("measure_clock", &measure_clock, "Cycles per second of this core, measured.");
+    m.def(
+        "measure_multiply_adds",
+        [](int threads) {
+            const KernelTable& kernels = kernels_of(active_isa());
+            const py::gil_scoped_release release;
+            return measure_multiply_adds(kernels, threads);
+        },
+        py::arg("threads"), "Multiply-adds per second of all threads together, on registers, measured.");
     m.def(
         "openmp_max_threads", [] { return omp_get_max_threads(); },
         "Threads of the OpenMP runtime that the core runs on.");

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/step.h"
+#include "engine/threads.h"
 
 namespace resfuse {
 
@@ -20,8 +21,12 @@ index_t parts_of(Pixels pixels) {
 
 template <class F>
 void for_each_part(Pixels pixels, index_t parts, int threads, F run) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (pixels.rows * pixels.channels >= kSerialFloats)
-    for (index_t p = 0; p < parts; ++p) run(p, part(pixels.rows, p, parts));
+#pragma omp parallel for num_threads(usable_threads(threads)) \
+    schedule(static) if (pixels.rows * pixels.channels >= kSerialFloats)
+    for (index_t p = 0; p < parts; ++p) {
+        const FlushDenormals flush;
+        run(p, part(pixels.rows, p, parts));
+    }
 }
 
 // The total of `sum_part(rows, scratch, sums)` over all parts: two doubles per channel.

@@ -8,6 +8,7 @@
 
 #include "engine/aligned.h"
 #include "engine/step.h"
+#include "engine/threads.h"
 
 namespace resfuse {
 
@@ -89,7 +90,7 @@ void for_each_task(index_t tasks, index_t bytes, int threads, F run_task) {
         for (index_t t = 0; t < tasks; ++t) run_task(t);
         return;
     }
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
     for (index_t t = 0; t < tasks; ++t) run_task(t);
 }
 
@@ -178,7 +179,8 @@ void global_avg_pool_backward(const KernelTable& kernels, const void* grad, std:
 
 std::uint32_t read_all(const KernelTable& kernels, const void* data, index_t bytes, int threads) {
     std::uint32_t checksum = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(^ : checksum) if (bytes >= kSerialBytes)
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static) \
+    reduction(^ : checksum) if (bytes >= kSerialBytes)
     for (int t = 0; t < threads; ++t) {
         const Range range = part(bytes / 64, t, threads);
         checksum ^= kernels.read_all(at(data, range.begin, 64), range.size() * 64);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/aligned.h"
+#include "engine/threads.h"
 
 namespace resfuse {
 
@@ -60,8 +61,9 @@ class StridedGradient {
         weights_ = lease.data();
         float* const scratch = weights_ + weight_floats_;
         const index_t packs = static_cast<index_t>(parts_.size()) * panels_;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(usable_threads(threads))
         {
+            const FlushDenormals flush;
             float* const own = scratch + omp_get_thread_num() * (windows + results);
 #pragma omp for schedule(dynamic)
             for (index_t i = 0; i < packs; ++i) pack(parts_[static_cast<std::size_t>(i / panels_)], i % panels_);

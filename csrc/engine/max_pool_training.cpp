@@ -1,5 +1,7 @@
 #include "engine/max_pool_training.h"
 
+#include "engine/threads.h"
+
 namespace resfuse {
 
 namespace {
@@ -10,7 +12,7 @@ constexpr index_t kTaskRows = 8;
 template <class F>
 void for_each_band(index_t batch, index_t height, int threads, F run) {
     const index_t bands = ceil_div(height, kTaskRows);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(dynamic)
     for (index_t task = 0; task < batch * bands; ++task) run(task / bands, part(height, task % bands, bands));
 }
 

@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "engine/aligned.h"
+#include "engine/threads.h"
 
 namespace resfuse {
 
@@ -118,8 +119,11 @@ void run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& 
     const AlignedFloats workspace(plan.workspace_floats());
     const Executor executor(plan, weights, inputs, outputs, workspace.data(), step_seconds);
     TaskQueue queue(plan.threads());
-#pragma omp parallel num_threads(plan.threads())
-    executor.run_thread(omp_get_thread_num(), omp_get_num_threads(), queue);
+#pragma omp parallel num_threads(usable_threads(plan.threads()))
+    {
+        const FlushDenormals flush;
+        executor.run_thread(omp_get_thread_num(), omp_get_num_threads(), queue);
+    }
 }
 
 }  // namespace resfuse

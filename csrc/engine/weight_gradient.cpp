@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "engine/aligned.h"
+#include "engine/threads.h"
 
 namespace resfuse {
 
@@ -41,8 +42,9 @@ class DirectGradient {
         sums_ = lease.data();
         float* const scratches = sums_ + parts_ * rows_ * cols;
         const index_t blocks = row_blocks_ * panel_blocks_;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(usable_threads(threads))
         {
+            const FlushDenormals flush;
             float* const own = scratches + omp_get_thread_num() * scratch;
 #pragma omp for schedule(dynamic)
             for (index_t task = 0; task < parts_ * blocks; ++task)

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "engine/threads.h"
+
 namespace resfuse {
 
 namespace {
@@ -131,7 +133,7 @@ void WeightSet::pack(std::size_t index, Algorithm algorithm, int threads) {
         const index_t panel_floats = static_cast<index_t>(packed.size()) / grid.total;
         const auto pack_panel =
             algorithm == Algorithm::direct ? kernels.pack_direct : winograd_kernels(kernels, algorithm).pack;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
         for (index_t p = 0; p < grid.total; ++p) {
             const index_t in_group = p % grid.per_group * grid.tile_cols;
             pack_panel({.weight = source.weight,

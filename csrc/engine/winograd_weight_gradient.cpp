@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/aligned.h"
+#include "engine/threads.h"
 #include "engine/weight_gradient.h"
 
 namespace resfuse {
@@ -93,8 +94,9 @@ class WinogradGradient {
         const auto begin = [&](index_t of, Range panels) {
             return totals + of * sums + frequencies_ * channels_ * panels.begin * kernels_.tile_cols;
         };
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(usable_threads(threads))
         {
+            const FlushDenormals flush;
             const Operands block = operands(scratch + omp_get_thread_num() * own, block_);
 #pragma omp for schedule(dynamic)
             for (index_t task = 0; task < parts_ * panel_blocks_; ++task) {
@@ -134,8 +136,9 @@ class WinogradGradient {
         const Operands all = operands(lease.data(), chunk_);
         float* const sums = lease.data() + operand_floats(chunk_);
         float* const slices = sums + products;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(usable_threads(threads))
         {
+            const FlushDenormals flush;
             for (index_t chunk = 0; chunk < chunks_; ++chunk) {
                 const Range tiles = part(tiles_, chunk, chunks_);
 #pragma omp for schedule(dynamic)

@@ -12,6 +12,7 @@
 #include "kernels/max_pool.h"
 #include "kernels/max_pool_training.h"
 #include "kernels/pack.h"
+#include "kernels/peak.h"
 #include "kernels/read.h"
 #include "kernels/winograd_kinds.h"
 
@@ -45,6 +46,7 @@ constexpr KernelTable make_table(const char* name) {
         .pool_mean = {pool_mean<Fp32>, pool_mean<Fp64>, pool_mean<Bf16>, pool_mean<Fp16>},
         .pool_spread = {pool_spread<Fp32>, pool_spread<Fp64>, pool_spread<Bf16>, pool_spread<Fp16>},
         .read_all = read_all,
+        .multiply_adds_at_peak = multiply_adds_at_peak,
         .activate = activate,
     };
 }

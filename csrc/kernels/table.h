@@ -346,6 +346,7 @@ struct KernelTable {
     void (*pool_mean[kDTypes])(const PoolMeanArgs&);
     void (*pool_spread[kDTypes])(const PoolSpreadArgs&);
     std::uint32_t (*read_all)(const void*, index_t bytes);  // a checksum of every byte
+    index_t (*multiply_adds_at_peak)(index_t steps);        // on registers; returns how many
     void (*activate)(ActivationArgs, float*, index_t);      // in place, for activations that are not a clamp
 };
 

@@ -7,6 +7,7 @@ from resfuse import models, nn
 from resfuse.cam import class_activation_map
 from resfuse.errors import GradientsEnabledWarning, ResfuseError, UnsupportedModelError, VerificationError
 from resfuse.fuse import fuse
+from resfuse.profile import Profile, profile
 from resfuse.report import Report, report
 from resfuse.verify import Verification, verify
 
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GradientsEnabledWarning",
+    "Profile",
     "Report",
     "ResfuseError",
     "UnsupportedModelError",
@@ -23,6 +25,7 @@ __all__ = [
     "fuse",
     "models",
     "nn",
+    "profile",
     "report",
     "verify",
 ]

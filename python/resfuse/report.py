@@ -16,6 +16,7 @@ from resfuse.fused_module import fused_parts
 from resfuse.lowering.binding import BoundProgram
 from resfuse.pooling import FusedPool
 from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
+from resfuse.tables import format_table
 
 if TYPE_CHECKING:
     import rich.console
@@ -56,12 +57,7 @@ class Report:
         return [row for row in self.rows if not row.fused]
 
     def __str__(self) -> str:
-        lines = [_HEADER, *map(_cells, self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        ]
-        return "\n".join([*self._summary(), "", *table])
+        return "\n".join([*self._summary(), "", format_table(_HEADER, map(_cells, self.rows))])
 
     def __rich__(self) -> rich.console.RenderableType:
         """For ``rich.print``."""
@@ -182,13 +178,13 @@ def _clock() -> float:
 def _program_rows(bound: BoundProgram) -> list[ReportRow]:
     plan = bound.last_plan
     if plan is None:
-        return [ReportRow(layer.name, True, _what(layer)) for layer in bound.step.spec.layers]
+        return [ReportRow(layer.name, True, what_of(layer)) for layer in bound.step.spec.layers]
     clock = _clock()
     return [
         ReportRow(
             layer.name,
             True,
-            _what(layer),
+            what_of(layer),
             f"{row['algorithm']} x{row['images_per_wave']}",
             row["packed_bytes"],
             2e-9 * row["multiply_adds"],
@@ -198,7 +194,8 @@ def _program_rows(bound: BoundProgram) -> list[ReportRow]:
     ]
 
 
-def _what(layer: LayerSpec) -> str:
+def what_of(layer: LayerSpec) -> str:
+    """A layer in words."""
     if isinstance(layer, MaxPoolSpec):
         return f"max-pool {layer.kernel_size[0]}x{layer.kernel_size[1]} /{layer.stride[0]}"
     if isinstance(layer, AvgPoolSpec):

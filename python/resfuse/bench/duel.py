@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Score:
     first_result_seconds: float
     peak_bytes: int  # resident, above what the process held before the engine was built
     error: float  # rms of the difference from eager's output over the output's rms
+    path: str = ""  # which instructions the engine runs, as far as it says
 
 
 class _Process:
@@ -100,6 +101,7 @@ def duel(
     rounds: int = 7,
     forwards: int = 1,
     train: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Score]:
     """Times engines on one model in rounds: each engine once a round, in an order that rotates.
 
@@ -111,6 +113,7 @@ def duel(
         rounds: counted rounds.
         forwards: counted forwards of an engine in a round, after one that is not.
         train: time training steps (forward, loss, backward) and compare gradients instead of outputs.
+        progress: called with what begins: once for each engine that is built, once for each in every round.
 
     Returns:
         The scores by engine.
@@ -120,6 +123,7 @@ def duel(
             for gradients) from eager torch's. A peer
             of which that is true is left out with a warning.
     """
+    tell = progress or (lambda what: None)
     with tempfile.TemporaryDirectory() as folder, _processes(names) as processes:
         network, x = make_case(model, batch, size, train)
         expected = engines.builder("eager", train)(network, x, Path())()
@@ -130,6 +134,7 @@ def duel(
         ready = []
         for process in processes:
             name = process.engine
+            tell(f"building {name}")
             try:
                 first[name] = process.ask(
                     do="build", engine=name, model=model, batch=batch, size=size, threads=threads, folder=folder,
@@ -152,6 +157,7 @@ def duel(
         for i in range(rounds):
             shift = i % len(ready)
             for process in ready[shift:] + ready[:shift]:
+                tell(f"round {i + 1}: {process.engine}")
                 answer = process.ask(do="run", forwards=forwards)
                 seconds[process.engine] += answer["seconds"]
                 peaks[process.engine] = answer["peak_bytes"]
@@ -162,6 +168,7 @@ def duel(
                 first[name]["first_result_seconds"],
                 peaks[name] - first[name]["resident_before"],
                 errors[name],
+                first[name]["path"],
             )
             for name in names
         }

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
+from resfuse import _core
 
 Array = npt.NDArray[Any]
 Runner = Callable[[], Array]
@@ -35,7 +36,9 @@ def _channels_last(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.
 
 
 def _resfuse(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
-    return _torch_runner(resfuse.fuse(model), x.to(memory_format=torch.channels_last))
+    pool = isinstance(model, nn.AdaptiveAvgPool2d)
+    fast = resfuse.nn.GlobalAvgPool2d() if pool else resfuse.fuse(model)
+    return _torch_runner(fast, x.to(memory_format=torch.channels_last))
 
 
 def _eager(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
@@ -107,7 +110,9 @@ def _training_runner(model: nn.Module, step: Callable[[torch.Tensor], torch.Tens
     target = torch.arange(x.shape[0]) % 10
 
     def run() -> Array:
-        F.cross_entropy(step(x), target).backward()
+        y = step(x)
+        loss = F.cross_entropy(y, target) if y.dim() == 2 else y.square().mean()  # of a model, of a layer
+        loss.backward()
         gradient = parameters[0].grad
         assert gradient is not None
         for parameter in parameters:
@@ -168,6 +173,17 @@ def installed(name: str) -> bool:
 def builder(name: str, train: bool) -> Builder:
     """How an engine is built, for inference or for training steps."""
     return TRAINING_ENGINES[name] if train else ENGINES[name][1]
+
+
+def cpu_path(name: str) -> str:
+    """Which instructions an engine runs, as far as it says."""
+    if name == "resfuse":
+        return _core.active_isa()
+    if name.startswith("openvino"):
+        return "oneDNN and its own"
+    if name == "onnxruntime":
+        return "MLAS"
+    return f"oneDNN, ATen {torch.backends.cpu.get_cpu_capability()}"
 
 
 def needs_onnx(name: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,17 @@ import torch
 from torch import nn
 
 import resfuse.models
+from resfuse.models.blocks import BasicBlock, Bottleneck
 
 SEED = {"num_classes": 41, "stem": "cifar", "padding": "same", "head_activation": "tanh", "bn_eps": 1e-3}
 _OURS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+_POOLED_CHANNELS = 2048
+# What makes each layer, and the side of its feature maps in a ResNet at 224x224.
+LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    **{f"basic{i + 1}": (partial(BasicBlock, 64 << i, 64 << i), 56 >> i) for i in range(4)},
+    **{f"bottleneck{i + 1}": (partial(Bottleneck, 256 << i, 64 << i), 56 >> i) for i in range(4)},
+    "gap": (partial(nn.AdaptiveAvgPool2d, 1), 7),
+}
 _declared: list[torch.library.Library] = []
 
 
@@ -41,13 +51,18 @@ def torchvision_models() -> Any | None:
 
 
 def make_model(name: str) -> nn.Module:
-    """A model by name: "seed", or a torchvision ResNet (ours of the same structure where torchvision is missing).
+    """A model by name: "seed", a ResNet of torchvision's (ours where torchvision is missing), or a layer.
+
+    Layers are "basic1" to "basic4" and "bottleneck1" to "bottleneck4", a residual block of ResNet's stages, and "gap",
+    the global average pool behind the last.
 
     Raises:
         ValueError: no such model here.
     """
     if name == "seed":
         return resfuse.models.resnet18(**SEED)
+    if name in LAYERS:
+        return LAYERS[name][0]()
     torchvision = torchvision_models()
     if torchvision is not None and re.fullmatch(r"(wide_)?resne[x]?t\d+(_\w+)?", name) and hasattr(torchvision, name):
         model: nn.Module = getattr(torchvision, name)(weights=None)
@@ -55,7 +70,23 @@ def make_model(name: str) -> nn.Module:
     if name in _OURS:
         model = getattr(resfuse.models, name)()
         return model
-    raise ValueError(f"model: got {name!r}, want seed, {', '.join(_OURS)} or, with torchvision, any ResNet of its")
+    raise ValueError(
+        f"model: got {name!r}, want seed, {', '.join(_OURS)}, with torchvision any ResNet of its, or a layer: "
+        f"{', '.join(LAYERS)}"
+    )
+
+
+def default_size(name: str) -> int:
+    """Of a model's images, or of a layer's feature maps."""
+    if name in LAYERS:
+        return LAYERS[name][1]
+    return 32 if name == "seed" else 224
+
+
+def input_channels(model: nn.Module) -> int:
+    """Of a model's or layer's input."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return _POOLED_CHANNELS if first is None else first.in_channels
 
 
 def randomize_batch_norm(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from resfuse.bench import engines
-from resfuse.bench.models import make_model, randomize_batch_norm
+from resfuse.bench.models import input_channels, make_model, randomize_batch_norm
 
 
 def make_case(model: str, batch: int, size: int, train: bool) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -25,7 +25,7 @@ def make_case(model: str, batch: int, size: int, train: bool) -> tuple[torch.nn.
     torch.manual_seed(0)
     network = make_model(model).train(train)
     randomize_batch_norm(network)
-    return network, torch.randn(batch, 3, size, size)
+    return network, torch.randn(batch, input_channels(network), size, size)
 
 
 class _Worker:
@@ -43,7 +43,7 @@ class _Worker:
         result = self._run()
         seconds = time.perf_counter() - start
         np.save(Path(folder) / f"{engine}.npy", result)
-        return {"first_result_seconds": seconds, "resident_before": resident}
+        return {"first_result_seconds": seconds, "resident_before": resident, "path": engines.cpu_path(engine)}
 
     def run(self, forwards: int) -> dict[str, Any]:
         assert self._run is not None

@@ -50,6 +50,62 @@ def verify(
 
 
 @app.command()
+def bench(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="seed, resnet18 (if not given), ... or a layer: basic1-4, bottleneck1-4, gap. "
+            "May be given several times, as --batch and --threads."
+        ),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="16 if not given.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Of every engine; torch's choice.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Image height and width; the model's own.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32; bfloat16 takes part as the peer 'openvino bf16'.")] = "float32",
+    train: Annotated[bool, typer.Option("--train", help="Training steps: forward, loss, backward.")] = False,
+    peers: Annotated[str, typer.Option(help="all that are installed, or some: eager,compile,onnxruntime,...")] = "all",
+    rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; each engine runs once a round.")] = 7,
+    layers: Annotated[bool, typer.Option("--layers", help="Print the time of every layer as well.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write everything to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Time resfuse against every engine that is installed, each in a process of its own, in interleaved rounds."""
+    import torch
+
+    from resfuse.cli.bench import Options, run
+
+    if dtype not in ("float32", "fp32"):
+        raise typer.BadParameter(f"got {dtype!r}, want float32, which all of this version computes in")
+    thread_counts = threads or [torch.get_num_threads()]
+    run(
+        Options(
+            models=model or ["resnet18"], batches=batch or [16], threads=thread_counts, size=size, train=train,
+            peers=peers, rounds=rounds, layers=layers, json=json, csv=csv, plot=plot,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def classify(
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Searched for images, with its folders.")
+    ],
+    weights: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A state_dict, saved by torch.save.")],
+    model: Annotated[str, typer.Option(help="As for bench; the weights must fit it.")] = "resnet50",
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Names of the classes, one a line.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write image, class, probability to this CSV file.")] = None,
+) -> None:
+    """Classify a folder of images with a fused model."""
+    from resfuse.cli.classify import run
+
+    run(folder, model, weights, batch, labels, output)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("resfuse-demo.png"),
     epochs: Annotated[int, typer.Option(min=1)] = 3,

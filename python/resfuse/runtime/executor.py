@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy.typing as npt
@@ -15,6 +18,29 @@ from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, MaxPoolSpec,
 from resfuse.runtime.weights import WeightCache
 
 _MOST_PLANS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One run of a program: the seconds of each of its layers."""
+
+    spec: ProgramSpec
+    plan: _core.Plan
+    seconds: list[float]
+
+
+_records: ContextVar[list[RunRecord] | None] = ContextVar("_records", default=None)
+
+
+@contextlib.contextmanager
+def recorded_runs() -> Iterator[list[RunRecord]]:
+    """Times the layers of all programs that run meanwhile, in this thread and context."""
+    records: list[RunRecord] = []
+    token = _records.set(records)
+    try:
+        yield records
+    finally:
+        _records.reset(token)
 
 
 def build_program(spec: ProgramSpec, isa: str | None = None) -> _core.Program:
@@ -111,7 +137,11 @@ class Executor:
         ]
         if batch > 0:
             weights = self._weights.entry(parameters).current(parameters, plan)
-            plan.run(weights, [x.detach().numpy() for x in inputs], [y.numpy() for y in outputs])
+            records = _records.get()
+            arrays = [x.detach().numpy() for x in inputs], [y.numpy() for y in outputs]
+            seconds = plan.run(weights, *arrays, profile=records is not None)
+            if records is not None:
+                records.append(RunRecord(self.spec, plan, seconds))
             self.last_plan = plan
         return [y.flatten(1) if output.rank == 2 else y for y, output in zip(outputs, self.spec.outputs, strict=True)]
 

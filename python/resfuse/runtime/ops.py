@@ -53,4 +53,9 @@ def run_program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tenso
     ):
         results: list[torch.Tensor] = program(inputs, parameters, text)
         return results
-    return executor_of(text).run(inputs, parameters)
+    executor = executor_of(text)
+    if not torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+        return executor.run(inputs, parameters)
+    layers = executor.spec.layers
+    with torch.profiler.record_function(f"resfuse: {layers[0].name} ... {layers[-1].name} ({len(layers)} layers)"):
+        return executor.run(inputs, parameters)

@@ -1,0 +1,113 @@
+"""Every model of `zoo.py`: how much of it is fused, how exact it is, and how fast beside torch in the same process.
+
+python benchmarks/model_zoo.py [--models resnet18 "timm seresnet50" ...] [--batch 1 16] [--compile] [--json zoo.json]
+
+"share": of the multiply-adds, those in fused programs. "error": the fused output's rms error from fp64 over eager's.
+The other columns: the other's median time over that of `resfuse.fuse`, in interleaved rounds. "backend" is
+``torch.compile(model, backend="resfuse")``, "inductor" ``torch.compile`` with freezing, in channels_last; it takes half
+a minute a model and is there with ``--compile`` only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from torch.utils import _pytree
+
+import resfuse
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/model_zoo.py`
+from benchmarks.zoo import ZOO, Entry, fused_share
+from resfuse.bench.models import randomize_batch_norm
+from resfuse.bench.timing import interleaved
+
+
+def first_tensor(result: Any) -> torch.Tensor:
+    """Of a model's result: its last feature map, or its logits."""
+    found: list[torch.Tensor] = []
+    _pytree.tree_map_only(torch.Tensor, found.append, dict(result) if isinstance(result, dict) else result)
+    return found[-1]
+
+
+def error_ratio(model: nn.Module, fast: nn.Module, x: torch.Tensor) -> float:
+    """The fused output's rms error from fp64 over eager's."""
+    exact = first_tensor(copy.deepcopy(model).double()(x.double()))
+    fused, eager = ((first_tensor(m(x)).double() - exact).square().mean().sqrt() for m in (fast, model))
+    return float(fused / eager.clamp_min(2.0**-24 * float(exact.square().mean().sqrt())))
+
+
+def measure(entry: Entry, batch: int, size: int, rounds: int, with_inductor: bool) -> dict[str, float]:
+    """One row of the table."""
+    torch._dynamo.reset()
+    model = entry.make().eval()
+    randomize_batch_norm(model)
+    x = torch.randn(batch, 3, size, size)
+    moved, nhwc = copy.deepcopy(model).to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    fast = resfuse.fuse(model)
+    backend = torch.compile(copy.deepcopy(model), backend="resfuse")
+    contenders: dict[str, Callable[[], object]] = {
+        "resfuse": lambda: fast(nhwc),
+        "backend": lambda: backend(nhwc),
+        "eager": lambda: model(x),
+        "channels_last": lambda: moved(nhwc),
+    }
+    if with_inductor:
+        compiled = torch.compile(moved, options={"freezing": True})
+        contenders["inductor"] = lambda: compiled(nhwc)
+    with torch.no_grad():
+        fast(nhwc)
+        row = {"share": fused_share(model, fast, x), "error": error_ratio(model, fast, x[:2])}
+        timings = interleaved(contenders, rounds * (4 if batch == 1 else 1), warmup=3)
+    ours = timings["resfuse"].median
+    row["ms"] = ours * 1e3
+    return row | {name: timing.median / ours for name, timing in timings.items() if name != "resfuse"}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(ZOO), choices=list(ZOO), metavar="MODEL")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    columns = ["share", "error", "ms", "backend", "eager", "channels_last", *(["inductor"] if options.compile else [])]
+    table = Table(box=None, title=f"{options.threads} threads; ratios: their time / resfuse.fuse's")
+    for name in ("model", "batch", *columns):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    rows: list[dict[str, Any]] = []
+    console = Console(width=140)
+    for name in track(options.models, console=Console(stderr=True)):
+        entry = ZOO[name]
+        missing = [library for library in entry.libraries if importlib.util.find_spec(library) is None]
+        for batch in [] if missing else options.batch:
+            size = 32 if name == "seed network" else options.size
+            row = measure(entry, batch, size, options.rounds, options.compile)
+            rows.append({"model": name, "batch": batch, **row})
+            table.add_row(name, str(batch), f"{row['share']:.1%}", *(f"{row[column]:.2f}" for column in columns[1:]))
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
