@@ -434,10 +434,11 @@ def test_what_fx_cannot_trace_is_fused_in_parts() -> None:
     assert any(part.startswith("stage.") for part in fused)
     assert [row.part for row in report.native] == ["classifier.0", "classifier.1"]
     assert list(fast.state_dict()) == list(model.state_dict())
-    with pytest.raises(resfuse.UnsupportedModelError, match="fused in 2 parts"):
-        resfuse.verify(model, fast, x)
-    with pytest.raises(resfuse.UnsupportedModelError, match="as a whole"):
-        resfuse.class_activation_map(model, x)
+    assert [row.part for row in resfuse.verify(model, fast, x).rows] == ["stem", "stage", "output"]
+    with torch.no_grad():
+        features = model.stage(model.stem(x))
+    expected = torch.einsum("k,nkhw->nhw", model.classifier[1].weight.detach()[2], features)
+    torch.testing.assert_close(resfuse.class_activation_map(model, x, 2), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture

@@ -747,3 +747,47 @@ def test_training_memory_is_given_back() -> None:
     for _ in range(5):
         loss_of(fast, x).backward()
     assert _core.heap_bytes() == (used, mapped)
+
+
+def test_training_through_a_native_sum_in_place() -> None:
+    """It overwrites what a fused block's backward would read again (found by the fuzzer)."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.norm(self.first(x))
+            z = y * 2.0
+            y += torch.cos(x)
+            return self.second(y) + z
+
+    model = Net().train()
+    fast = resfuse.fuse(copy.deepcopy(model))
+    x = torch.randn(3, 4, 6, 6)
+    for module in (model, fast):
+        module(x).square().sum().backward()
+    for (name, ours), theirs in zip(fast.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_training_gives_no_gradient_where_torch_gives_none() -> None:
+    """A layer whose result nobody uses: None and not zeros, which an optimizer with momentum would act on."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.unused(x)
+            return torch.relu(self.used(x) + x)
+
+    fast = resfuse.fuse(Net().train())
+    fast(torch.randn(2, 4, 6, 6)).sum().backward()
+    assert fast.used.weight.grad is not None
+    assert fast.unused.weight.grad is None

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from resfuse import _core
+from resfuse.lowering.op import overwrites
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
 from resfuse.runtime.executor import executor_of
@@ -38,6 +39,13 @@ class _NativeCall:
     target: Any
     args: Any
     kwargs: Any
+    overwritten: str | None  # the value that it changes in place
+
+
+def _overwrites(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    return overwrites(node) and bool(node.all_input_nodes)
 
 
 def _template(arguments: Any) -> Any:
@@ -153,8 +161,16 @@ class Binding:
                 self._steps.append(next(programs))
             else:
                 node = step.node
-                call = _NativeCall(node.name, node.op, node.target, _template(node.args), _template(node.kwargs))
-                self._steps.append(call)
+                self._steps.append(
+                    _NativeCall(
+                        node.name,
+                        node.op,
+                        node.target,
+                        _template(node.args),
+                        _template(node.kwargs),
+                        node.all_input_nodes[0].name if _overwrites(node, model) else None,
+                    )
+                )
         self._freed = self._last_uses()
         self._modes = [(model.get_submodule(path), mode) for path, mode in lowered.modes]
 
@@ -215,10 +231,13 @@ class Binding:
     ) -> Any:
         """The model's result; ``run_program`` replaces the plain running of a program step."""
         env = self._bind(args, kwargs)
+        made: set[str | None] = set()  # by programs
         for name, target in self._attributes:
             env[name] = operator.attrgetter(target)(model)
         for step, freed in zip(self._steps, self._freed, strict=True):
             if isinstance(step, _NativeCall):
+                if step.overwritten in made and run_program is not None:
+                    _own(env, step.overwritten)
                 env[step.name] = _run_native(step, model, env)
             else:
                 inputs = [env[name] for name in step.inputs]
@@ -231,6 +250,7 @@ class Binding:
                         step.last_plan = executor_of(step.text).last_plan
                 else:
                     results = run_program(step, inputs, parameters)
+                made.update(step.outputs)
                 for name, result in zip(step.outputs, results, strict=True):
                     env[name] = result
                 for name, other in step.aliases:
@@ -256,6 +276,15 @@ class Binding:
         if rest:
             raise TypeError(f"forward: got an unexpected argument {next(iter(rest))!r}")
         return env
+
+
+def _own(env: dict[str, Any], name: str | None) -> None:
+    """Before a value is overwritten, which a program's backward may need as it is: all its names mean a copy then."""
+    value = env[str(name)]
+    copied = value.clone()
+    for other, same in env.items():
+        if same is value:
+            env[other] = copied
 
 
 def _reads(step: Step) -> list[str]:

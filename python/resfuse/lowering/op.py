@@ -12,6 +12,21 @@ from resfuse.lowering.steps import NodeParameter, ParameterPath
 
 Parameter = ParameterPath | NodeParameter
 
+_IN_PLACE = (
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "ipow",
+    "imod",
+    "imatmul",
+    "iand",
+    "ior",
+    "ixor",
+    "setitem",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
@@ -100,3 +115,16 @@ def value_of(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
     else:
         value = node.meta.get("example_value", node.meta.get("val"))
     return value if isinstance(value, torch.Tensor) else None
+
+
+def overwrites(node: fx.Node) -> bool:
+    """Whether a call of a function or method changes its first argument."""
+    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+    return node.op != "call_module" and (
+        bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
+    )
+
+
+def may_write(node: fx.Node) -> bool:
+    """Whether a call may change its arguments; a module's may."""
+    return node.op == "call_module" or overwrites(node)

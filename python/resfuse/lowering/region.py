@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from resfuse.lowering.op import Conv, Norm, Op, Parameter
+from resfuse.lowering.op import Conv, Norm, Op, Parameter, may_write
 from resfuse.lowering.steps import NormMode, ProgramStep
 from resfuse.runtime.spec import (
     AffineSpec,
@@ -28,22 +28,6 @@ from resfuse.runtime.spec import (
 
 # What convolutions have in their epilogues; the other activations are elementwise layers of their own.
 _IN_EPILOGUE = ("relu", "tanh", "sigmoid")
-
-
-_IN_PLACE = (
-    "iadd",
-    "isub",
-    "imul",
-    "itruediv",
-    "ifloordiv",
-    "ipow",
-    "imod",
-    "imatmul",
-    "iand",
-    "ior",
-    "ixor",
-    "setitem",
-)
 
 
 class _Buffer:
@@ -136,7 +120,7 @@ class Region:
         sources = node.all_input_nodes
         if any(source in self._values for source in sources):
             return False
-        return not (_writes(node) and any(user in self._values for source in sources for user in source.users))
+        return not (may_write(node) and any(user in self._values for source in sources for user in source.users))
 
     # One method for each kind of `Op`.
 
@@ -407,12 +391,6 @@ class Region:
             residual=residual,
             algorithm="auto" if conv.linear else self._algorithm,
         )
-
-
-def _writes(node: fx.Node) -> bool:
-    """Whether a call may change its arguments; a module's may."""
-    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
-    return node.op == "call_module" or bool(node.kwargs.get("inplace")) or name.endswith("_") or name in _IN_PLACE
 
 
 def _mode(norm: Norm | None) -> NormMode | None:

@@ -19,6 +19,7 @@ from resfuse.training.split import (
     Saved,
     computes_again,
     pads_of,
+    places_of,
     reads,
     saved_tensors,
     takes_batch_statistics,
@@ -115,7 +116,7 @@ class Backward:
         # Buffers whose gradients lead to something wanted.
         self._needs: set[int] = {i for i, want in enumerate(wanted[: len(inputs)]) if want}
         for layer in spec.layers:
-            if any(b in self._needs for b in reads(layer)) or any(self._wanted[p] for p in _places(layer)):
+            if any(b in self._needs for b in reads(layer)) or any(self._wanted[p] for p in places_of(layer)):
                 self._needs.add(layer.output)
         self._grads: dict[int, tuple[torch.Tensor, bool]] = {}  # and whether its memory is ours
         self._of_parameters: dict[int, torch.Tensor] = {}
@@ -237,12 +238,3 @@ class Backward:
             more = more.clone()
         dx = convolution.input_gradient(grad, self._parameters[layer.weight], layer, padding, like, more)
         self._grads[layer.input] = dx, True
-
-
-def _places(layer: object) -> list[int]:
-    """The parameters of a layer."""
-    if not isinstance(layer, ConvSpec):
-        return []
-    norm = layer.batch_norm
-    places = [layer.weight, layer.bias, *((norm.weight, norm.bias) if norm is not None else ())]
-    return [place for place in places if place is not None]

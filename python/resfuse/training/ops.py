@@ -9,7 +9,7 @@ import torch
 
 from resfuse.runtime.spec import ConvSpec, ProgramSpec
 from resfuse.training import block
-from resfuse.training.split import saved_tensors
+from resfuse.training.split import reached_from, saved_tensors
 
 
 @torch.library.custom_op(
@@ -115,7 +115,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> Non
 def _backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     inputs, parameters = saved[: ctx.inputs], saved[ctx.inputs : ctx.inputs + ctx.parameters]
-    wanted = [x.requires_grad for x in (*inputs, *parameters)]
+    reached = reached_from(ctx.program, tuple(g is not None for g in grads[: ctx.outputs]))
+    wanted = [x.requires_grad and i in reached for i, x in enumerate((*inputs, *parameters))]
     results = block_backward(
         grads[: ctx.outputs], inputs, parameters, saved[ctx.inputs + ctx.parameters :], ctx.program, wanted
     )

@@ -63,6 +63,15 @@ def reads(layer: LayerSpec) -> tuple[int, ...]:
     return (layer.input, *(buffer for buffer in others if buffer is not None))
 
 
+def places_of(layer: LayerSpec) -> list[int]:
+    """The parameters of a layer that may have gradients."""
+    if not isinstance(layer, ConvSpec):
+        return []
+    norm = layer.batch_norm
+    places = [layer.weight, layer.bias, *((norm.weight, norm.bias) if norm is not None else ())]
+    return [place for place in places if place is not None]
+
+
 def pads_of(layer: ConvSpec | MaxPoolSpec | AvgPoolSpec, extent: tuple[int, int]) -> tuple[int, int, int, int]:
     """A window's pads (top, left, bottom, right) over an image of this height and width."""
     if layer.padding is not None:
@@ -102,6 +111,23 @@ def saved_tensors(spec: ProgramSpec) -> tuple[Saved, ...]:
         if wants_result:
             saved.append(Saved(index, "result"))
     return tuple(saved)
+
+
+@functools.lru_cache(maxsize=512)
+def reached_from(text: str, has_gradient: tuple[bool, ...]) -> frozenset[int]:
+    """Places, in a block's inputs and parameters together, on which the outputs that have gradients depend.
+
+    Others get none, as in torch: not zeros, which optimizers would treat as a step.
+    """
+    spec = ProgramSpec.from_text(text)
+    buffers = {output.buffer for output, has in zip(spec.outputs, has_gradient, strict=True) if has}
+    places: set[int] = set()
+    for layer in reversed(spec.layers):
+        if layer.output not in buffers:
+            continue
+        buffers.update(reads(layer))
+        places.update(len(spec.inputs) + place for place in places_of(layer))
+    return frozenset(places | {i for i in range(len(spec.inputs)) if i in buffers})
 
 
 def fits_block(layer: LayerSpec) -> bool:
