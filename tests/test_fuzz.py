@@ -242,10 +242,11 @@ def test_gradients_of_random_networks(case: tuple[Network, Shape], batch: int, s
         got = gradients(fast, x)
     exact, eager = gradients(copy.deepcopy(network).double(), x.double()), gradients(network, x)
     assert resfuse.report(fast).native_calls == 0, resfuse.report(fast).last_native_reason
+    # A sum of gradients may cancel: errors are measured against the largest.
+    scale = max(0.05, *(float(e.square().mean().sqrt()) for e in exact if e is not None))
     for g, e, t in zip(got, exact, eager, strict=True):
         assert (g is None) == (e is None) == (t is None)
         if e is not None:
-            scale = max(float(e.square().mean().sqrt()), 0.05)
             assert _error(g, e) <= 10 * max(_error(t, e), 1e-6 * scale * len(network.instructions) ** 0.5)
 
 
