@@ -140,3 +140,116 @@ def _big_kernel() -> _core.Plan:
         program.add_conv("conv", program.add_input(4), 8, [7, 7], [1, 1], [1, 1], [1, 1, 1, 1], 1, "none", -1, "auto")
     )
     return _core.Plan(program, 1, [(3, 3, False)], 1)
+
+
+_LAYERS = {
+    resfuse.nn.BasicBlock: ({"inplanes": 4, "planes": 4, "stride": 1}, {}),
+    resfuse.nn.Bottleneck: ({"inplanes": 4, "planes": 4, "stride": 1}, {"groups": 1, "base_width": 64}),
+    resfuse.nn.ConvBNReLU2d: (
+        {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "stride": 1},
+        {"groups": 1, "dilation": 1},
+    ),
+}  # fmt: skip
+_NO_COUNTS = (0, -1, 1.5, "4", None, True)
+_NO_EPSILONS = (0.0, -1e-5, float("nan"), float("inf"), "1e-5", None)
+_NO_MODULES = (None, "resnet18", 3, nn.ReLU, torch.zeros(1), [nn.ReLU()])
+_NO_TENSORS = (None, "image", 3, [1.0], b"x")
+
+
+def _bad_calls():
+    """(what, call, a name that the error's text must hold): wrong arguments over all public names."""
+    fast, x = _fast(), torch.randn(1, 3, 8, 8)
+    for cls, (sizes, more) in _LAYERS.items():
+        good = {**sizes, **more}
+        for name in good:
+            for value in _NO_COUNTS:
+                # Both channels have other names inside a block: any of them says what is wrong.
+                yield f"{cls.__name__} {name}={value!r}", lambda c=cls, o={**good, name: value}: c(**o), "got"
+        for value in _NO_EPSILONS:
+            yield f"{cls.__name__} bn_eps={value!r}", lambda c=cls, o=good, v=value: c(**o, bn_eps=v), "bn_eps"
+        for value in ("valid", None, 1):
+            yield f"{cls.__name__} padding={value!r}", lambda c=cls, o=good, v=value: c(**o, padding=v), "padding"
+    for name in ("width", "num_classes", "in_channels"):
+        for value in _NO_COUNTS:
+            yield (
+                f"ResNet {name}={value!r}",
+                lambda n=name, v=value: resfuse.models.ResNet("basic", [1], **{n: v}),
+                name,
+            )
+    for value in _NO_EPSILONS:
+        yield f"ResNet bn_eps={value!r}", lambda v=value: resfuse.models.ResNet("basic", [1], bn_eps=v), "bn_eps"
+    for name in ("stem", "padding", "head_activation"):
+        for value in ("none of these", 7, b"same"):
+            yield (
+                f"ResNet {name}={value!r}",
+                lambda n=name, v=value: resfuse.models.ResNet("basic", [1], **{n: v}),
+                name,
+            )
+    for value in _NO_MODULES:
+        yield f"fuse {type(value)}", lambda v=value: resfuse.fuse(v), "model"
+        yield f"report {type(value)}", lambda v=value: resfuse.report(v), "model"
+        yield f"profile {type(value)}", lambda v=value: resfuse.profile(v, x), "model"
+        yield f"verify model {type(value)}", lambda v=value: resfuse.verify(v, fast, x), "model"
+        yield f"verify fast {type(value)}", lambda v=value: resfuse.verify(nn.ReLU(), v, x), "fast"
+        yield f"map model {type(value)}", lambda v=value: resfuse.class_activation_map(v, x), "model"
+    for value in _NO_TENSORS:
+        yield f"map x {value!r}", lambda v=value: resfuse.class_activation_map(fast, v), "x"
+        yield f"pool {value!r}", lambda v=value: resfuse.nn.functional.global_avg_pool2d(v), "x"
+        yield f"pool layer {value!r}", lambda v=value: resfuse.nn.GlobalAvgPool2d()(v), "x"
+    for value in (-1, 5, 10**12, 0.5, "cat", [0, 1], [[0]], torch.zeros(3, dtype=torch.int64), True):
+        yield f"map class {value!r}", lambda v=value: resfuse.class_activation_map(fast, x, v), "class_index"
+    for value in ("fft", "", None, 3, ["auto"]):
+        yield f"fuse algorithm {value!r}", lambda v=value: resfuse.fuse(fast, algorithm=v), "algorithm"
+    for value in (torch.float16, torch.bfloat16, torch.float64, "float32", 32):
+        yield f"fuse dtype {value!r}", lambda v=value: resfuse.fuse(fast, dtype=v), "dtype"
+    for value in (0, -3, 1.5, "5", None):
+        yield f"profile runs {value!r}", lambda v=value: resfuse.profile(fast, x, runs=v), "runs"
+    for value in _NO_EPSILONS:
+        yield f"verify tolerance {value!r}", lambda v=value: resfuse.verify(fast, fast, x, tolerance=v), "tolerance"
+    yield from _bad_convolutions()
+    for shape in ((3, 8), (1, 4, 8, 8), (1, 3, 8), (1, 1, 3, 8, 8), (8,), ()):
+        yield f"fused input {shape}", lambda s=shape: fast(torch.randn(s)), "got"
+
+
+def _bad_convolutions():
+    x, weight = torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3)
+    good = {"x": x, "weight": weight, **{name: torch.ones(8) for name in ("running_mean", "running_var", "bn_weight")}}
+
+    def call(**changes):
+        return lambda: resfuse.nn.functional.conv_bn_relu(**{**good, **changes})
+
+    for name in ("x", "weight", "running_mean", "running_var"):
+        for value in _NO_TENSORS:
+            yield f"conv {name}={value!r}", call(**{name: value}), name
+    for name in ("running_mean", "running_var", "bn_weight", "bn_bias", "bias"):
+        yield f"conv {name} short", call(**{name: torch.ones(7)}), name
+        yield f"conv {name} rank", call(**{name: torch.ones(8, 1)}), name
+        yield f"conv {name} float64", call(**{name: torch.ones(8).double()}), name
+        yield f"conv {name} on meta", call(**{name: torch.ones(8, device="meta")}), name
+    for name in ("stride", "dilation", "padding"):
+        for value in (-1, 0.5, "1", (1,), (1, 2, 3), (1, "1"), None, *(() if name == "padding" else (0,))):
+            yield f"conv {name}={value!r}", call(**{name: value}), name
+    for value in (0, -1, 3, "2", None):
+        yield f"conv groups={value!r}", call(groups=value), "groups"
+    for value in _NO_EPSILONS:
+        yield f"conv eps={value!r}", call(eps=value), "eps"
+    for shape in ((4, 6, 6), (2, 5, 6, 6), (6,)):
+        yield f"conv x {shape}", call(x=torch.randn(shape)), "x"
+    for shape in ((8, 4, 3), (8, 4), (8, 5, 3, 3)):
+        yield f"conv weight {shape}", call(weight=torch.randn(shape)), "got"
+    for shape in ((2, 8, 6, 6), (2, 8, 4), (1, 8, 4, 4), (2, 4, 4, 4)):
+        yield f"conv residual {shape}", call(residual=torch.randn(shape)), "residual"
+
+
+BAD_CALLS = list(_bad_calls())
+
+
+@pytest.mark.parametrize(("call", "name"), [pytest.param(call, name, id=what) for what, call, name in BAD_CALLS])
+def test_every_bad_call_names_its_argument(call, name: str) -> None:
+    with torch.no_grad(), pytest.raises((TypeError, ValueError)) as caught:
+        call()
+    assert name in str(caught.value)
+
+
+def test_there_are_many_bad_calls() -> None:
+    assert len({what for what, _, _ in BAD_CALLS}) >= 200

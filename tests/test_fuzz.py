@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -274,3 +275,63 @@ def test_the_fuzzer_reaches_what_it_should() -> None:
 def test_program_texts_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="program"):
         torch.ops.resfuse.program([torch.randn(1, 3, 4, 4)], [], text)
+
+
+_SPEC = {
+    "inputs": [4, 4],
+    "layers": [
+        {"name": "a", "input": 0, "output": 2, "in_channels": 4, "out_channels": 8, "weight": 0, "bias": 1,
+         "batch_norm": {"weight": 2, "bias": 3, "running_mean": 4, "running_var": 5, "eps": 1e-5}, "kernel_size": [3, 3],
+         "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1, 1, 1], "groups": 1, "activation": "relu",
+         "residual": None, "algorithm": "auto", "kind": "conv"},
+        {"name": "b", "input": 2, "output": 3, "in_channels": 8, "out_channels": 4, "weight": 6, "bias": None,
+         "batch_norm": None, "kernel_size": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1, 1, 1],
+         "groups": 2, "activation": "none", "residual": 1, "algorithm": "direct", "kind": "conv"},
+        {"name": "p", "input": 3, "output": 4, "kernel_size": [2, 2], "stride": [2, 2], "dilation": [1, 1],
+         "padding": [0, 0, 0, 0], "ceil_mode": False, "kind": "max_pool"},
+        {"name": "v", "input": 4, "output": 5, "kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1, 1, 1],
+         "ceil_mode": True, "count_include_pad": False, "kind": "avg_pool"},
+        {"name": "g", "input": 5, "output": 6, "kind": "global_avg_pool"},
+        {"name": "e", "input": 5, "output": 7, "batch_norm": None, "gate": 6, "residual": 4, "activation": "silu",
+         "slope": 0.1, "kind": "affine"},
+    ],
+    "outputs": [{"buffer": 7, "rank": 4}, {"buffer": 6, "rank": 2}],
+}  # fmt: skip
+_STRANGE = st.sampled_from(
+    [None, -1, 0, 1, 2, 3, 5, 7, 64, 10**6, 2**31, 2**63, -(2**40), 0.5, float("nan"), 1e300, "", "conv", "relu", "same",
+     "softmax", True, [], [1], [0, 0], [1, 2], [-1, 3], [1, 1, 1, 1], [9, 9, 9, 9], [2**40, 1], {}, {"eps": 1}]
+)  # fmt: skip
+
+
+def _places(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, child in children for place in _places(child, (*path, key)))]
+
+
+@given(st.data())
+@fuzz
+def test_mutated_programs_raise_or_run(data: st.DataObject) -> None:
+    """Whatever a program's text says: an exception or a result, never a crash, and the process goes on."""
+    spec = copy.deepcopy(_SPEC)
+    for _ in range(data.draw(st.integers(1, 3))):
+        *parents, last = data.draw(st.sampled_from(_places(spec)[1:]))
+        holder = spec
+        try:
+            for key in parents:
+                holder = holder[key]  # type: ignore[index]
+            if data.draw(st.integers(0, 5)) == 0 and isinstance(holder, dict):
+                holder.pop(last, None)
+            else:
+                holder[last] = copy.deepcopy(data.draw(_STRANGE))  # type: ignore[index]
+        except (TypeError, KeyError, IndexError, AttributeError):
+            continue  # an earlier change took the place away
+    shapes = [(8, 4, 3, 3), (8,), (8,), (8,), (8,), (8,), (4, 4, 3, 3)]
+    parameters = [torch.rand(shape) + 0.5 for shape in shapes]
+    inputs = [torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6)]
+    operator = data.draw(st.sampled_from([torch.ops.resfuse.program, torch.ops.resfuse.block]))
+    try:
+        results = operator(inputs, parameters, json.dumps(spec))
+    except (ValueError, TypeError, IndexError, KeyError, RuntimeError, MemoryError, OverflowError, AttributeError,
+            AssertionError, ZeroDivisionError):  # fmt: skip
+        return
+    assert all(isinstance(result, torch.Tensor) for result in results)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from resfuse.arguments import require_module, require_tensor
 from resfuse.errors import UnsupportedModelError
 from resfuse.fuse import fuse
 from resfuse.fused_module import FusedModule, fused_parts
@@ -36,6 +37,8 @@ def class_activation_map(
         UnsupportedModelError: the model has no such head.
         ValueError: ``model`` is in train mode, or ``class_index`` does not fit the classes or the batch.
     """
+    require_module("model", model)
+    require_tensor("x", x)
     fast = model if any(True for _ in fused_parts(model)) else fuse(model)
     if not isinstance(fast, FusedModule):
         return _by_hooks(fast, x, class_index)
@@ -106,7 +109,10 @@ def _classes(class_index: int | Sequence[int] | torch.Tensor | None, logits: tor
     batch, count = logits.shape
     if class_index is None:
         return logits.argmax(dim=1)
-    classes = torch.as_tensor(class_index)
+    try:
+        classes = torch.as_tensor(class_index)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"class_index: got {class_index!r}, want an integer, integers or None") from None
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(f"class_index: got dtype {classes.dtype}, want integers")
     if classes.dim() > 1 or (classes.dim() == 1 and len(classes) != batch):

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
+from resfuse.arguments import require_choice
 from resfuse.calls import asks_for_gradients, native_reason, train_program
 from resfuse.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
@@ -54,9 +55,8 @@ def _options(options: Mapping[str, Any]) -> tuple[str, str]:
     if unknown:
         raise ValueError(f"options: got {unknown[0]!r}, want algorithm or fallback")
     algorithm, fallback = options.get("algorithm", "auto"), options.get("fallback", "eager")
-    for name, value, known in (("algorithm", algorithm, ALGORITHMS), ("fallback", fallback, FALLBACKS)):
-        if value not in known:
-            raise ValueError(f"options: {name}: got {value!r}, want one of {', '.join(map(repr, known))}")
+    require_choice("options: algorithm", algorithm, ALGORITHMS)
+    require_choice("options: fallback", fallback, FALLBACKS)
     return algorithm, fallback
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 from torch import nn
 
+from resfuse.arguments import require_choice, require_module
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused_module import FusedModule, fused_class
 from resfuse.lowering.lower import lower
@@ -45,10 +46,8 @@ def fuse(
         ValueError: an unknown ``algorithm`` or ``dtype``.
         UnsupportedModelError: nothing in ``model`` can be fused.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm: got {algorithm!r}, want one of {', '.join(map(repr, ALGORITHMS))}")
+    require_module("model", model)
+    require_choice("algorithm", algorithm, ALGORITHMS)
     if dtype not in (None, torch.float32):
         raise ValueError(f"dtype: got {dtype}, want None or torch.float32 (this version computes in float32 only)")
     parts = _fusible_parts(model, algorithm)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from resfuse.arguments import require_module, require_positive
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused_module import FusedModule, fused_parts
 from resfuse.report import what_of
@@ -97,8 +98,8 @@ def profile(model: nn.Module, *inputs: torch.Tensor, runs: int = 10) -> Profile:
         UnsupportedModelError: ``model`` is not fused.
         ValueError: ``runs`` is less than one, or the model runs natively in its present state.
     """
-    if runs < 1:
-        raise ValueError(f"runs: got {runs}, want at least 1")
+    require_module("model", model)
+    require_positive("runs", runs)
     parts = dict(fused_parts(model))
     if not parts:
         raise UnsupportedModelError(f"model: {type(model).__name__} is not fused; want what resfuse.fuse returned")

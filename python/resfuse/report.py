@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from resfuse import _core
+from resfuse.arguments import require_module
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused_module import fused_parts
 from resfuse.lowering.binding import BoundProgram
@@ -121,8 +122,7 @@ def report(model: nn.Module) -> Report:
         TypeError: ``model`` is no module.
         UnsupportedModelError: ``model`` was not fused.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
+    require_module("model", model)
     parts = dict(fused_parts(model))
     if not parts:
         raise UnsupportedModelError(f"model: {type(model).__name__} is not fused; want what resfuse.fuse returned")

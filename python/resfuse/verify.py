@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfuse.arguments import require_epsilon, require_module
 from resfuse.errors import UnsupportedModelError, VerificationError
 from resfuse.fused_module import FusedModule, fused_parts
 from resfuse.lowering.steps import ProgramStep
@@ -82,6 +83,9 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
         ValueError: a model in train mode.
         UnsupportedModelError: ``fast`` is not fused, or is another network than ``model``.
     """
+    require_module("model", model)
+    require_module("fast", fast)
+    require_epsilon("tolerance", tolerance)
     parts = dict(fused_parts(fast))
     if not parts:
         raise UnsupportedModelError(f"fast: {type(fast).__name__} is not fused; want what resfuse.fuse returned")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from resfuse.arguments import require_choice, require_epsilon, require_positive
 from resfuse.layers import Conv2dSame
 
 PADDINGS = ("torch", "same")
@@ -21,12 +22,22 @@ def make_conv(
     padding: str = "torch",
 ) -> nn.Conv2d:
     """A convolution without bias; "torch" pads dilation * (k // 2) on all sides, "same" as TensorFlow does."""
-    if padding not in PADDINGS:
-        raise ValueError(f"padding: got {padding!r}, want 'torch' or 'same'")
+    require_choice("padding", padding, PADDINGS)
+    sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size, "stride": stride}
+    for name, value in (*sizes.items(), ("groups", groups), ("dilation", dilation)):
+        require_positive(name, value)
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(f"groups: got {groups}, want a divisor of {in_channels} and of {out_channels} channels")
     if padding == "same" and stride > 1:
         return Conv2dSame(in_channels, out_channels, kernel_size, stride, dilation=dilation, groups=groups, bias=False)
     pad = dilation * (kernel_size // 2)
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad, dilation, groups, bias=False)
+
+
+def make_norm(channels: int, eps: float) -> nn.BatchNorm2d:
+    """Batch norm; raises ValueError for an epsilon that is not positive."""
+    require_epsilon("bn_eps", eps)
+    return nn.BatchNorm2d(channels, eps=eps)
 
 
 class ConvBNReLU2d(nn.Module):
@@ -48,7 +59,7 @@ class ConvBNReLU2d(nn.Module):
         self.conv = make_conv(
             in_channels, out_channels, kernel_size, stride, groups=groups, dilation=dilation, padding=padding
         )
-        self.bn = nn.BatchNorm2d(out_channels, eps=bn_eps)
+        self.bn = make_norm(out_channels, bn_eps)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,10 +84,10 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = make_conv(inplanes, planes, 3, stride, padding=padding)
-        self.bn1 = nn.BatchNorm2d(planes, eps=bn_eps)
+        self.bn1 = make_norm(planes, bn_eps)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = make_conv(planes, planes, 3, padding=padding)
-        self.bn2 = nn.BatchNorm2d(planes, eps=bn_eps)
+        self.bn2 = make_norm(planes, bn_eps)
         self.downsample = downsample
         self.stride = stride
 
@@ -107,13 +118,15 @@ class Bottleneck(nn.Module):
         bn_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        for name, value in (("planes", planes), ("groups", groups), ("base_width", base_width)):
+            require_positive(name, value)
         width = planes * base_width // 64 * groups
         self.conv1 = make_conv(inplanes, width, 1)
-        self.bn1 = nn.BatchNorm2d(width, eps=bn_eps)
+        self.bn1 = make_norm(width, bn_eps)
         self.conv2 = make_conv(width, width, 3, stride, groups=groups, padding=padding)
-        self.bn2 = nn.BatchNorm2d(width, eps=bn_eps)
+        self.bn2 = make_norm(width, bn_eps)
         self.conv3 = make_conv(width, planes * self.expansion, 1)
-        self.bn3 = nn.BatchNorm2d(planes * self.expansion, eps=bn_eps)
+        self.bn3 = make_norm(planes * self.expansion, bn_eps)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.stride = stride

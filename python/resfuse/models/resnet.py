@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfuse.arguments import require_choice, require_epsilon, require_positive
 from resfuse.layers import MaxPool2dSame
 from resfuse.models.blocks import PADDINGS, BasicBlock, Bottleneck, make_conv
 
@@ -54,20 +55,19 @@ class ResNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        _check_choice("block", block, tuple(_BLOCKS))
-        _check_choice("stem", stem, ("imagenet", "cifar"))
-        _check_choice("padding", padding, PADDINGS)
+        require_choice("block", block, tuple(_BLOCKS))
+        require_choice("stem", stem, ("imagenet", "cifar"))
+        require_choice("padding", padding, PADDINGS)
         if head_activation is not None:
-            _check_choice("head_activation", head_activation, (None, *_ACTIVATIONS))
-        _check_positive("width", width)
-        _check_positive("num_classes", num_classes)
-        _check_positive("in_channels", in_channels)
+            require_choice("head_activation", head_activation, (None, *_ACTIVATIONS))
+        require_positive("width", width)
+        require_positive("num_classes", num_classes)
+        require_positive("in_channels", in_channels)
         if isinstance(layers, (str, int)) or len(layers) == 0:
             raise ValueError(f"layers: got {layers!r}, want the number of blocks of at least one stage")
         for count in layers:
-            _check_positive("layers", count)
-        if bn_eps <= 0:
-            raise ValueError(f"bn_eps: got {bn_eps}, want a positive number")
+            require_positive("layers", count)
+        require_epsilon("bn_eps", bn_eps)
 
         self.conv1 = make_conv(
             in_channels, width, 7 if stem == "imagenet" else 3, 2 if stem == "imagenet" else 1, padding=padding
@@ -117,16 +117,6 @@ class ResNet(nn.Module):
         """[N, in_channels, H, W] -> [N, num_classes]."""
         out: torch.Tensor = self.head_activation(self.logits(x))
         return out
-
-
-def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, want one of {', '.join(map(repr, choices))}")
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, want a positive integer")
 
 
 def resnet18(**options: Any) -> ResNet:

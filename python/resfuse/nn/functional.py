@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from resfuse.arguments import pair_of, require_epsilon, require_positive, require_tensor
 from resfuse.runtime import ops, pooling
 from resfuse.runtime.pooling_ops import GlobalAvgPool2dFunction, apply_once
 from resfuse.runtime.pooling_ops import global_avg_pool2d as _global_avg_pool2d
@@ -48,13 +49,6 @@ def global_avg_pool2d(x: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
     return result
 
 
-def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
-        raise ValueError(f"{name}: got {value!r}, want an int or two")
-    return pair[0], pair[1]
-
-
 def conv_bn_relu(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -94,18 +88,33 @@ def conv_bn_relu(
     Raises:
         TypeError, ValueError: for tensors that do not fit, naming what they are and what is wanted.
     """
-    if not isinstance(x, torch.Tensor) or not isinstance(weight, torch.Tensor):
-        raise TypeError(f"x, weight: got {type(x).__name__} and {type(weight).__name__}, want two torch.Tensors")
+    require_tensor("x", x)
+    require_tensor("weight", weight)
+    require_positive("groups", groups)
+    require_epsilon("eps", eps)
     if weight.dim() != 4:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want [K, C / groups, R, S]")
-    if x.dim() != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups:
-        raise ValueError(f"x: got shape {list(x.shape)}, want [N, {weight.shape[1] * max(groups, 1)}, H, W]")
+    if weight.shape[0] % groups:
+        raise ValueError(f"groups: got {groups}, want a divisor of the {weight.shape[0]} output channels")
+    if x.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
+        raise ValueError(f"x: got shape {list(x.shape)}, want [N, {weight.shape[1] * groups}, H, W]")
     channels = weight.shape[0]
     vectors = {"running_mean": running_mean, "running_var": running_var, "bn_weight": bn_weight, "bn_bias": bn_bias,
                "bias": bias}  # fmt: skip
+    if running_mean is None or running_var is None:
+        raise TypeError("running_mean, running_var: got None, want tensors [K]")
+    tensors = {"weight": weight, **vectors, "residual": residual}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        require_tensor(name, tensor)
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise TypeError(f"{name}: got {tensor.dtype} on {tensor.device}, want {x.dtype} on {x.device} as x")
     for name, vector in vectors.items():
         if vector is not None and list(vector.shape) != [channels]:
             raise ValueError(f"{name}: got shape {list(vector.shape)}, want [{channels}]")
+    if residual is not None and residual.dim() != 4:
+        raise ValueError(f"residual: got shape {list(residual.shape)}, want [N, {channels}, OH, OW]")
     parameters: list[torch.Tensor] = [weight]
 
     def place(tensor: torch.Tensor | None) -> int | None:
@@ -117,7 +126,7 @@ def conv_bn_relu(
     learns = training or torch.is_grad_enabled()
     bias_place, gamma, beta = place(bias), place(bn_weight), place(bn_bias)
     mean, var = (-1, -1) if training else (place(running_mean), place(running_var))
-    (top, left), inputs = _pair(padding, "padding"), (x,) if residual is None else (x, residual)
+    (top, left), inputs = pair_of("padding", padding, 0), (x,) if residual is None else (x, residual)
     layer = ConvSpec(
         "conv_bn_relu",
         0,
@@ -128,8 +137,8 @@ def conv_bn_relu(
         bias_place,
         BatchNormSpec(gamma, beta, mean, var, eps),  # type: ignore[arg-type]
         (weight.shape[2], weight.shape[3]),
-        _pair(stride, "stride"),
-        _pair(dilation, "dilation"),
+        pair_of("stride", stride, 1),
+        pair_of("dilation", dilation, 1),
         (top, left, top, left),
         groups,
         "relu" if relu else "none",

@@ -163,10 +163,19 @@ class Executor:
         return self._weights.entry(parameters).packed_bytes
 
 
+def check_shapes(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
+    """Raises ValueError for inputs of other ranks, channels or batches than a program takes."""
+    for i, (x, channels) in enumerate(zip(inputs, spec.inputs, strict=True)):
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"inputs[{i}]: got shape {list(x.shape)}, want [N, {channels}, H, W]")
+        if x.shape[0] != inputs[0].shape[0]:
+            raise ValueError(f"inputs[{i}]: got a batch of {x.shape[0]}, want {inputs[0].shape[0]} as in inputs[0]")
+
+
 def _check_inputs(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
     if len(inputs) != len(spec.inputs):
         raise ValueError(f"inputs: got {len(inputs)} tensors, want {len(spec.inputs)}")
-    for i, (x, channels) in enumerate(zip(inputs, spec.inputs, strict=True)):
+    for i, x in enumerate(inputs):
         if x.layout != torch.strided or x.is_quantized:
             kind = "quantized" if x.is_quantized else str(x.layout)
             raise TypeError(f"inputs[{i}]: got a {kind} tensor, want a dense (strided) one")
@@ -174,10 +183,7 @@ def _check_inputs(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
             raise TypeError(f"inputs[{i}]: got dtype {x.dtype}, want torch.float32")
         if x.device.type != "cpu":
             raise ValueError(f"inputs[{i}]: got a tensor on {x.device}, want one on the CPU")
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"inputs[{i}]: got shape {list(x.shape)}, want [N, {channels}, H, W]")
-        if x.shape[0] != inputs[0].shape[0]:
-            raise ValueError(f"inputs[{i}]: got a batch of {x.shape[0]}, want {inputs[0].shape[0]} as in inputs[0]")
+    check_shapes(spec, inputs)
 
 
 @functools.lru_cache(maxsize=512)

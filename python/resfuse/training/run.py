@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from resfuse.nn.functional import global_avg_pool2d
+from resfuse.runtime.executor import check_shapes
 from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
 from resfuse.training import ops
 from resfuse.training.batch_norm import RunningNorm, update_running_statistics
@@ -42,6 +43,7 @@ def run_training(
         parameters: numbered as the program says.
         norms: for each layer, the batch norm module that it holds.
     """
+    check_shapes(spec, inputs)
     buffers: dict[int, torch.Tensor] = dict(enumerate(inputs))
     shapes = spec.buffer_shapes([x.shape for x in inputs])
     kept = {output.buffer for output in spec.outputs}
