@@ -1,6 +1,6 @@
-"""Training on several processes or machines with torch's own DistributedDataParallel.
+"""Training on several processes or machines with torch's own DistributedDataParallel, or FSDP2 (``--shard``).
 
-torchrun --nproc-per-node 2 examples/train_distributed.py [--steps 20] [--check]
+torchrun --nproc-per-node 2 examples/train_distributed.py [--steps 20] [--shard] [--check]
 
 ``--check`` repeats the training in one process, averaging the gradients of the ranks' batches, and compares parameters.
 """
@@ -14,6 +14,8 @@ import os
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,6 +62,7 @@ def train_alone(model: nn.Module, digits: Digits, steps: int, ranks: int) -> Non
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--steps", type=int, default=20)
+parser.add_argument("--shard", action="store_true")
 parser.add_argument("--check", action="store_true")
 options = parser.parse_args()
 
@@ -72,11 +75,17 @@ model = resfuse.models.ResNet("basic", [1, 1], width=16, num_classes=10, stem="c
 alone = copy.deepcopy(model)
 fast = resfuse.fuse(model, inplace=True)
 
-loss = train(DistributedDataParallel(fast), digits, options.steps, rank, ranks)
+if options.shard:  # each rank keeps a part of every parameter
+    wrapped: nn.Module = fully_shard(fast, mesh=init_device_mesh("cpu", (ranks,)))
+else:
+    wrapped = DistributedDataParallel(fast)
+loss = train(wrapped, digits, options.steps, rank, ranks)
+trained = [p.full_tensor() if options.shard else p for p in fast.parameters()]
 print(f"rank {rank} of {ranks}: loss {loss:.3f} after {options.steps} steps", flush=True)
 if options.check and rank == 0:
     train_alone(alone, digits, options.steps, ranks)
-    difference = max((a - b).abs().max().item() for a, b in zip(fast.parameters(), alone.parameters(), strict=True))
+    difference = max((a - b).abs().max().item() for a, b in zip(trained, alone.parameters(), strict=True))
     print(f"largest difference from training in one process: {difference:.1e}", flush=True)
     assert difference < 1e-3
+    print(f"{resfuse.report(fast).fused_calls} of {options.steps} steps ran fused", flush=True)
 dist.destroy_process_group()

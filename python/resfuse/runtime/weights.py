@@ -17,6 +17,7 @@ from torch import nn
 
 from resfuse import _core
 from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, ProgramSpec
+from resfuse.runtime.views import view
 
 Stamp = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -43,7 +44,7 @@ def _flat(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.detach()
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
-    return (tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()[:0]).numpy()
+    return view(tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()[:0])
 
 
 def fold_batch_norm(
@@ -115,7 +116,7 @@ class PackedWeights:
                 weight = tensors[layer.weight].detach()
                 if weight.dim() == 2:
                     weight = weight[:, :, None, None]
-                weights.set(index, weight.numpy(), *fold_batch_norm(layer.batch_norm, layer.bias, tensors))
+                weights.set(index, view(weight), *fold_batch_norm(layer.batch_norm, layer.bias, tensors))
             elif isinstance(layer, AffineSpec):
                 weights.set_affine(index, *fold_batch_norm(layer.batch_norm, None, tensors))
         return weights

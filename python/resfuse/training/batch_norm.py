@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from resfuse import _core
+from resfuse.runtime.views import view
 from resfuse.training.memory import dense, empty
 
 Maybe = torch.Tensor | None
@@ -95,9 +96,9 @@ def apply(x: torch.Tensor, residual: Maybe, norm: Norm, relu: bool) -> torch.Ten
     _core.norm_forward(
         dense(x).numpy(),
         None if residual is None else dense(residual).numpy(),
-        norm.mean.numpy(),
+        view(norm.mean),
         norm.scale.numpy(),
-        norm.shift.contiguous().numpy(),
+        view(norm.shift.contiguous()),
         relu,
         y.numpy(),
         torch.get_num_threads(),
@@ -141,11 +142,11 @@ def backward(
         grad.numpy(),
         dense(y).numpy() if relu and y is not None else None,
         norm.scale.numpy() if computed else None,
-        norm.shift.contiguous().numpy() if computed else None,
+        view(norm.shift.contiguous()) if computed else None,
         x.numpy(),
-        norm.mean.numpy(),
+        view(norm.mean),
         norm.inverse_deviation.numpy(),
-        None if norm.weight is None else norm.weight.contiguous().numpy(),
+        None if norm.weight is None else view(norm.weight.contiguous()),
         norm.batch_statistics,
         dx.numpy(),
         residual.numpy() if residual is not None and relu else None,

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from resfuse import _core
 from resfuse.runtime.executor import Executor
 from resfuse.runtime.spec import ConvSpec, OutputSpec, ProgramSpec
+from resfuse.runtime.views import view
 from resfuse.training.memory import dense, empty
 
 Maybe = torch.Tensor | None
@@ -32,7 +33,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, bias: Maybe, layer: ConvSpec,
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups,
         layer.algorithm, bias is not None, False,
     )  # fmt: skip
-    return executor.run_once([x], weight.numpy(), [] if bias is None else bias.tolist())
+    return executor.run_once([x], view(weight), [] if bias is None else bias.tolist())
 
 
 def weight_gradient(
@@ -56,7 +57,7 @@ def input_gradient(
     if grad.dtype is torch.float32 and layer.groups == 1 and layer.dilation == (1, 1) and layer.stride != (1, 1):
         dx = empty(like.shape) if more is None else dense(more)
         _core.input_gradient(
-            dense(grad).numpy(), weight.numpy(), dx.numpy(), more is not None, layer.stride, padding,
+            dense(grad).numpy(), view(weight), dx.numpy(), more is not None, layer.stride, padding,
             torch.get_num_threads(),
         )  # fmt: skip
         return dx
@@ -128,7 +129,7 @@ def _executor(
 def _turned(weight: torch.Tensor, groups: int) -> npt.NDArray[np.float32]:
     """A view of the weights with input and output channels exchanged and taps in reverse order."""
     k, c, *kernel = weight.shape
-    view = weight.numpy()[:, :, ::-1, ::-1]
+    flipped = view(weight)[:, :, ::-1, ::-1]
     if groups == 1:
-        return view.transpose(1, 0, 2, 3)
-    return view.reshape(groups, k // groups, c, *kernel).swapaxes(1, 2).reshape(groups * c, k // groups, *kernel)
+        return flipped.transpose(1, 0, 2, 3)
+    return flipped.reshape(groups, k // groups, c, *kernel).swapaxes(1, 2).reshape(groups * c, k // groups, *kernel)
