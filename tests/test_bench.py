@@ -56,7 +56,7 @@ def test_profile_refuses_what_it_cannot_time() -> None:
     x = torch.randn(1, 3, 8, 8)
     with pytest.raises(resfuse.UnsupportedModelError, match="is not fused"):
         resfuse.profile(make_model("seed").eval(), x)
-    with pytest.raises(ValueError, match="runs: got 0, want at least 1"):
+    with pytest.raises(ValueError, match="runs: got 0, want a positive integer"):
         resfuse.profile(_small(), x, runs=0)
     with pytest.raises(ValueError, match="train mode"):
         resfuse.profile(_small().train(), x)
