@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
-from torch.utils import _pytree
 
 import resfuse
 
@@ -33,19 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/mod
 from benchmarks.zoo import ZOO, Entry, fused_share
 from resfuse.bench.models import randomize_batch_norm
 from resfuse.bench.timing import interleaved
-
-
-def first_tensor(result: Any) -> torch.Tensor:
-    """Of a model's result: its last feature map, or its logits."""
-    found: list[torch.Tensor] = []
-    _pytree.tree_map_only(torch.Tensor, found.append, dict(result) if isinstance(result, dict) else result)
-    return found[-1]
+from resfuse.verify import tensors_of
 
 
 def error_ratio(model: nn.Module, fast: nn.Module, x: torch.Tensor) -> float:
-    """The fused output's rms error from fp64 over eager's."""
-    exact = first_tensor(copy.deepcopy(model).double()(x.double()))
-    fused, eager = ((first_tensor(m(x)).double() - exact).square().mean().sqrt() for m in (fast, model))
+    """The rms error of the fused model's last output from fp64 over eager's."""
+    exact = tensors_of(copy.deepcopy(model).double()(x.double()))[-1]
+    fused, eager = ((tensors_of(m(x))[-1].double() - exact).square().mean().sqrt() for m in (fast, model))
     return float(fused / eager.clamp_min(2.0**-24 * float(exact.square().mean().sqrt())))
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from benchmarks.zoo import ZOO, Entry, Plain, fused_share
 from torch import nn
-from torch.utils import _pytree
 
 import resfuse
 from resfuse.bench.models import make_model, randomize_batch_norm
+from resfuse.verify import tensors_of
 
 
 def _parameters() -> list[Any]:
@@ -29,12 +29,6 @@ def _make(entry: Entry) -> nn.Module:
     return model
 
 
-def _tensors(result: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    _pytree.tree_map_only(torch.Tensor, found.append, dict(result) if isinstance(result, dict) else result)
-    return found
-
-
 @pytest.mark.parametrize("entry", _parameters())
 def test_models_are_fused_and_verified(entry: Entry) -> None:
     model = _make(entry)
@@ -45,7 +39,7 @@ def test_models_are_fused_and_verified(entry: Entry) -> None:
         x = x.to(memory_format=torch.channels_last) if batch == 3 else x
         resfuse.verify(model, fast, x)
         with torch.no_grad():
-            expected, got = _tensors(model(x)), _tensors(fast(x))
+            expected, got = tensors_of(model(x)), tensors_of(fast(x))
         assert len(got) == len(expected) > 0
         for e, g in zip(expected, got, strict=True):
             scale = float(e.square().mean().sqrt())

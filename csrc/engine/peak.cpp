@@ -4,6 +4,8 @@
 #include <array>
 #include <chrono>
 
+#include "engine/threads.h"
+
 namespace resfuse {
 
 double measure_multiply_adds(const KernelTable& kernels, int threads) {
@@ -12,7 +14,7 @@ double measure_multiply_adds(const KernelTable& kernels, int threads) {
     for (double& rate : rates) {
         index_t done = 0;
         const auto start = std::chrono::steady_clock::now();
-#pragma omp parallel num_threads(threads) reduction(+ : done)
+#pragma omp parallel num_threads(usable_threads(threads)) reduction(+ : done)
         done += kernels.multiply_adds_at_peak(kSteps);
         rate =
             static_cast<double>(done) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

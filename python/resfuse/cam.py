@@ -39,14 +39,14 @@ def class_activation_map(
     """
     require_module("model", model)
     require_tensor("x", x)
-    fast = model if any(True for _ in fused_parts(model)) else fuse(model)
+    fast = fuse(model) if next(fused_parts(model), None) is None else model
     if not isinstance(fast, FusedModule):
         return _by_hooks(fast, x, class_index)
     binding = fast.fusion().binding
-    reason = "is in train mode" if binding.trains() else binding.native_reason()
+    reason = binding.not_as_programs()
     if reason is not None:
         raise ValueError(f"model: {reason}; class activation maps want a model in eval mode without hooks")
-    for step in fast.fusion().binding.lowered.programs:
+    for step in binding.lowered.programs:
         head = _head(step)
         if head is not None:
             break
@@ -57,7 +57,7 @@ def class_activation_map(
     pool, linear = head
     _, kept = probe(fast, (x,), lambda s: (pool.input, linear.output) if s is step else ())
     features, logits = kept[step][pool.input], kept[step][linear.output].flatten(1)
-    parameters = next(b for b in fast.fusion().binding.programs if b.step is step).parameters()
+    parameters = next(b for b in binding.programs if b.step is step).parameters()
     weight = parameters[linear.weight].detach()
     classes = _classes(class_index, logits)
     return torch.einsum("nk,nkhw->nhw", weight[classes], features)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfuse.arguments import require_module
 from resfuse.calls import asks_for_gradients, native_reason, train_program
 from resfuse.errors import GradientsEnabledWarning, UnsupportedModelError
 from resfuse.lowering.binding import Binding, ModeChangedError, ProgramRunner, StructureChangedError
@@ -153,6 +154,15 @@ def fused_parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, FusedMo
         return
     for name, child in model.named_children():
         yield from fused_parts(child, f"{path}.{name}".lstrip("."))
+
+
+def require_fused(name: str, model: nn.Module) -> dict[str, FusedModule]:
+    """The fused modules of a model by their paths; raises TypeError or UnsupportedModelError where there are none."""
+    require_module(name, model)
+    parts = dict(fused_parts(model))
+    if not parts:
+        raise UnsupportedModelError(f"{name}: {type(model).__name__} is not fused; want what resfuse.fuse returned")
+    return parts
 
 
 @functools.cache

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resfuse.arguments import require_module, require_positive
-from resfuse.errors import UnsupportedModelError
-from resfuse.fused_module import FusedModule, fused_parts
+from resfuse.arguments import require_positive
+from resfuse.fused_module import FusedModule, require_fused
 from resfuse.report import what_of
 from resfuse.runtime.executor import RunRecord, recorded_runs
 from resfuse.tables import format_table
@@ -98,13 +97,10 @@ def profile(model: nn.Module, *inputs: torch.Tensor, runs: int = 10) -> Profile:
         UnsupportedModelError: ``model`` is not fused.
         ValueError: ``runs`` is less than one, or the model runs natively in its present state.
     """
-    require_module("model", model)
     require_positive("runs", runs)
-    parts = dict(fused_parts(model))
-    if not parts:
-        raise UnsupportedModelError(f"model: {type(model).__name__} is not fused; want what resfuse.fuse returned")
+    parts = require_fused("model", model)
     for part in parts.values():
-        reason = "is in train mode" if part.fusion().binding.trains() else part.fusion().binding.native_reason()
+        reason = part.fusion().binding.not_as_programs()
         if reason is not None:
             raise ValueError(f"model: {reason}, so nothing would run fused")
     records: list[list[RunRecord]] = []

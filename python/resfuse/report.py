@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from resfuse import _core
-from resfuse.arguments import require_module
-from resfuse.errors import UnsupportedModelError
-from resfuse.fused_module import fused_parts
+from resfuse.fused_module import require_fused
 from resfuse.lowering.binding import BoundProgram
 from resfuse.pooling import FusedPool
 from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
@@ -122,10 +120,7 @@ def report(model: nn.Module) -> Report:
         TypeError: ``model`` is no module.
         UnsupportedModelError: ``model`` was not fused.
     """
-    require_module("model", model)
-    parts = dict(fused_parts(model))
-    if not parts:
-        raise UnsupportedModelError(f"model: {type(model).__name__} is not fused; want what resfuse.fuse returned")
+    parts = require_fused("model", model)
     rows: list[ReportRow] = []
     reasons: list[str] = []
     for path, part in parts.items():

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from resfuse.arguments import require_epsilon, require_module
 from resfuse.errors import UnsupportedModelError, VerificationError
-from resfuse.fused_module import FusedModule, fused_parts
+from resfuse.fused_module import FusedModule, fused_parts, require_fused
 from resfuse.lowering.steps import ProgramStep
 from resfuse.lowering.tracer import trace
 from resfuse.probe import probe
@@ -84,11 +84,8 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
         UnsupportedModelError: ``fast`` is not fused, or is another network than ``model``.
     """
     require_module("model", model)
-    require_module("fast", fast)
     require_epsilon("tolerance", tolerance)
-    parts = dict(fused_parts(fast))
-    if not parts:
-        raise UnsupportedModelError(f"fast: {type(fast).__name__} is not fused; want what resfuse.fuse returned")
+    parts = require_fused("fast", fast)
     if model.training or fast.training:
         raise ValueError(f"{'model' if model.training else 'fast'}: is in train mode, want eval()")
     for part in parts.values():
@@ -97,7 +94,7 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
             raise ValueError(f"fast: {reason}, so nothing would run fused")
     compare = _by_blocks if isinstance(fast, FusedModule) else _by_parts
     rows, results = compare(model, fast, inputs)
-    for i, (e, g, f) in enumerate(zip(*(_flat(result) for result in results), strict=True)):
+    for i, (e, g, f) in enumerate(zip(*(tensors_of(result) for result in results), strict=True)):
         before = max((row.eager_rms for row in rows), default=0.0) if e.numel() < _FEW else 0.0
         row = _row("output" if i == 0 else f"output {i}", e, g, f)
         rows.append(dataclasses.replace(row, eager_before=before))
@@ -177,7 +174,7 @@ def _run_hooked(
 
     def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            kept[path] = [value.clone() for value in _flat(output)]
+            kept[path] = [value.clone() for value in tensors_of(output)]
 
         return hook
 
@@ -209,7 +206,8 @@ def _run_native(model: nn.Module, inputs: list[torch.Tensor], wanted: set[str]) 
     return result, recorder.values
 
 
-def _flat(result: Any) -> list[torch.Tensor]:
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """All tensors of a model's result, in order."""
     flat: list[torch.Tensor] = []
     torch.utils._pytree.tree_map_only(torch.Tensor, flat.append, result)
     return flat

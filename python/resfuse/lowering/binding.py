@@ -190,8 +190,7 @@ class Binding:
         """For each step, the values that no later step reads."""
         last: dict[str, int] = {}
         for index, step in enumerate(self.lowered.steps):
-            reads = _reads(step)
-            last.update(dict.fromkeys(reads, index))
+            last.update(dict.fromkeys(_reads(step), index))
         output = next(node for node in self.lowered.graph.nodes if node.op == "output")
         for node in output.all_input_nodes:
             last.pop(node.name, None)
@@ -221,6 +220,10 @@ class Binding:
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
         return any([bound.trains() for bound in self.programs])
+
+    def not_as_programs(self) -> str | None:
+        """Why a call without gradients would not run whole programs in the modules' present state, or None."""
+        return "is in train mode" if self.trains() else self.native_reason()
 
     def run(
         self,

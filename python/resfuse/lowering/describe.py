@@ -29,4 +29,4 @@ def _owns(node: fx.Node, model: nn.Module) -> bool:
     op = describe(node, model)
     if isinstance(op, Unsupported):
         return node.op == "call_module"  # a function may return a view of what it was given
-    return op.kind not in ("identity", "flatten") or _owns(op.inputs[0], model)
+    return op.kind != "flatten" or _owns(op.inputs[0], model)

@@ -115,33 +115,27 @@ def _batch_norm(call: Call) -> Op | Unsupported:
     return Op("batch_norm", call.inputs, name=call.node.name, norm=norm)
 
 
-def _max_pool2d(call: Call) -> Op | Unsupported:
-    if call.get("return_indices", False):
-        return Unsupported("returns indices")
-    kernel_size = pair(call.get("kernel_size"))
-    stride = call.get("stride")
-    pool = {
+def _window(call: Call) -> dict[str, Any]:
+    kernel_size, stride = pair(call.get("kernel_size")), call.get("stride")
+    return {
         "kernel_size": kernel_size,
         "stride": pair(stride) if stride not in (None, [], ()) else kernel_size,
-        "dilation": pair(call.get("dilation", 1)),
         "padding": pair(call.get("padding", 0)) * 2,
         "ceil_mode": bool(call.get("ceil_mode", False)),
     }
+
+
+def _max_pool2d(call: Call) -> Op | Unsupported:
+    if call.get("return_indices", False):
+        return Unsupported("returns indices")
+    pool = {**_window(call), "dilation": pair(call.get("dilation", 1))}
     return Op("max_pool", call.inputs, pool=pool)
 
 
 def _avg_pool2d(call: Call) -> Op | Unsupported:
     if call.get("divisor_override") is not None:
         return Unsupported("average pool with a divisor of its own")
-    kernel_size = pair(call.get("kernel_size"))
-    stride = call.get("stride")
-    pool = {
-        "kernel_size": kernel_size,
-        "stride": pair(stride) if stride not in (None, [], ()) else kernel_size,
-        "padding": pair(call.get("padding", 0)) * 2,
-        "ceil_mode": bool(call.get("ceil_mode", False)),
-        "count_include_pad": bool(call.get("count_include_pad", True)),
-    }
+    pool = {**_window(call), "count_include_pad": bool(call.get("count_include_pad", True))}
     return Op("avg_pool", call.inputs, pool=pool)
 
 

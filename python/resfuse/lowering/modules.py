@@ -138,17 +138,22 @@ def _flatten(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | 
     return Unsupported(f"flattens dimensions {module.start_dim} to {module.end_dim}, want 1 to -1")
 
 
+def _window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
+    return {
+        "kernel_size": pair(module.kernel_size),
+        "stride": pair(module.stride),
+        "padding": pair(module.padding) * 2,
+        "ceil_mode": module.ceil_mode,
+    }
+
+
 def _max_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...], same: bool = False) -> Op | Unsupported:
     assert isinstance(module, nn.MaxPool2d)
     if module.return_indices:
         return Unsupported("returns indices")
-    pool = {
-        "kernel_size": pair(module.kernel_size),
-        "stride": pair(module.stride),
-        "dilation": pair(module.dilation),
-        "padding": None if same else pair(module.padding) * 2,
-        "ceil_mode": module.ceil_mode,
-    }
+    pool = {**_window(module), "dilation": pair(module.dilation)}
+    if same:
+        pool["padding"] = None
     return Op("max_pool", inputs, (path,), path, pool=pool)
 
 
@@ -156,17 +161,11 @@ def _max_pool_same(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) ->
     return _max_pool(module, path, inputs, same=True)
 
 
-def _avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...], same: bool = False) -> Op | Unsupported:
+def _avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
     assert isinstance(module, nn.AvgPool2d)
     if module.divisor_override is not None:
         return Unsupported("average pool with a divisor of its own")
-    pool = {
-        "kernel_size": pair(module.kernel_size),
-        "stride": pair(module.stride),
-        "padding": None if same else pair(module.padding) * 2,
-        "ceil_mode": module.ceil_mode and not same,
-        "count_include_pad": module.count_include_pad,
-    }
+    pool = {**_window(module), "count_include_pad": module.count_include_pad}
     return Op("avg_pool", inputs, (path,), path, pool=pool)
 
 

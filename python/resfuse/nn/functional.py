@@ -12,7 +12,7 @@ from resfuse.runtime.pooling_ops import GlobalAvgPool2dFunction, apply_once
 from resfuse.runtime.pooling_ops import global_avg_pool2d as _global_avg_pool2d
 from resfuse.runtime.spec import BatchNormSpec, ConvSpec, OutputSpec, ProgramSpec
 from resfuse.training import ops as training_ops
-from resfuse.training.batch_norm import update_running_statistics
+from resfuse.training.batch_norm import update_running_statistics, values_per_channel
 from resfuse.training.split import saved_tensors
 
 __all__ = ["conv_bn_relu", "global_avg_pool2d"]
@@ -43,8 +43,8 @@ def global_avg_pool2d(x: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
             return pooling.forward(x, keepdim)
         elif x.layout is not torch.strided or x.is_quantized:
             pooling.check_input(x)
-    elif not isinstance(x, (torch.Tensor, torch.fx.Proxy)):
-        raise TypeError(f"x: got {type(x).__name__}, want a torch.Tensor")
+    elif not isinstance(x, torch.fx.Proxy):
+        require_tensor("x", x)
     result: torch.Tensor = _global_avg_pool2d(x, keepdim)
     return result
 
@@ -153,9 +153,7 @@ def conv_bn_relu(
     results = training_ops.block_forward(inputs, parameters, spec.to_text())
     y: torch.Tensor = results[0]
     if training:
-        count = y.shape[0] * y.shape[2] * y.shape[3]
-        if count == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(y.shape)}")
+        count = values_per_channel(y.shape)
         saved = {s.what: results[1 + i] for i, s in enumerate(saved_tensors(spec))}
         update_running_statistics(running_mean, running_var, saved["mean"], saved["variance"], momentum, count)
     return y

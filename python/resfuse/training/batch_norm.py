@@ -6,6 +6,8 @@ float32 runs on the core, other types on torch.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,6 +58,14 @@ class Norm:
     @property
     def shift(self) -> torch.Tensor:
         return torch.zeros_like(self.mean) if self.bias is None else self.bias
+
+
+def values_per_channel(shape: Sequence[Any]) -> int:
+    """Of a batch that takes its own statistics; raises torch's ValueError for a single one."""
+    count: int = shape[0] * shape[2] * shape[3]
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(shape)}")
+    return count
 
 
 def _on_core(x: torch.Tensor) -> bool:

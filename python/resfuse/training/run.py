@@ -12,7 +12,7 @@ from resfuse.nn.functional import global_avg_pool2d
 from resfuse.runtime.executor import check_shapes
 from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
 from resfuse.training import ops
-from resfuse.training.batch_norm import RunningNorm, update_running_statistics
+from resfuse.training.batch_norm import RunningNorm, update_running_statistics, values_per_channel
 from resfuse.training.split import Block, pads_of
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -80,17 +80,9 @@ def _run_block(
     for statistics in part.statistics:
         norm = norms[statistics.layer]
         assert norm is not None
-        count = _values_per_channel(shapes[spec.layers[statistics.layer].output])
+        count = values_per_channel(shapes[spec.layers[statistics.layer].output])
         updates.append((norm, results[statistics.mean], results[statistics.variance], count))
     return [_ACTIVATIONS[part.activation](y) for y in results[: len(part.outputs)]]
-
-
-def _values_per_channel(shape: Sequence[Any]) -> int:
-    """Of a batch that takes its own statistics."""
-    count: int = shape[0] * shape[2] * shape[3]
-    if count == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(shape)}")
-    return count
 
 
 def _affine(
@@ -107,7 +99,7 @@ def _affine(
         weight = None if spec.weight is None else parameters[spec.weight]
         bias = None if spec.bias is None else parameters[spec.bias]
         if norm is not None and norm.training:
-            count = _values_per_channel(x.shape)
+            count = values_per_channel(x.shape)
             with torch.no_grad():
                 variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
             updates.append((norm, mean, variance, count))
