@@ -27,6 +27,7 @@ EXAMPLES = {
     "fuse_timm.py": (["resnet18", "--size", "64"], "timm", "native: none"),
     "train.py": (["--epochs", "1"], "sklearn", "epoch 1:"),
     "class_activation_maps.py": ([], "sklearn", "wrote maps.png"),
+    "classify_with_ray.py": ([], "ray", "of 100 digits read right"),
     "train_distributed.py": (["--check"], "sklearn", "20 of 20 steps ran fused"),
     "train_distributed.py --shard": (["--check"], "sklearn", "20 of 20 steps ran fused"),
 }

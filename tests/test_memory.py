@@ -23,14 +23,22 @@ def cycle():
         fast(x)
     fast.train()(x).sum().backward()
 
-for _ in range(100):
+def least(cycles, readings=5):
+    # What allocators keep for a while goes up and down.
+    found = []
+    for _ in range(readings):
+        for _ in range(cycles // readings):
+            cycle()
+        gc.collect()
+        found.append(resident())
+    return min(found)
+
+for _ in range(800):  # until the allocator's arenas are as large as garbage between collections makes them
     cycle()
-gc.collect()
-before = resident()
+warm = least(50)
 for _ in range(int(sys.argv[1])):
     cycle()
-gc.collect()
-print((resident() - before) / 1024)
+print((least(50) - warm) / 1024)
 """
 
 _EXHAUSTED = """
@@ -55,7 +63,7 @@ with torch.no_grad():
 
 @pytest.mark.slow
 def test_memory_is_flat_over_a_thousand_models() -> None:
-    """Fused, run, trained, forgotten: what grows is less than half of one of them a hundred times."""
+    """Fused, run, trained, forgotten: a model's packed weights alone, kept, would be 60 MiB and more."""
     command = [sys.executable, "-c", _CYCLES, "1000"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr

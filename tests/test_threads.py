@@ -15,6 +15,7 @@ import torch
 import resfuse
 from resfuse import _core
 from resfuse.bench.models import make_model, randomize_batch_norm
+from resfuse.gil import require_gil
 
 
 def _fused(name: str) -> torch.nn.Module:
@@ -234,3 +235,102 @@ def test_denormal_numbers_are_as_good_as_zeros(what: str) -> None:
         else:
             model.conv1.weight.mul_(1e-39)
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+_INTERRUPTED = """
+import os, signal, threading, torch, resfuse
+model = resfuse.models.ResNet("basic", [1, 1], width=16, num_classes=5, stem="cifar").eval()
+fast, x = resfuse.fuse(model), torch.randn(64, 3, 32, 32)
+with torch.no_grad():
+    before = fast(x)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        while True:
+            fast(x)
+    except KeyboardInterrupt:
+        assert torch.equal(fast(x), before)
+        print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_a_loop_of_calls_and_leaves_the_model_usable() -> None:
+    result = _python(_INTERRUPTED)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "interrupted\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="wants Linux's affinity")
+def test_affinity_limits_the_threads() -> None:
+    result = _python(
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "import torch, resfuse; from resfuse import _core;"
+        "m = resfuse.fuse(resfuse.models.ResNet('basic', [1], width=8, num_classes=3).eval());"
+        "torch.set_grad_enabled(False); m(torch.randn(2, 3, 64, 64));"
+        "print(torch.get_num_threads(), _core.openmp_max_threads(), _core.usable_threads(torch.get_num_threads()))",
+        OMP_NUM_THREADS="",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["1", "1", "1"]
+
+
+def _write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "cpus"),
+    [
+        ({"pod/box/cpu.max": "150000 100000\n"}, "0::/pod/box\n", 1.5),
+        ({"pod/box/cpu.max": "max 100000\n", "pod/cpu.max": "300000 100000\n"}, "0::/pod/box\n", 3.0),
+        ({"pod/box/cpu.max": "400000 100000\n", "pod/cpu.max": "50000 100000\n"}, "0::/pod/box\n", 0.5),
+        ({"cpu.max": "200000 100000\n"}, "0::/a/path/of/the/host\n", 2.0),
+        ({"cpu.max": "max 100000\n"}, "0::/\n", 0.0),
+        (
+            {"cpu/x/cpu.cfs_quota_us": "250000\n", "cpu/x/cpu.cfs_period_us": "100000\n"},
+            "3:cpu,cpuacct:/x\n0::/\n",
+            2.5,
+        ),
+        ({"cpu/x/cpu.cfs_quota_us": "-1\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, "3:cpuset:/\n1:cpu:/x\n", 0.0),
+        ({}, "", 0.0),
+        ({"cpu.max": "nonsense"}, "0::/\nnonsense\n", 0.0),
+    ],
+)
+def test_quota_of_a_control_group(tmp_path: Path, files: dict[str, str], membership: str, cpus: float) -> None:
+    _write(tmp_path, files)
+    assert _core.cgroup_cpus(str(tmp_path), membership) == cpus
+
+
+def test_quota_of_this_process_limits_its_threads() -> None:
+    """In a control group of our own (version 1 or 2), where we may make one."""
+    for group, limit in (("cpu/resfuse_test", "cpu.cfs_quota_us"), ("resfuse_test", "cpu.max")):
+        path = Path("/sys/fs/cgroup") / group
+        try:
+            path.mkdir()
+            (path / limit).write_text("100000" if "cfs" in limit else "100000 100000")
+            break
+        except OSError:
+            path.rmdir() if path.exists() else None
+    else:
+        pytest.skip("no control group can be made here")
+    try:
+        result = _python(
+            "import os, pathlib;"
+            f"pathlib.Path('{path}/cgroup.procs').write_text(str(os.getpid()));"
+            "import torch, resfuse; from resfuse import _core; torch.set_num_threads(4);"
+            "m = resfuse.fuse(resfuse.models.ResNet('basic', [1], width=8, num_classes=3).eval());"
+            "torch.set_grad_enabled(False); m(torch.randn(2, 3, 64, 64));"
+            "print(_core.cpu_quota(), _core.usable_threads(4))"
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.split() == ["1.0", "1"]
+    finally:
+        path.rmdir()
+
+
+def test_an_interpreter_without_the_gil_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_gil()
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    with pytest.raises(ImportError, match="PYTHON_GIL=1"):
+        require_gil()

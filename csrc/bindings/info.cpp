@@ -3,9 +3,11 @@
 #include <pybind11/stl.h>
 
 #include "bindings/register.h"
+#include "engine/cgroup.h"
 #include "engine/dispatch.h"
 #include "engine/heap.h"
 #include "engine/peak.h"
+#include "engine/threads.h"
 
 namespace py = pybind11;
 using namespace resfuse;
@@ -40,6 +42,11 @@ void register_info(py::module_& m) {
     m.def(
         "openmp_max_threads", [] { return omp_get_max_threads(); },
         "Threads of the OpenMP runtime that the core runs on.");
+    m.def("usable_threads", &usable_threads, py::arg("wanted"),
+          "Threads that the core uses where `wanted` are asked for: fewer under a CPU quota or after a fork.");
+    m.def("cpu_quota", &cpu_quota, "CPUs' time that this process's control group grants; 0: no limit.");
+    m.def("cgroup_cpus", &cgroup_cpus, py::arg("root"), py::arg("membership"),
+          "The same, of another root and another /proc/PID/cgroup.");
     m.def(
         "heap_bytes", [] { return py::make_tuple(Heap::global().used_bytes(), Heap::global().mapped_bytes()); },
         "(in use, mapped) bytes of the heap of large blocks.");

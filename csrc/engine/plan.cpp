@@ -35,12 +35,20 @@ void Plan::infer_extents(const std::vector<InputShape>& inputs) {
             throw std::invalid_argument("input " + std::to_string(i) + ": an image of " +
                                         std::to_string(inputs[i].height) + " x " + std::to_string(inputs[i].width) +
                                         " has no pixels");
+        require_addressable({batch_, program_->channels(program_->inputs()[i]), inputs[i].height, inputs[i].width},
+                            "input " + std::to_string(i));
         extents_[static_cast<std::size_t>(program_->inputs()[i])] = {inputs[i].height, inputs[i].width};
     }
     layers_ = program_->layers();
     for (Layer& layer : layers_) {
         const Extent in = extents_[static_cast<std::size_t>(layer.input)];
-        layer.window = resolve_padding(layer.window, in);
+        Window& window = layer.window = resolve_padding(layer.window, in);
+        const index_t padded_h = in.h + window.pad_top + window.pad_bottom;
+        const index_t padded_w = in.w + window.pad_left + window.pad_right;
+        require_addressable({batch_, layer.in_channels, padded_h, padded_w}, layer.name + ": padded input");
+        // A longer stride leads nowhere else, and a band of one would be too long for an index.
+        window.stride_h = std::min(window.stride_h, padded_h);
+        window.stride_w = std::min(window.stride_w, padded_w);
         const Extent out =
             layer.kind == LayerKind::global_avg_pool ? Extent{1, 1} : window_extent(layer.window, in, layer.name);
         if (layer.gate >= 0) {
@@ -56,6 +64,7 @@ void Plan::infer_extents(const std::vector<InputShape>& inputs) {
                                             std::to_string(residual.w) + ", want " + std::to_string(out.h) + " x " +
                                             std::to_string(out.w));
         }
+        require_addressable({batch_, layer.out_channels, out.h, out.w}, layer.name + ": output");
         extents_[static_cast<std::size_t>(layer.output)] = out;
     }
 }

@@ -15,12 +15,19 @@ void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
+// Windows and images within it have products that an index holds.
+constexpr index_t kMostLength = 0x7fffffff;
+
 void check_window(const Window& w, const std::string& layer) {
     require(w.kernel_h > 0 && w.kernel_w > 0, layer + ": kernel_size must be positive");
     require(w.stride_h > 0 && w.stride_w > 0, layer + ": stride must be positive");
     require(w.dilation_h > 0 && w.dilation_w > 0, layer + ": dilation must be positive");
     require(w.pad_top >= 0 && w.pad_left >= 0 && w.pad_bottom >= 0 && w.pad_right >= 0,
             layer + ": padding must not be negative");
+    for (const index_t length : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.pad_top,
+                                 w.pad_left, w.pad_bottom, w.pad_right})
+        require(length <= kMostLength, layer + ": got a window with " + std::to_string(length) + ", want at most " +
+                                           std::to_string(kMostLength));
 }
 
 index_t window_length(index_t in, index_t kernel, index_t stride, index_t dilation, index_t before, index_t after,
@@ -37,6 +44,17 @@ index_t window_length(index_t in, index_t kernel, index_t stride, index_t dilati
 }
 
 }  // namespace
+
+void require_addressable(std::initializer_list<index_t> shape, const std::string& what) {
+    constexpr double kMostFloats = 0x1p45;  // 2^47 bytes, what a process can address
+    double floats = 1;
+    std::string text;
+    for (const index_t length : shape) {
+        floats *= static_cast<double>(length);
+        text += (text.empty() ? "" : " x ") + std::to_string(length);
+    }
+    require(floats <= kMostFloats, what + ": " + text + " is more than memory can hold");
+}
 
 const char* algorithm_name(Algorithm algorithm) { return kAlgorithmNames[static_cast<std::size_t>(algorithm)]; }
 
@@ -90,7 +108,8 @@ int Program::add_buffer(index_t channels) {
 }
 
 int Program::add_input(index_t channels) {
-    require(channels > 0, "channels: got " + std::to_string(channels) + ", want a positive number");
+    require(channels > 0 && channels <= kMostLength,
+            "channels: got " + std::to_string(channels) + ", want a positive number of 31 bits");
     inputs_.push_back(add_buffer(channels));
     return inputs_.back();
 }
@@ -102,6 +121,8 @@ int Program::add_conv(Layer layer) {
     check_window(layer.window, name);
     layer.in_channels = channels(layer.input);
     require(layer.out_channels > 0, name + ": out_channels must be positive");
+    require_addressable({layer.out_channels, layer.in_channels, layer.window.kernel_h, layer.window.kernel_w},
+                        name + ": weight");
     require(layer.groups > 0 && layer.in_channels % layer.groups == 0 && layer.out_channels % layer.groups == 0,
             name + ": groups = " + std::to_string(layer.groups) + " must divide " + std::to_string(layer.in_channels) +
                 " input and " + std::to_string(layer.out_channels) + " output channels");

@@ -2,6 +2,7 @@
 // a Plan (plan.h) fixes everything for one input size, a WeightSet (weights.h) holds one version of the parameters.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,10 @@ struct Window {
 struct Extent {
     index_t h, w;
 };
+
+// Throws std::invalid_argument for a shape of more floats than a process can address, so that no product of its
+// lengths overflows.
+void require_addressable(std::initializer_list<index_t> shape, const std::string& what);
 
 // The window with the pads that "same" padding gives for an image; other windows as they are.
 Window resolve_padding(Window window, Extent in);

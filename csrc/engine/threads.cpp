@@ -4,6 +4,9 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <cmath>
+
+#include "engine/cgroup.h"
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
@@ -33,7 +36,11 @@ const bool registered = [] {
 
 }  // namespace
 
-int usable_threads(int wanted) { return registered && lost_threads.load(std::memory_order_relaxed) ? 1 : wanted; }
+int usable_threads(int wanted) {
+    if (registered && lost_threads.load(std::memory_order_relaxed)) return 1;
+    static const double quota = cpu_quota();
+    return quota > 0 && quota < wanted ? static_cast<int>(std::ceil(quota)) : wanted;
+}
 
 #if defined(__SSE__)
 FlushDenormals::FlushDenormals() : before_(_mm_getcsr()) {

@@ -3,8 +3,9 @@
 
 namespace resfuse {
 
-// As many threads as wanted; one in a process that was forked while there were others: OpenMP's pool does not survive a
-// fork, and a region that waits for it would wait forever.
+// As many threads as wanted, but no more than the control group's quota gives time for: more would be stopped, all of
+// them, in the middle of a step. One in a process that was forked while there were others: OpenMP's pool does not
+// survive a fork, and a region that waits for it would wait forever.
 int usable_threads(int wanted);
 
 // Denormal numbers count as zeros while it lives: each would cost a hundred cycles, and none changes a result by more

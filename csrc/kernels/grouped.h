@@ -28,22 +28,26 @@ struct CopyRing {
     float* row(index_t y) const { return data + y % rows * cols * pixel; }
 };
 
+// Channel `Channel` of each group, in all the lanes of its group.
+template <int Group, int Channel, std::size_t... Lane>
+inline Vec repeat_channel(Vec v, std::index_sequence<Lane...>) {
+    return __builtin_shufflevector(v, v, (static_cast<int>(Lane) / Group * Group + Channel)...);
+}
+
+template <int Group, std::size_t... Channel>
+inline void store_copies(float* to, Vec v, std::index_sequence<Channel...>) {
+    constexpr auto lanes = std::make_index_sequence<kVectorFloats>{};
+    (store(to + Channel * kVectorFloats, repeat_channel<Group, static_cast<int>(Channel)>(v, lanes)), ...);
+}
+
 // `Whole`: all lanes are channels.
 template <int Group, bool Whole>
 inline void copy_pixels_of(const float* from, index_t pixel, index_t row, index_t pixels, index_t lanes, float* to) {
-    VecMask lane[Group];
-    for (int i = 0; i < Group; ++i)
-        for (int l = 0; l < kVectorFloats; ++l) lane[i][l] = l / Group * Group + i;
     for (index_t x = 0; x < pixels; ++x, from += pixel, to += Group * kVectorFloats) {
         const Vec v = Whole ? load(from) : load_first(from, lanes);
         // The same channels of the next row: a line of each pixel, too far apart for the hardware to see.
         __builtin_prefetch(from + row);
-        if constexpr (Group == 1) {
-            store(to, v);
-        } else {
-#pragma GCC unroll 8
-            for (int i = 0; i < Group; ++i) store(to + i * kVectorFloats, __builtin_shuffle(v, lane[i]));
-        }
+        store_copies<Group>(to, v, std::make_index_sequence<Group>{});
     }
 }
 

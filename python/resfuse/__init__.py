@@ -7,9 +7,12 @@ from resfuse import models, nn
 from resfuse.cam import class_activation_map
 from resfuse.errors import GradientsEnabledWarning, ResfuseError, UnsupportedModelError, VerificationError
 from resfuse.fuse import fuse
+from resfuse.gil import require_gil
 from resfuse.profile import Profile, profile
 from resfuse.report import Report, report
 from resfuse.verify import Verification, verify
+
+require_gil()
 
 __version__ = "0.1.0"
 

@@ -37,6 +37,8 @@ def facts() -> dict[str, str]:
     isa = _core.active_isa()
     kernels = _core.kernel_table(isa)
     l2, l3 = _core.cache_bytes()
+    threads, quota = torch.get_num_threads(), _core.cpu_quota()
+    limit = f", {_core.usable_threads(threads)} used: a quota of {quota:g} CPUs" if 0 < quota < threads else ""
     return {
         "resfuse": resfuse.__version__,
         "torch": torch.__version__,
@@ -48,7 +50,7 @@ def facts() -> dict[str, str]:
         "kernels": f"fp32 (pooling also fp64, bf16, fp16), {kernels['name']}: "
         f"{kernels['vector_floats']} floats a vector, register tile {kernels['tile_rows']} x {kernels['tile_cols']}",
         "algorithms": "direct, small groups, Winograd F(2x2, 3x3), Winograd F(4x4, 3x3), global average pooling",
-        "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
+        "threads": f"{threads} (torch.set_num_threads){limit}",
         "OpenMP": "\n".join(openmp_runtimes()) or "unknown",
     }
 

@@ -115,7 +115,7 @@ class Executor:
 
     def plan(self, inputs: Sequence[torch.Tensor]) -> _core.Plan:
         """The plan for these inputs' sizes and layouts and torch's present number of threads."""
-        threads = torch.get_num_threads()
+        threads = _core.usable_threads(torch.get_num_threads())
         shapes = tuple([(x.shape[2], x.shape[3], x.is_contiguous(memory_format=torch.channels_last)) for x in inputs])
         key = (max(inputs[0].shape[0], 1), shapes, threads)
         plan = self._plans.get(key)

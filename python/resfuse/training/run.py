@@ -51,7 +51,8 @@ def run_training(
     updates: list[Update] = []
     for i, part in enumerate(blocks):
         results = _run_block(spec, part, shapes, [buffers[b] for b in part.inputs], parameters, norms, updates)
-        buffers |= zip(part.outputs, results, strict=True)
+        for buffer, result in zip(part.outputs, results, strict=True):  # Dynamo of torch 2.6 knows no dict |= zip
+            buffers[buffer] = result
         for buffer in part.inputs:  # what no later block reads need not live until the end
             if last[buffer] == i and buffer not in kept:
                 buffers.pop(buffer, None)

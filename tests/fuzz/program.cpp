@@ -1,0 +1,269 @@
+// Fuzz target: bytes become a Program of any layers, a Plan and inputs; what the engine computes must be what the
+// definition says, or building it must have thrown. Layers, windows, groups, strides of memory, batch, threads and
+// instruction set all come from the bytes.
+#include "engine/program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <thread>
+
+#include "bytes.h"
+#include "engine/run.h"
+#include "reference.h"
+
+namespace {
+
+using namespace resfuse;
+using fuzz::Bytes;
+using fuzz::Images;
+using fuzz::LayerWeights;
+using fuzz::Noise;
+
+constexpr index_t kMostFloats = 1 << 16;    // of a buffer
+constexpr double kMostMultiplyAdds = 4e5;   // of a layer
+constexpr index_t kMostChannels = 1 << 10;  // of a program that is planned: plans hold as many zeros
+constexpr index_t kMostTaps = 1 << 12;      // and an offset per tap
+
+Window make_window(Bytes& bytes) {
+    Window w;
+    w.kernel_h = bytes.wild(1, 4);
+    w.kernel_w = bytes.flag() ? w.kernel_h : bytes.wild(1, 4);
+    w.stride_h = bytes.wild(1, 3);
+    w.stride_w = bytes.flag() ? w.stride_h : bytes.wild(1, 3);
+    if (bytes.flag()) w.dilation_h = w.dilation_w = bytes.wild(1, 2);
+    w.same_padding = bytes.byte() % 8 == 0;
+    if (!w.same_padding) {
+        w.pad_top = bytes.wild(0, 2);
+        w.pad_left = bytes.wild(0, 2);
+        w.pad_bottom = bytes.flag() ? w.pad_top : bytes.wild(0, 2);
+        w.pad_right = bytes.flag() ? w.pad_left : bytes.wild(0, 2);
+    }
+    w.ceil_mode = bytes.flag();
+    return w;
+}
+
+// The usual 3x3 windows, of stride 1 and 2, that Winograd kernels compute.
+Window make_winograd_window(Bytes& bytes) {
+    Window w;
+    w.kernel_h = w.kernel_w = 3;
+    w.stride_h = w.stride_w = bytes.between(1, 2);
+    w.pad_top = w.pad_left = w.pad_bottom = w.pad_right = bytes.between(0, 1);
+    return w;
+}
+
+int any_buffer(Bytes& bytes, const Program& program) { return static_cast<int>(bytes.wild(0, program.buffers() - 1)); }
+
+void add_layer(Bytes& bytes, Program& program) {
+    Layer layer{
+        .kind = LayerKind::conv, .name = "layer", .input = any_buffer(bytes, program), .output = -1, .window = {}};
+    const index_t kind = bytes.between(0, 7);
+    if (kind <= 3) {
+        layer.window = bytes.flag() ? make_winograd_window(bytes) : make_window(bytes);
+        layer.window.ceil_mode = false;
+        layer.out_channels = bytes.wild(1, 72);
+        if (layer.input >= 0 && layer.input < program.buffers() && bytes.byte() % 4 == 0) {
+            layer.groups = bytes.flag() ? program.channels(layer.input) : bytes.wild(1, 8);
+            layer.out_channels = std::min<index_t>(program.channels(layer.input), 72);
+        }
+        layer.activation = static_cast<Activation>(bytes.between(0, 7));
+        if (bytes.flag()) layer.residual = any_buffer(bytes, program);
+        constexpr std::array kAlgorithms = {Algorithm::automatic, Algorithm::direct, Algorithm::winograd,
+                                            Algorithm::winograd_f2, Algorithm::winograd_f4};
+        layer.algorithm = kAlgorithms[static_cast<std::size_t>(bytes.between(0, 4))];
+        program.add_conv(std::move(layer));
+    } else if (kind == 4) {
+        program.add_max_pool("layer", layer.input, make_window(bytes));
+    } else if (kind == 5) {
+        program.add_avg_pool("layer", layer.input, make_window(bytes), bytes.flag());
+    } else if (kind == 6) {
+        program.add_global_avg_pool("layer", layer.input);
+    } else {
+        if (bytes.flag()) layer.gate = any_buffer(bytes, program);
+        if (bytes.flag()) layer.residual = any_buffer(bytes, program);
+        layer.activation = static_cast<Activation>(bytes.between(0, 7));
+        layer.slope = 0.1f;
+        program.add_affine(std::move(layer));
+    }
+}
+
+// Whether a plan is small enough to be computed by the plain loops.
+bool is_small(const Plan& plan) {
+    for (const Layer& layer : plan.layers()) {
+        const Extent out = plan.extent(layer.output);
+        const double floats = static_cast<double>(plan.batch()) * static_cast<double>(out.h) *
+                              static_cast<double>(out.w) * static_cast<double>(layer.out_channels);
+        const double taps = static_cast<double>(layer.window.kernel_h) * static_cast<double>(layer.window.kernel_w);
+        const double depth =
+            layer.kind == LayerKind::conv ? static_cast<double>(layer.in_channels / layer.groups) : 1.0;
+        if (floats > static_cast<double>(kMostFloats) || floats * taps * depth > kMostMultiplyAdds) return false;
+    }
+    return plan.workspace_bytes() < (std::size_t{64} << 20);
+}
+
+// An input in memory of its own, no float more than its strides reach: a read behind it is found.
+struct Input {
+    std::vector<float> memory;
+    Tensor tensor;
+};
+
+Input lay_out(Images& images, bool dense) {
+    Input input;
+    if (dense) {
+        input.memory.assign(images.values.begin(), images.values.end());
+        input.tensor = {input.memory.data(), images.height * images.width * images.channels,
+                        images.width * images.channels, images.channels, 1};
+        return input;
+    }
+    const index_t plane = images.height * images.width;  // NCHW
+    input.memory.resize(images.values.size());
+    input.tensor = {input.memory.data(), plane * images.channels, images.width, 1, plane};
+    for (index_t n = 0; n < images.batch; ++n)
+        for (index_t y = 0; y < images.height; ++y)
+            for (index_t x = 0; x < images.width; ++x)
+                for (index_t c = 0; c < images.channels; ++c)
+                    input.memory[static_cast<std::size_t>(
+                        ((n * images.channels + c) * images.height + y) * images.width + x)] =
+                        static_cast<float>(images.at(n, y, x, c));
+    return input;
+}
+
+LayerWeights make_weights(const Layer& layer, Noise& noise, Bytes& bytes) {
+    LayerWeights weights;
+    const auto channels = static_cast<std::size_t>(layer.out_channels);
+    if (layer.kind == LayerKind::conv) {
+        const index_t fan_in = layer.in_channels / layer.groups * layer.window.kernel_h * layer.window.kernel_w;
+        weights.weight = noise.take(layer.out_channels * fan_in, 1.0f / std::sqrt(static_cast<float>(fan_in)));
+    } else if (layer.kind != LayerKind::affine || layer.gate >= 0) {
+        return weights;
+    }
+    if (bytes.flag())
+        for (std::size_t k = 0; k < channels; ++k)
+            weights.scale.push_back(1.0 + 0.5 * static_cast<double>(noise.next()));
+    if (bytes.flag()) weights.bias = noise.take(layer.out_channels);
+    return weights;
+}
+
+void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, const Plan& plan,
+                         const std::vector<bool>& dense) {
+    Noise noise(bytes.byte());
+    std::vector<LayerWeights> weights;
+    WeightSet set(program);
+    for (std::size_t l = 0; l < plan.layers().size(); ++l) {
+        const Layer& layer = plan.layers()[l];
+        weights.push_back(make_weights(layer, noise, bytes));
+        const LayerWeights& w = weights.back();
+        const Window& window = layer.window;
+        if (layer.kind == LayerKind::conv)
+            set.set(l, {w.weight.data(),
+                        {layer.in_channels / layer.groups * window.kernel_h * window.kernel_w,
+                         window.kernel_h * window.kernel_w, window.kernel_w, 1},
+                        w.scale,
+                        w.bias});
+        else if (layer.kind == LayerKind::affine)
+            set.set_affine(l, w.scale, w.bias);
+    }
+    std::vector<Images> buffers(static_cast<std::size_t>(program->buffers()));
+    std::vector<Input> inputs;
+    for (std::size_t i = 0; i < program->inputs().size(); ++i) {
+        const int b = program->inputs()[i];
+        const Extent extent = plan.extent(b);
+        Images& images = buffers[static_cast<std::size_t>(b)];
+        images = {plan.batch(), extent.h, extent.w, program->channels(b), {}};
+        const std::vector<float> values = noise.take(plan.batch() * extent.h * extent.w * images.channels);
+        images.values.assign(values.begin(), values.end());
+        inputs.push_back(lay_out(images, dense[i]));
+    }
+    fuzz::evaluate(plan, weights, buffers);
+
+    std::vector<Tensor> in, out;
+    std::vector<std::vector<float>> results;
+    for (const Input& input : inputs) in.push_back(input.tensor);
+    for (const int b : program->outputs()) {
+        const Images& images = buffers[static_cast<std::size_t>(b)];
+        results.emplace_back(images.values.size(), std::nanf(""));
+        out.push_back({results.back().data(), images.height * images.width * images.channels,
+                       images.width * images.channels, images.channels, 1});
+    }
+    const auto call = [&](const std::vector<Tensor>& to) {
+        set.prepare(plan.algorithms(), plan.threads());
+        run(plan, set, in, to);
+    };
+    if (bytes.byte() % 8 == 0) {  // two callers at once, who must get the same bits
+        std::vector<std::vector<float>> others = results;
+        std::vector<Tensor> other = out;
+        for (std::size_t o = 0; o < others.size(); ++o) other[o].data = others[o].data();
+        std::thread second([&] { call(other); });
+        call(out);
+        second.join();
+        for (std::size_t o = 0; o < results.size(); ++o)
+            if (std::memcmp(results[o].data(), others[o].data(), results[o].size() * sizeof(float)) != 0) {
+                std::fprintf(stderr, "output %zu: two callers got different numbers\n", o);
+                std::abort();
+            }
+    } else {
+        call(out);
+    }
+
+    double largest = 1.0;  // errors come from the largest numbers that flow
+    for (const Images& images : buffers)
+        for (const double value : images.values)
+            if (std::isfinite(value)) largest = std::max(largest, std::fabs(value));
+    for (std::size_t o = 0; o < results.size(); ++o) {
+        const Images& want = buffers[static_cast<std::size_t>(program->outputs()[o])];
+        for (std::size_t i = 0; i < results[o].size(); ++i) {
+            const double got = static_cast<double>(results[o][i]), exact = want.values[i];
+            const bool same_infinity = std::isinf(exact) && got == exact;
+            if (same_infinity || (std::isnan(exact) && std::isnan(got)) || std::fabs(got - exact) <= 1e-3 * largest)
+                continue;
+            std::fprintf(stderr, "output %zu, element %zu: got %g, want %g\n", o, i, got, exact);
+            for (std::size_t l = 0; l < plan.layers().size(); ++l)
+                std::fprintf(stderr, "  layer %zu: %s, buffer %d to %d\n", l, algorithm_name(plan.algorithms()[l]),
+                             plan.layers()[l].input, plan.layers()[l].output);
+            std::abort();
+        }
+    }
+}
+
+void try_program(Bytes& bytes) {
+    std::vector<Isa> isas;
+    for (const std::string& name : available_isas()) isas.push_back(parse_isa(name));
+    const auto program = std::make_shared<Program>(isas[bytes.byte() % isas.size()]);
+    for (index_t i = bytes.between(1, 2); i > 0; --i) program->add_input(bytes.wild(1, 40));
+    for (index_t l = bytes.between(1, 5); l > 0; --l) add_layer(bytes, *program);
+    for (index_t o = bytes.between(0, 1); o > 0; --o) program->add_output(any_buffer(bytes, *program));
+    if (std::find(program->outputs().begin(), program->outputs().end(), program->buffers() - 1) ==
+        program->outputs().end())
+        program->add_output(program->buffers() - 1);
+    for (int b = 0; b < program->buffers(); ++b)
+        if (program->channels(b) > kMostChannels) return;
+    for (const Layer& layer : program->layers())
+        if (layer.window.kernel_h * layer.window.kernel_w > kMostTaps) return;
+
+    std::vector<InputShape> shapes;
+    std::vector<bool> dense;
+    const index_t height = bytes.wild(1, 20), width = bytes.wild(1, 20);
+    for (std::size_t i = 0; i < program->inputs().size(); ++i) {
+        dense.push_back(bytes.flag());
+        shapes.push_back({height, width, dense.back()});
+    }
+    const Plan plan(program, bytes.wild(1, 5), shapes, static_cast<int>(bytes.between(1, 3)));
+    for (const InputShape& shape : shapes)
+        if (plan.batch() > 64 || shape.height > 64 || shape.width > 64) return;
+    if (is_small(plan)) compute_and_compare(bytes, program, plan, dense);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    Bytes bytes(data, size);
+    try {
+        try_program(bytes);
+    } catch (const std::invalid_argument&) {  // what building a program or a plan promises to throw
+    }
+    return 0;
+}
