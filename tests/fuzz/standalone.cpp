@@ -24,7 +24,7 @@ int main(int argc, char** argv) {
             for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random());
             LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
         }
-        std::printf("%d random inputs\n", inputs);
+        std::printf("%d random inputs, seed %s\n", inputs, argc > 3 ? argv[3] : "1");
         return 0;
     }
     for (int i = 1; i < argc; ++i) {
