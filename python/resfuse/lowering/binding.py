@@ -185,6 +185,11 @@ class Binding:
             module = model.get_submodule(path)
             self._children.append((model.get_submodule(parent)._modules, name, module))
             self._watched.append((path, module))
+        self._places = tuple(zip(*self._children, strict=True)) or ((), (), ())
+        modules = [module for _, module in self._watched]
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._leaves = [m._modules for m in modules if not m._modules]
+        self._parents = [m._modules for m in modules if m._modules]
 
     def _last_uses(self) -> list[list[str]]:
         """For each step, the values that no later step reads."""
@@ -201,15 +206,25 @@ class Binding:
 
     def check_structure(self) -> None:
         """Raises StructureChangedError or ModeChangedError where the graph is no longer the model's."""
-        for modules, name, module in self._children:
-            if modules.get(name) is not module:
-                raise StructureChangedError(name)
+        parents, names, children = self._places
+        # Dynamo follows the loop alone; a hundred modules cost a tenth this way, on the path of every call.
+        if torch.compiler.is_compiling() or not all(map(operator.is_, map(dict.get, parents, names), children)):
+            for modules, name, module in self._children:
+                if modules.get(name) is not module:
+                    raise StructureChangedError(name)
         for module, mode in self._modes:
             if module.training is not mode:
                 raise ModeChangedError
 
     def native_reason(self) -> str | None:
         """Why the fused modules must run natively in their present state, or None."""
+        if not (
+            torch.compiler.is_compiling()
+            or any(self._hooks)
+            or any(self._leaves)  # parametrizations are children
+            or any(["parametrizations" in modules for modules in self._parents])
+        ):
+            return None
         for path, module in self._watched:
             if module._forward_hooks or module._forward_pre_hooks:
                 return f"{path} has forward hooks, which must see its tensors"

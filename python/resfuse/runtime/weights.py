@@ -7,6 +7,7 @@ the same version counter, and while a few sampled values of each are the same (t
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,13 +20,14 @@ from resfuse import _core
 from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, ProgramSpec
 from resfuse.runtime.views import view
 
+_version = operator.attrgetter("_version")
 Stamp = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _stamp(tensors: Sequence[torch.Tensor]) -> Stamp:
-    addresses = tuple([t.data_ptr() for t in tensors])
+    addresses = tuple(map(torch.Tensor.data_ptr, tensors))
     try:
-        return addresses, tuple([t._version for t in tensors])
+        return addresses, tuple(map(_version, tensors))
     except RuntimeError:  # tensors made under inference_mode have no version counter
         return addresses, tuple(0 if t.is_inference() else t._version for t in tensors)
 
@@ -88,7 +90,7 @@ class PackedWeights:
     def belongs_to(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these are the very tensors that this entry was made for."""
         return len(tensors) == len(self._references) and all(
-            [reference() is t for reference, t in zip(self._references, tensors, strict=True)]
+            map(operator.is_, map(weakref.ref.__call__, self._references), tensors)
         )
 
     def current(self, tensors: Sequence[torch.Tensor], plan: _core.Plan) -> _core.WeightSet:
