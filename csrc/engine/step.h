@@ -119,7 +119,8 @@ inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) 
 // A whole feature map of one weight panel that fits in cache is pooled there.
 constexpr index_t kMostPooledFloats = 64 * 1024;
 
-// Means over the pixels of channels [begin, end) of an image into y; `scratch` holds as many floats.
+// Means over the pixels of channels [begin, end) of an image into y; `scratch` holds as many floats. Where the image
+// lies and how its channels are shared out depends on the number of threads, the bits must not.
 inline void pool_pixels(const KernelTable& kernels, const ImageView& image, index_t begin, index_t end, float* scratch,
                         float* y) {
     const bool one_row = image.row == image.width * image.pixel;
@@ -131,7 +132,8 @@ inline void pool_pixels(const KernelTable& kernels, const ImageView& image, inde
                             .stride_c = 1,
                             .stride_h = image.row,
                             .stride_w = image.pixel,
-                            .sums = scratch});
+                            .sums = scratch,
+                            .by_pixel = true});
     kernels.pool_mean[fp32]({.sums = scratch,
                              .parts = 1,
                              .part_stride = 0,

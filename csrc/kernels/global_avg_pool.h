@@ -264,7 +264,7 @@ void pool_lanes(const PoolSumArgs& g) {
     const auto* x = static_cast<const typename E::Storage*>(g.x);
     for (index_t c = 0; c < g.channels; c += kLaneBlock) {
         const index_t channels = at_most(kLaneBlock, g.channels - c);
-        const bool dense = g.stride_c == 1 && g.stride_w == g.channels;
+        const bool dense = g.stride_c == 1 && g.stride_w == g.channels && !g.by_pixel;
         const index_t fold = dense ? at_most(channels < kFoldLanes ? kFoldLanes / channels : 1, g.cols) : 1;
         A sums[kLaneBlock];
         sum_lane_rows<E>(x + c * g.stride_c, g.rows, g, fold * channels, fold, sums);
@@ -303,6 +303,7 @@ void pool_strided(const PoolSumArgs& g) {
 
 template <class E>
 void pool_sum(const PoolSumArgs& g) {
+    if (g.by_pixel) return pool_lanes<E>(g);
     if (g.stride_w == 1 && g.cols > 1) return pool_runs<E>(g);
     if (g.stride_c == 1 || g.stride_c < g.stride_w) return pool_lanes<E>(g);
     pool_strided<E>(g);

@@ -143,7 +143,8 @@ struct PoolSumArgs {
     const void* x;
     index_t channels, rows, cols;
     index_t stride_c, stride_h, stride_w;
-    void* sums;  // channels accumulators
+    void* sums;     // channels accumulators
+    bool by_pixel;  // the order of each channel's sum follows from the number of pixels alone, not from strides
 };
 
 // Means of sums that were taken in `parts` parts: y = (sums[0] + sums[part_stride] + ...) / pixels.
