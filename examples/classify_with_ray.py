@@ -20,10 +20,9 @@ from torch.nn import functional as F
 
 import resfuse
 from resfuse.bench.models import default_size, make_model
-from resfuse.data import load_digits
+from resfuse.data import IMAGENET_DEVIATION, IMAGENET_MEAN, load_digits
 
-_MEAN = torch.tensor((0.485, 0.456, 0.406))
-_DEVIATION = torch.tensor((0.229, 0.224, 0.225))
+_MEAN, _DEVIATION = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
 
 
 def normalized(pixels: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ const bool registered = [] {
 
 int usable_threads(int wanted) {
     if (registered && lost_threads.load(std::memory_order_relaxed)) return 1;
-    static const double quota = cpu_quota();
+    const double quota = cpu_quota();
     return quota > 0 && quota < wanted ? static_cast<int>(std::ceil(quota)) : wanted;
 }
 

@@ -111,12 +111,16 @@ struct Input {
     Tensor tensor;
 };
 
+Tensor dense_tensor(std::vector<float>& memory, const Images& images) {
+    const index_t row = images.width * images.channels;
+    return {memory.data(), images.height * row, row, images.channels, 1};
+}
+
 Input lay_out(Images& images, bool dense) {
     Input input;
     if (dense) {
         input.memory.assign(images.values.begin(), images.values.end());
-        input.tensor = {input.memory.data(), images.height * images.width * images.channels,
-                        images.width * images.channels, images.channels, 1};
+        input.tensor = dense_tensor(input.memory, images);
         return input;
     }
     const index_t plane = images.height * images.width;  // NCHW
@@ -186,8 +190,7 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
     for (const int b : program->outputs()) {
         const Images& images = buffers[static_cast<std::size_t>(b)];
         results.emplace_back(images.values.size(), std::nanf(""));
-        out.push_back({results.back().data(), images.height * images.width * images.channels,
-                       images.width * images.channels, images.channels, 1});
+        out.push_back(dense_tensor(results.back(), images));
     }
     const auto call = [&](const std::vector<Tensor>& to) {
         set.prepare(plan.algorithms(), plan.threads());

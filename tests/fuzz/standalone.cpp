@@ -17,14 +17,15 @@ int main(int argc, char** argv) {
         return 2;
     }
     if (std::string(argv[1]) == "--random" && argc > 2) {
-        std::mt19937 random(argc > 3 ? static_cast<unsigned>(std::atoi(argv[3])) : 1u);
+        const unsigned seed = argc > 3 ? static_cast<unsigned>(std::atoi(argv[3])) : 1u;
+        std::mt19937 random(seed);
         const int inputs = std::atoi(argv[2]);
+        std::fprintf(stderr, "%d random inputs, seed %u\n", inputs, seed);  // before what they may find
         for (int i = 0; i < inputs; ++i) {
             std::vector<std::uint8_t> bytes(128);
             for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random());
             LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
         }
-        std::printf("%d random inputs, seed %s\n", inputs, argc > 3 ? argv[3] : "1");
         return 0;
     }
     for (int i = 1; i < argc; ++i) {

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import resfuse
 from resfuse.bench.models import default_size, make_model
+from resfuse.data import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-# Of ImageNet, in RGB: what torchvision's and timm's weights expect.
-_MEAN = np.asarray((0.485, 0.456, 0.406), np.float32)
-_DEVIATION = np.asarray((0.229, 0.224, 0.225), np.float32)
+_MEAN = np.asarray(IMAGENET_MEAN, np.float32)
+_DEVIATION = np.asarray(IMAGENET_DEVIATION, np.float32)
 
 
 def run(folder: Path, model: str, weights: Path, batch: int, labels: Path | None, output: Path | None) -> None:
