@@ -71,7 +71,7 @@ inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 // The rows of a product are some floats apart. Where that is a multiple of a page, or of half a page and every second
 // row is taken, they all fall into one set of L1, which holds fewer than a register tile has: one more cache line.
 inline index_t spaced(index_t floats) {
-    constexpr index_t kHalfPageFloats = 512, kLineFloats = 16;
+    constexpr index_t kHalfPageFloats = 512;
     return floats % kHalfPageFloats == 0 ? floats + kLineFloats : floats;
 }
 

@@ -56,8 +56,6 @@ class DirectGradient {
     }
 
   private:
-    static constexpr index_t kLineFloats = 16;
-
     // Operands that a task reads whole are read in place, where they lie in one piece: the next block's can be fetched
     // meanwhile. Others are copied.
     bool grads_in_place() const { return row_blocks_ == 1; }

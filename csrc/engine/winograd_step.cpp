@@ -173,28 +173,23 @@ class WinogradStep final : public Step {
 
     // Frequency by frequency, V * U for a range of panels, then the output transform of each panel.
     void multiply(Range panels, Range block, const float* v, index_t stride, const Wave& wave, float* m) const {
-        const index_t cols = grid_.tile_cols;
-        const float* weights = wave.weights.packed(index_, algorithm_);
-        const index_t zero_offset = 0;
-        GemmArgs g{};
-        g.lda = depth_;
-        g.segment_offset = &zero_offset;
-        g.segments = 1;
-        g.segment_length = depth_;
-        g.ldc = cols;
-        g.cols = cols;
-        g.plain = true;
-        g.chain = kernels_.chain;
+        index_t begin[kMostFrequencies], end[kMostFrequencies];
+        for (index_t f = 0; f < tiles_.frequencies; ++f) {
+            const Range tiles = tiles_with_product(block, f);
+            begin[f] = tiles.begin;
+            end[f] = tiles.end;
+        }
         for (index_t p = panels.begin; p < panels.end; ++p)
-            for (index_t f = 0; f < tiles_.frequencies; ++f) {
-                const Range tiles = tiles_with_product(block, f);
-                if (tiles.begin >= tiles.end) continue;
-                g.rows = tiles.size();
-                g.a = v + f * stride + tiles.begin * depth_;
-                g.b = weights + (p * tiles_.frequencies + f) * depth_ * cols;
-                g.c = m + ((p - panels.begin) * tiles_.frequencies + f) * m_frequency_stride() + tiles.begin * cols;
-                wave.kernels.gemm(g);
-            }
+            wave.kernels.winograd_products({.v = v,
+                                            .v_frequency = stride,
+                                            .weights = wave.weights.packed(index_, algorithm_) +
+                                                       p * tiles_.frequencies * depth_ * grid_.tile_cols,
+                                            .m = m + (p - panels.begin) * tiles_.frequencies * m_frequency_stride(),
+                                            .m_frequency = m_frequency_stride(),
+                                            .frequencies = tiles_.frequencies,
+                                            .depth = depth_,
+                                            .begin = begin,
+                                            .end = end});
         for (index_t p = panels.begin; p < panels.end; ++p)
             transform_output(p, block, m + (p - panels.begin) * tiles_.frequencies * m_frequency_stride(), m + map_,
                              wave);

@@ -64,15 +64,6 @@ inline void finish_tile(const GemmArgs& g, const GemmTile& tile, const Vec (&sum
     }
 }
 
-// A tile without an epilogue.
-template <int Rows, int Vectors>
-inline void store_tile(const GemmArgs& g, const GemmTile& tile, const Vec (&sums)[Rows][Vectors]) {
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 2
-        for (int j = 0; j < Vectors; ++j) store(tile.c + i * g.ldc + j * kVectorFloats, sums[i][j]);
-}
-
 // Where a tile's products stand.
 struct GemmCursor {
     const float* a;
@@ -159,9 +150,7 @@ template <int Rows, int Vectors>
                 for (int j = 0; j < Vectors; ++j) acc[i][j] += total[i][j];
         }
         if (s == g.segments) {
-            if (g.plain) {
-                store_tile<Rows, Vectors>(g, tile, acc);
-            } else if (g.residual) {
+            if (g.residual) {
                 finish_tile<Rows, Vectors, true>(g, tile, acc);
             } else {
                 finish_tile<Rows, Vectors, false>(g, tile, acc);

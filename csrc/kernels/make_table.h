@@ -13,6 +13,7 @@
 #include "kernels/max_pool_training.h"
 #include "kernels/pack.h"
 #include "kernels/peak.h"
+#include "kernels/products.h"
 #include "kernels/read.h"
 #include "kernels/winograd_kinds.h"
 
@@ -27,6 +28,7 @@ constexpr KernelTable make_table(const char* name) {
         .tile_cols = kTileCols,
         .chain = kChain,
         .gemm = gemm,
+        .winograd_products = winograd_products,
         .winograd = {f2x2_kernels(), winograd_kernels_with_edges<F4x4>(), winograd_kernels_with_edges<H4x4>()},
         .pack_direct = pack_direct,
         .copy_band = copy_band,

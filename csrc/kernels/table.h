@@ -11,6 +11,8 @@ namespace resfuse {
 
 using index_t = std::ptrdiff_t;
 
+constexpr index_t kLineFloats = 16;  // of a cache line
+
 // Panels of C = act(A * B * scale + bias + residual), one after the other. Row i of A starts at a + i * lda; its
 // reduction dimension is made of `segments` runs of `segment_length` contiguous floats at a + i * lda +
 // segment_offset[s] (an implicit im2col). Each panel of B is packed [segments * segment_length][tile_cols].
@@ -31,7 +33,6 @@ struct GemmArgs {
     index_t ldr;
     float floor;    // lower clamp of the epilogue: 0 for ReLU, -inf for none
     index_t chain;  // steps of the reduction that one accumulator takes before it is added to a total
-    bool plain;     // all tile_cols columns are written as they are, without an epilogue
 };
 
 // A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
@@ -56,6 +57,19 @@ struct WinogradInputArgs {
     index_t frequency_stride;
     const float* zeros;  // at least `channels` zeros, read for padding
 };
+
+// M = V * weights of one panel, for each frequency's own tiles [begin[f], end[f]).
+struct WinogradProductsArgs {
+    const float* v;  // element (f, t, c) at f * v_frequency + t * depth + c
+    index_t v_frequency;
+    const float* weights;  // [frequencies][depth][tile_cols]
+    float* m;              // element (f, t, k) at f * m_frequency + t * tile_cols + k
+    index_t m_frequency;
+    index_t frequencies;  // at most kMostFrequencies
+    index_t depth;
+    const index_t *begin, *end;
+};
+constexpr index_t kMostFrequencies = 36;
 
 // Output transform y = act(A^T m A + bias + residual) of `tiles` tiles of one image, for one panel of channels.
 struct WinogradOutputArgs {
@@ -309,7 +323,6 @@ struct WinogradKernels {
     index_t tile;                  // outputs of a whole tile in one dimension
     index_t points;                // and its products
     index_t stride;                // of the convolution
-    index_t chain;                 // steps of one accumulator: few where the output transform magnifies rounding errors
     std::uint32_t edge_points[3];  // bit i: the dimension needs product i
     void (*input[3][3])(const WinogradInputArgs&);
     void (*output[3][3])(const WinogradOutputArgs&);
@@ -327,6 +340,7 @@ struct KernelTable {
     int tile_cols;  // columns of a weight panel
     index_t chain;  // steps of one accumulator in direct convolutions
     void (*gemm)(const GemmArgs&);
+    void (*winograd_products)(const WinogradProductsArgs&);
     WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
     void (*pack_direct)(const PackPanelArgs&);
     void (*copy_band)(const BandArgs&);

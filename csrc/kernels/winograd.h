@@ -197,7 +197,6 @@ struct H4Edge2 {
 struct F2x2 {
     using Full = F2;
     static constexpr int stride = 1;
-    static constexpr index_t chain = kChain;
     static constexpr double weight[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
 };
 
@@ -206,7 +205,6 @@ struct F4x4 {
     using Edge3 = F4Edge3;
     using Edge2 = F4Edge2;
     static constexpr int stride = 1;
-    static constexpr index_t chain = 32;
     static constexpr double p = F4Pairs::p, p2 = F4Pairs::p2, q = F4Pairs::q, q2 = F4Pairs::q2;
     static constexpr double over_p = 1 / (2 * p2 * (p2 - q2)), over_q = 1 / (2 * q2 * (q2 - p2));
     static constexpr double weight[6][3] = {{1 / (p2 * q2), 0, 0},
@@ -225,7 +223,6 @@ struct H4x4 {
     using Edge3 = H4Edge3;
     using Edge2 = H4Edge2;
     static constexpr int stride = 2;
-    static constexpr index_t chain = 96;
     static constexpr double p = H4Pairs::p, q = H4Pairs::q;
     static constexpr double over_p = 1 / (2 * p * (p * p - q * q)), over_q = 1 / (2 * q * (q * q - p * p));
     static constexpr double weight[5][2] = {
