@@ -210,7 +210,6 @@ class DirectStep final : public Step {
         g.scale = wave.weights.scale(index_) + panel * grid_.tile_cols;
         g.bias = wave.weights.bias(index_) + panel * grid_.tile_cols;
         g.floor = activation_floor(layer_.activation);
-        g.chain = wave.kernels.chain;
         return g;
     }
 

@@ -133,7 +133,6 @@ class StridedGradient {
             gemm.rows = range.size();
             gemm.cols = count;
             gemm.floor = activation_floor(Activation::none);
-            gemm.chain = kernels_.chain;
             kernels_.gemm(gemm);
             for (index_t i = range.begin; i < range.end; ++i) {
                 const float* const from = results + (i - range.begin) * gemm.ldc;

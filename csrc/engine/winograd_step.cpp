@@ -180,16 +180,16 @@ class WinogradStep final : public Step {
             end[f] = tiles.end;
         }
         for (index_t p = panels.begin; p < panels.end; ++p)
-            wave.kernels.winograd_products({.v = v,
-                                            .v_frequency = stride,
-                                            .weights = wave.weights.packed(index_, algorithm_) +
-                                                       p * tiles_.frequencies * depth_ * grid_.tile_cols,
-                                            .m = m + (p - panels.begin) * tiles_.frequencies * m_frequency_stride(),
-                                            .m_frequency = m_frequency_stride(),
-                                            .frequencies = tiles_.frequencies,
-                                            .depth = depth_,
-                                            .begin = begin,
-                                            .end = end});
+            wave.kernels.winograd_products(
+                {.v = v,
+                 .v_frequency = stride,
+                 .weights = wave.weights.packed(index_, algorithm_) + p * tiles_.frequencies * depth_ * grid_.tile_cols,
+                 .m = m + (p - panels.begin) * tiles_.frequencies * m_frequency_stride(),
+                 .m_frequency = m_frequency_stride(),
+                 .frequencies = tiles_.frequencies,
+                 .depth = depth_,
+                 .begin = begin,
+                 .end = end});
         for (index_t p = panels.begin; p < panels.end; ++p)
             transform_output(p, block, m + (p - panels.begin) * tiles_.frequencies * m_frequency_stride(), m + map_,
                              wave);

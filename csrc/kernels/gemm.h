@@ -1,8 +1,11 @@
-// The register tile of every matrix product: direct and 1x1 convolutions, Winograd frequencies, linear layers.
+// Every matrix product: direct and 1x1 convolutions, linear layers, and the register tile that Winograd frequencies
+// share with them.
 //
-// Each output element is a sum of chains of fused multiply-adds over the reduction in a fixed order, whatever the
-// tile's height, so results do not depend on how rows are split over tiles, blocks or threads. Chains end after about
-// `chain` steps: the rounding error of one long chain grows with the square root of its length (Higham, "Accuracy and
+// The reduction goes in chunks. A chunk of one panel of B, 2 to 8 KiB, stays in L1 while some register tiles of rows
+// pass by, so B is read once per block of rows from wherever it lies, and the accumulators of each chunk are added up
+// in L1 as well. So each output element is a sum of short chains of fused multiply-adds in a fixed order, whatever the
+// tile's height: results do not depend on how rows are split over tiles, blocks or threads, and the rounding error
+// stays small, where that of one long chain would grow with the square root of its length (Higham, "Accuracy and
 // Stability of Numerical Algorithms", section 4.2).
 #pragma once
 
@@ -15,205 +18,251 @@ namespace {
 constexpr int kTileRows = kVectorFloats == 16 ? 14 : 6;
 constexpr int kTileVectors = 2;
 constexpr int kTileCols = kTileVectors * kVectorFloats;
-// Steps ahead, as many as take about 450 cycles: weights that stream from memory (few rows, many channels) come an
-// eighth faster, the rest as fast.
-template <int Rows>
-constexpr index_t kPrefetch = Rows > 4 ? 448 / Rows : 112;
+constexpr index_t kChunk = 32;      // steps
+constexpr index_t kBlockTiles = 8;  // of rows, whose sums stay in L1
 
-// One register tile of a product: rows of A, one panel of B, and what to fetch meanwhile for later tiles.
-struct GemmTile {
-    const float* a;
+template <int Rows, int Vectors>
+using Accumulators = Vec[Rows][Vectors];
+
+// What is read or written next, fetched meanwhile, a line a step.
+struct GemmAhead {
+    const float* a;  // rows, two lines of each
+    index_t lda;
     const float* b;
+    index_t b_step;
+    const float* c = nullptr;  // rows to write and to add, two lines of each
+    index_t ldc = 0;
+    const float* residual = nullptr;
+    index_t ldr = 0;
+};
+
+// Walks the first two lines of rows that lie `pitch` floats apart.
+struct TwoLines {
+    const float* at;
+    index_t pitch;
+    index_t step = kLineFloats;
+    [[gnu::always_inline]] inline void fetch() {
+        __builtin_prefetch(at);
+        at += step;
+        step = pitch - step;
+    }
+};
+
+// acc = rows of A times columns of B.
+template <bool Outputs, int Rows, int Vectors>
+[[gnu::always_inline]] inline void multiply(const float* a, index_t lda, const float* b, index_t steps,
+                                            const GemmAhead& ahead, Accumulators<Rows, Vectors>& acc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+        for (int j = 0; j < Vectors; ++j) acc[i][j] = zero();
+    TwoLines next_a{ahead.a, ahead.lda}, next_c{ahead.c, ahead.ldc}, next_residual{ahead.residual, ahead.ldr};
+    const float* next_b = ahead.b;
+    const index_t b_step = ahead.b_step;
+#pragma GCC unroll 2
+    for (; steps > 0; --steps) {
+        Vec weights[Vectors];
+#pragma GCC unroll 2
+        for (int j = 0; j < Vectors; ++j) weights[j] = load(b + j * kVectorFloats);
+        next_a.fetch();
+        if constexpr (Outputs) {
+            next_c.fetch();
+            next_residual.fetch();
+        }
+        __builtin_prefetch(next_b);
+        next_b += b_step;
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i) {
+            const Vec value = broadcast(a[i * lda]);
+#pragma GCC unroll 2
+            for (int j = 0; j < Vectors; ++j) acc[i][j] += value * weights[j];
+        }
+        ++a;
+        b += kTileCols;
+    }
+}
+
+// Sums so far, kTileCols floats a row, and those of one more chunk.
+template <int Rows, int Vectors>
+[[gnu::always_inline]] inline void add_sums(const float* sums, Accumulators<Rows, Vectors>& acc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < Vectors; ++j) acc[i][j] += load(sums + i * kTileCols + j * kVectorFloats);
+}
+
+template <int Rows, int Vectors>
+[[gnu::always_inline]] inline void store_sums(float* sums, const Accumulators<Rows, Vectors>& acc) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < Vectors; ++j) store(sums + i * kTileCols + j * kVectorFloats, acc[i][j]);
+}
+
+// Where a tile's results go.
+struct Results {
     float* c;
     const float* residual;
     const float* scale;
     const float* bias;
-    index_t cols;        // valid columns
-    const float* ahead;  // read later: fetched `ahead_step` floats a step
-    index_t ahead_step;
-    const float* next_c;         // rows that the next tile writes
-    const float* next_residual;  // and adds
+    index_t cols;  // valid columns
 };
 
 // The epilogue of a tile, one vector of columns after the other so that its scale and bias stay in registers.
-template <int Rows, int Vectors, bool Residual>
-inline void finish_tile(const GemmArgs& g, const GemmTile& tile, const Vec (&sums)[Rows][Vectors]) {
+template <bool Residual, int Rows, int Vectors>
+[[gnu::always_inline]] inline void finish_tile(const GemmArgs& g, const Results& to,
+                                               const Accumulators<Rows, Vectors>& acc) {
     const Vec floor = broadcast(g.floor);
 #pragma GCC unroll 2
     for (int j = 0; j < Vectors; ++j) {
         const index_t column = j * kVectorFloats;
-        const index_t n = tile.cols - column;
+        const index_t n = to.cols - column;
         if (n <= 0) return;
-        const Vec scale = g.scale ? load(tile.scale + column) : broadcast(1.0f);
-        const Vec bias = g.bias ? load(tile.bias + column) : zero();
+        const Vec scale = g.scale ? load(to.scale + column) : broadcast(1.0f);
+        const Vec bias = g.bias ? load(to.bias + column) : zero();
         if (n >= kVectorFloats) {
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
-                Vec v = sums[i][j] * scale + bias;
-                if constexpr (Residual) v += load(tile.residual + i * g.ldr + column);
-                store(tile.c + i * g.ldc + column, clamp_below(v, floor));
+                Vec v = acc[i][j] * scale + bias;
+                if constexpr (Residual) v += load(to.residual + i * g.ldr + column);
+                store(to.c + i * g.ldc + column, clamp_below(v, floor));
             }
         } else {
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
-                Vec v = sums[i][j] * scale + bias;
-                if constexpr (Residual) v += load_first(tile.residual + i * g.ldr + column, n);
-                store_first(tile.c + i * g.ldc + column, clamp_below(v, floor), n);
+                Vec v = acc[i][j] * scale + bias;
+                if constexpr (Residual) v += load_first(to.residual + i * g.ldr + column, n);
+                store_first(to.c + i * g.ldc + column, clamp_below(v, floor), n);
             }
         }
     }
 }
 
-// Where a tile's products stand.
-struct GemmCursor {
+// A part of the reduction for some register tiles, the first `longer` of which have one row more.
+struct Chunk {
     const float* a;
+    const float* next_a;  // of the chunk that follows
     const float* b;
-    const float* ahead;
+    const float* ahead_b;
+    index_t steps, tiles, longer;
+    float* sums;
+    bool first;
+    Results to;
 };
 
-template <int Rows, int Vectors>
-[[gnu::always_inline]] inline void multiply_step(index_t lda, index_t ahead_step, GemmCursor& at,
-                                                 Vec (&acc)[Rows][Vectors]) {
-    Vec weights[Vectors];
-#pragma GCC unroll 2
-    for (int j = 0; j < Vectors; ++j) {
-        weights[j] = load(at.b + j * kVectorFloats);
-        __builtin_prefetch(at.b + kPrefetch<Rows> * kTileCols + j * kVectorFloats);
-    }
-    __builtin_prefetch(at.ahead, 0, 1);
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-        const Vec x = broadcast(at.a[i * lda]);
-#pragma GCC unroll 2
-        for (int j = 0; j < Vectors; ++j) acc[i][j] += x * weights[j];
-    }
-    ++at.a;
-    at.b += kTileCols;
-    at.ahead += ahead_step;
-}
-
-// Steps of one accumulator where its rounding error is the result's.
-constexpr index_t kChain = kFused ? 192 : 128;
-
-// The reduction is cut into pieces of about g.chain steps: some whole segments, or a part of one. GCC cannot see that
-// `total` is read only after a first piece has written it.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-template <int Rows, int Vectors>
-[[gnu::noinline]] void gemm_tile(const GemmArgs& g, const GemmTile& tile) {
-    const bool whole_segments = g.segment_length <= g.chain;
-    const index_t segments_each = whole_segments ? g.chain / g.segment_length : 1;
-    const index_t depth_each = whole_segments ? g.segment_length : g.chain;
-    const index_t lda = g.lda, ahead_step = tile.ahead_step;
-    GemmCursor at{tile.a, tile.b, tile.ahead};
-    Vec total[Rows][Vectors];
-    bool has_total = false;
-    for (index_t s = 0, begin = 0;;) {
-        const index_t s_end = g.segments - s < segments_each ? g.segments : s + segments_each;
-        const index_t depth = g.segment_length - begin < depth_each ? g.segment_length - begin : depth_each;
-        Vec acc[Rows][Vectors];
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Vectors; ++j) acc[i][j] = zero();
-        for (index_t segment = s; segment < s_end; ++segment) {
-            at.a = tile.a + g.segment_offset[segment] + begin;
-            index_t left = depth;
-            if (!has_total && segment == 0 && depth >= Rows * Vectors) {
-                // What the next tile writes and adds, a line a step: all at once would fill the queue of misses in
-                // front of the weights.
-                const float *c = tile.next_c, *residual = tile.next_residual;
-                left -= Rows * Vectors;
-#pragma GCC unroll 1
-                for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 2
-                    for (int j = 0; j < Vectors; ++j) {
-                        __builtin_prefetch(c + j * kVectorFloats, 1);
-                        __builtin_prefetch(residual + j * kVectorFloats);
-                        multiply_step<Rows, Vectors>(lda, ahead_step, at, acc);
-                    }
-                    c += g.ldc;
-                    residual += g.ldr;
-                }
-            }
-#pragma GCC unroll 2
-            for (; left > 0; --left) multiply_step<Rows, Vectors>(lda, ahead_step, at, acc);
+template <bool Last, int Rows, int Vectors>
+[[gnu::always_inline]] inline void gemm_tile(const GemmArgs& g, const float* a, const float* next_a,
+                                             const float* ahead_b, index_t b_step, const Chunk& chunk, float* sums,
+                                             index_t row) {
+    Accumulators<Rows, Vectors> acc;
+    GemmAhead ahead{.a = next_a, .lda = g.lda, .b = ahead_b, .b_step = b_step};
+    if constexpr (!Last) {
+        multiply<false, Rows, Vectors>(a, g.lda, chunk.b, chunk.steps, ahead, acc);
+        if (!chunk.first) add_sums<Rows, Vectors>(sums, acc);
+        store_sums<Rows, Vectors>(sums, acc);
+    } else {
+        Results to = chunk.to;
+        to.c += row * g.ldc;
+        ahead.c = ahead.residual = to.c;
+        ahead.ldc = ahead.ldr = g.ldc;
+        if (g.residual) {
+            ahead.residual = to.residual += row * g.ldr;
+            ahead.ldr = g.ldr;
         }
-        begin += depth;
-        if (begin == g.segment_length) {
-            s = s_end;
-            begin = 0;
+        multiply<true, Rows, Vectors>(a, g.lda, chunk.b, chunk.steps, ahead, acc);
+        if (!chunk.first) add_sums<Rows, Vectors>(sums, acc);
+        if (g.residual) {
+            finish_tile<true, Rows, Vectors>(g, to, acc);
+        } else {
+            finish_tile<false, Rows, Vectors>(g, to, acc);
         }
-        if (has_total) {
-#pragma GCC unroll 16
-            for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 2
-                for (int j = 0; j < Vectors; ++j) acc[i][j] += total[i][j];
-        }
-        if (s == g.segments) {
-            if (g.residual) {
-                finish_tile<Rows, Vectors, true>(g, tile, acc);
-            } else {
-                finish_tile<Rows, Vectors, false>(g, tile, acc);
-            }
-            return;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 2
-            for (int j = 0; j < Vectors; ++j) total[i][j] = acc[i][j];
-        has_total = true;
     }
 }
-#pragma GCC diagnostic pop
 
-template <int Rows, int Vectors>
-inline void gemm_tile_of(const GemmArgs& g, const GemmTile& tile, index_t rows) {
+template <bool Last, int Rows, int Vectors>
+[[gnu::noinline]] void gemm_chunk(const GemmArgs& g, const Chunk& chunk) {
+    // All tiles together fetch the weights of the chunk after the next.
+    const index_t b_step = (kTileCols + chunk.tiles - 1) / chunk.tiles;
+    const float* a = chunk.a;
+    const float* ahead_b = chunk.ahead_b;
+    float* sums = chunk.sums;
+    index_t row = 0, left = chunk.tiles;
+    if constexpr (Rows < kTileRows)
+        for (index_t t = 0; t < chunk.longer; ++t, --left) {
+            const float* const next = a + (Rows + 1) * g.lda;
+            gemm_tile<Last, Rows + 1, Vectors>(g, a, left > 1 ? next : chunk.next_a, ahead_b, b_step, chunk, sums, row);
+            a = next;
+            sums += (Rows + 1) * kTileCols;
+            row += Rows + 1;
+            ahead_b += b_step * chunk.steps;
+        }
+    for (; left > 0; --left) {
+        const float* const next = a + Rows * g.lda;
+        gemm_tile<Last, Rows, Vectors>(g, a, left > 1 ? next : chunk.next_a, ahead_b, b_step, chunk, sums, row);
+        a = next;
+        sums += Rows * kTileCols;
+        row += Rows;
+        ahead_b += b_step * chunk.steps;
+    }
+}
+
+template <int Rows>
+inline void gemm_chunk_of(index_t rows, const GemmArgs& g, const Chunk& chunk, bool last) {
     if constexpr (Rows > 1) {
-        if (rows < Rows) return gemm_tile_of<Rows - 1, Vectors>(g, tile, rows);
+        if (rows < Rows) return gemm_chunk_of<Rows - 1>(rows, g, chunk, last);
     }
-    gemm_tile<Rows, Vectors>(g, tile);
+    if (chunk.to.cols > kVectorFloats) {
+        last ? gemm_chunk<true, Rows, kTileVectors>(g, chunk) : gemm_chunk<false, Rows, kTileVectors>(g, chunk);
+    } else {
+        last ? gemm_chunk<true, Rows, 1>(g, chunk) : gemm_chunk<false, Rows, 1>(g, chunk);
+    }
 }
 
-// Rows outside, panels inside: a tile's rows of A stay in L1 for all panels, and its rows of C are written from left to
-// right. The caller passes as many panels as L2 holds.
-void gemm(const GemmArgs& g) {
+// Rows [begin, end), few enough for the sums in L1.
+inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
+    alignas(64) float sums[kBlockTiles * kTileRows * kTileCols];
     const index_t reduction = g.segments * g.segment_length;
     const index_t panels = (g.cols + kTileCols - 1) / kTileCols;
+    const index_t rows = end - begin;
     // Even tiles: 20 rows are 10 + 10, not 14 + 6.
-    const index_t tiles = (g.rows + kTileRows - 1) / kTileRows;
-    if (tiles == 0) return;
-    // Between them all tiles fetch the panel behind the last one, or all panels the next rows.
-    const bool next_rows = panels > 1 && g.segments == 1 && g.lda >= reduction;
-    const index_t ahead_step = next_rows ? (kTileRows + panels - 1) / panels : (kTileCols + tiles - 1) / tiles;
-    for (index_t t = 0; t < tiles; ++t) {
-        const index_t begin = g.rows * t / tiles, end = g.rows * (t + 1) / tiles;
-        for (index_t p = 0; p < panels; ++p) {
-            const index_t column = p * kTileCols;
-            const bool last_panel = p + 1 == panels;
-            const index_t next_row = last_panel && t + 1 < tiles ? end : begin;
-            const index_t next_column = last_panel ? 0 : column + kTileCols;
-            float* const next_c = g.c + next_row * g.ldc + next_column;
-            const GemmTile tile{
-                .a = g.a + begin * g.lda,
-                .b = g.b + p * reduction * kTileCols,
-                .c = g.c + begin * g.ldc + column,
-                .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,
-                .scale = g.scale + column,
-                .bias = g.bias + column,
-                .cols = last_panel ? g.cols - column : kTileCols,
-                .ahead = next_rows ? g.a + end * g.lda + p * reduction * ahead_step
-                                   : g.b + (panels * kTileCols + t * ahead_step) * reduction,
-                .ahead_step = ahead_step,
-                .next_c = next_c,
-                .next_residual = g.residual ? g.residual + next_row * g.ldr + next_column : next_c,
-            };
-            if (tile.cols > kVectorFloats) {
-                gemm_tile_of<kTileRows, kTileVectors>(g, tile, end - begin);
-            } else {
-                gemm_tile_of<kTileRows, 1>(g, tile, end - begin);
+    const index_t tiles = (rows + kTileRows - 1) / kTileRows;
+    const float* const a = g.a + begin * g.lda;
+    for (index_t p = 0; p < panels; ++p) {
+        const index_t column = p * kTileCols;
+        const float* b = g.b + p * reduction * kTileCols;
+        for (index_t segment = 0, step = 0; segment < g.segments;) {
+            const index_t from = g.segment_offset[segment] + step;
+            const index_t steps = g.segment_length - step < kChunk ? g.segment_length - step : kChunk;
+            const bool first = segment == 0 && step == 0;
+            step += steps;
+            if (step == g.segment_length) {
+                ++segment;
+                step = 0;
             }
+            const bool last = segment == g.segments;
+            const Chunk chunk{.a = a + from,
+                              .next_a = a + (last ? g.segment_offset[0] : g.segment_offset[segment] + step),
+                              .b = b,
+                              .ahead_b = b + 2 * kChunk * kTileCols,
+                              .steps = steps,
+                              .tiles = tiles,
+                              .longer = rows % tiles,
+                              .sums = sums,
+                              .first = first,
+                              .to = {.c = g.c + begin * g.ldc + column,
+                                     .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,
+                                     .scale = g.scale + column,
+                                     .bias = g.bias + column,
+                                     .cols = p + 1 == panels ? g.cols - column : kTileCols}};
+            b += steps * kTileCols;
+            gemm_chunk_of<kTileRows>(rows / tiles, g, chunk, last);
         }
     }
+}
+
+void gemm(const GemmArgs& g) {
+    constexpr index_t block = kBlockTiles * kTileRows;
+    const index_t blocks = (g.rows + block - 1) / block;
+    for (index_t i = 0; i < blocks; ++i) gemm_block(g, g.rows * i / blocks, g.rows * (i + 1) / blocks);
 }
 
 }  // namespace

@@ -26,7 +26,6 @@ constexpr KernelTable make_table(const char* name) {
         .vector_floats = kVectorFloats,
         .tile_rows = kTileRows,
         .tile_cols = kTileCols,
-        .chain = kChain,
         .gemm = gemm,
         .winograd_products = winograd_products,
         .winograd = {f2x2_kernels(), winograd_kernels_with_edges<F4x4>(), winograd_kernels_with_edges<H4x4>()},

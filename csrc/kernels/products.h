@@ -1,6 +1,6 @@
 // The products of Winograd convolutions: for each frequency, tiles times one panel of weights.
 //
-// The reduction goes in chunks of kProductsChunk steps. A chunk of the weights, 2 to 4 KiB, stays in L1 while all tiles
+// The reduction goes in chunks of kChunk steps. A chunk of the weights, 2 to 4 KiB, stays in L1 while all tiles
 // of the block pass by, so weights are streamed once from wherever they lie, and the accumulators are added up in M,
 // which is in L1 as well: short chains of additions, hence a small rounding error (see gemm.h), cost nothing.
 #pragma once
@@ -10,52 +10,13 @@
 namespace resfuse {
 namespace {
 
-constexpr index_t kProductsChunk = 32;
-
-// What is read next, fetched a line a step: two lines of each row of A, and weights.
-struct ProductsAhead {
-    const float* a;
-    const float* b;
-    index_t b_step;
-};
-
 template <int Rows>
 [[gnu::always_inline]] inline void product_tile(const float* a, index_t lda, const float* b, index_t steps, bool add,
-                                                float* c, ProductsAhead ahead) {
-    Vec acc[Rows][kTileVectors];
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < kTileVectors; ++j) acc[i][j] = zero();
-    index_t a_step = kLineFloats;
-#pragma GCC unroll 2
-    for (; steps > 0; --steps) {
-        Vec weights[kTileVectors];
-#pragma GCC unroll 2
-        for (int j = 0; j < kTileVectors; ++j) weights[j] = load(b + j * kVectorFloats);
-        __builtin_prefetch(ahead.a);
-        __builtin_prefetch(ahead.b);
-        ahead.a += a_step;
-        a_step = lda - a_step;
-        ahead.b += ahead.b_step;
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i) {
-            const Vec x = broadcast(a[i * lda]);
-#pragma GCC unroll 2
-            for (int j = 0; j < kTileVectors; ++j) acc[i][j] += x * weights[j];
-        }
-        ++a;
-        b += kTileCols;
-    }
-    if (add) {
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 2
-            for (int j = 0; j < kTileVectors; ++j) acc[i][j] += load(c + i * kTileCols + j * kVectorFloats);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 2
-        for (int j = 0; j < kTileVectors; ++j) store(c + i * kTileCols + j * kVectorFloats, acc[i][j]);
+                                                float* c, const GemmAhead& ahead) {
+    Accumulators<Rows, kTileVectors> acc;
+    multiply<false, Rows, kTileVectors>(a, lda, b, steps, ahead, acc);
+    if (add) add_sums<Rows, kTileVectors>(c, acc);
+    store_sums<Rows, kTileVectors>(c, acc);
 }
 
 // One frequency.
@@ -75,12 +36,12 @@ template <int Rows>
     const index_t b_step = (kTileCols + g.tiles - 1) / g.tiles;
     const index_t depth = g.depth;
     const float* b = g.b;
-    for (index_t k = 0; k < depth; k += kProductsChunk) {
-        const index_t steps = depth - k < kProductsChunk ? depth - k : kProductsChunk;
+    for (index_t k = 0; k < depth; k += kChunk) {
+        const index_t steps = depth - k < kChunk ? depth - k : kChunk;
         const float* a = g.a + k;
         const float* const next_chunk = k + steps < depth ? a + steps : g.next_a;
         float* c = g.c;
-        ProductsAhead ahead{a, b + 2 * kProductsChunk * kTileCols, b_step};
+        GemmAhead ahead{.a = a, .lda = depth, .b = b + 2 * kChunk * kTileCols, .b_step = b_step};
         index_t left = g.tiles;
         if constexpr (Rows < kTileRows)
             for (index_t t = 0; t < g.longer; ++t, --left) {

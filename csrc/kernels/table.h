@@ -31,8 +31,7 @@ struct GemmArgs {
     const float* bias;      // tile_cols floats a panel, or null
     const float* residual;  // addressed like c with ldr, or null
     index_t ldr;
-    float floor;    // lower clamp of the epilogue: 0 for ReLU, -inf for none
-    index_t chain;  // steps of the reduction that one accumulator takes before it is added to a total
+    float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
 };
 
 // A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
@@ -338,7 +337,6 @@ struct KernelTable {
     int vector_floats;
     int tile_rows;  // rows of a full register tile
     int tile_cols;  // columns of a weight panel
-    index_t chain;  // steps of one accumulator in direct convolutions
     void (*gemm)(const GemmArgs&);
     void (*winograd_products)(const WinogradProductsArgs&);
     WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
