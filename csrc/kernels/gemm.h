@@ -1,7 +1,7 @@
 // Every matrix product: direct and 1x1 convolutions, linear layers, and the register tile that Winograd frequencies
 // share with them.
 //
-// The reduction goes in chunks. A chunk of one panel of B, 2 to 8 KiB, stays in L1 while some register tiles of rows
+// The reduction goes in chunks. A chunk of one panel of B, 4 KiB at most, stays in L1 while some register tiles of rows
 // pass by, so B is read once per block of rows from wherever it lies, and the accumulators of each chunk are added up
 // in L1 as well. So each output element is a sum of short chains of fused multiply-adds in a fixed order, whatever the
 // tile's height: results do not depend on how rows are split over tiles, blocks or threads, and the rounding error

@@ -1,6 +1,6 @@
 // The products of Winograd convolutions: for each frequency, tiles times one panel of weights.
 //
-// The reduction goes in chunks of kChunk steps. A chunk of the weights, 2 to 4 KiB, stays in L1 while all tiles
+// The reduction goes in chunks of kChunk steps. A chunk of the weights, 4 KiB at most, stays in L1 while all tiles
 // of the block pass by, so weights are streamed once from wherever they lie, and the accumulators are added up in M,
 // which is in L1 as well: short chains of additions, hence a small rounding error (see gemm.h), cost nothing.
 #pragma once
