@@ -98,12 +98,17 @@ def test_training_gradients(block: str, options: dict[str, object], memory_forma
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_training_gradients_of_real_models(name: str) -> None:
-    """Errors from fp64 over three inputs: which ReLUs change sign by rounding is chance in any one."""
+    """Mean squared errors from fp64 over five inputs.
+
+    Which ReLUs change sign by rounding is chance. Near the output they are so few that one side may have none, hence
+    an allowance of one an input: it moves a gradient by about 1 / sqrt(elements) of its rms.
+    """
     torch.manual_seed(0)
     model = make_model(name).train()
     randomize_batch_norm(model)
+    inputs = 5
     squares: dict[str, dict[str, float]] = {"resfuse": {}, "eager": {}}
-    for seed in range(3):
+    for seed in range(inputs):
         x = torch.randn((4, 3, 224, 224), generator=torch.Generator().manual_seed(seed))
         exact = gradients(copy.deepcopy(model).double(), x.double())
         found = {
@@ -113,10 +118,12 @@ def test_training_gradients_of_real_models(name: str) -> None:
         for who, grads in found.items():
             for parameter, _ in model.named_parameters():
                 error = rms(grads[parameter].double() - exact[parameter]) / rms(exact[parameter])
-                squares[who][parameter] = squares[who].get(parameter, 0.0) + error**2
+                squares[who][parameter] = squares[who].get(parameter, 0.0) + error**2 / inputs
+    last_relu = 4 * 7 * 7 * model.fc.in_features
     for parameter, square in squares["resfuse"].items():
         eager = max(squares["eager"][parameter], 1e-12)
-        assert square <= 9 * eager, f"{parameter}: {(square / eager) ** 0.5:.1f} x eager's error"
+        flipped = 0.0 if parameter.startswith("fc.") else 1 / last_relu
+        assert square <= 9 * eager + flipped, f"{parameter}: {(square / eager) ** 0.5:.1f} x eager's error"
 
 
 def test_training_runs_fused_and_follows_torch_for_steps() -> None:
