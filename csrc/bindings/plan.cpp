@@ -83,7 +83,8 @@ py::list describe_layers(const Plan& plan) {
                                           layer.window.kernel_w * (layer.in_channels / layer.groups)
                                     : 0;
         row["estimated_cycles"] =
-            conv ? estimated_cycles(layer, plan.algorithms()[l], out, plan.batch(), plan.program().kernels()) /
+            conv ? estimated_cycles(layer, plan.algorithms()[l], out, plan.batch(), plan.stream_bytes_per_cycle(),
+                                    plan.program().kernels()) /
                        plan.threads()
                  : 0.0;
         rows.append(row);

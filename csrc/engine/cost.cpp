@@ -10,29 +10,31 @@ namespace resfuse {
 namespace {
 
 // Shares of the peak rate of fused multiply-adds, two vectors a cycle, that the kernels reach; measured.
-constexpr double kGemmEfficiency = 0.8;
-constexpr double kGroupedEfficiency = 0.4;
-// Bytes a core streams per cycle from beyond its L2 while it computes.
-constexpr double kStreamBytesPerCycle = 7.0;
-// Of the time of many passes over memory, what the products in between do not hide; measured.
-constexpr double kStreamShare = 0.55;
-// Of the time of one pass over a direct layer's weights, what its products do not hide; measured.
-constexpr double kDirectStreamShare = 0.25;
+constexpr double kGemmEfficiency = 0.9;
+constexpr double kGroupedEfficiency = 0.35;
+// Bytes a core streams per cycle while it computes, from L3 and from memory; measured.
+constexpr double kCacheBytesPerCycle = 9.0;
+constexpr double kMemoryBytesPerCycle = 4.5;
+// Of the shorter of computing and streaming, what the longer does not hide; measured.
+constexpr double kNotHidden = 0.3;
 // Vector operations per element and transform of a Winograd convolution, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
 // Winograd's weights take several times the memory, so it must be faster by this factor at least.
-constexpr double kWinogradGain = 1.1;
+constexpr double kWinogradGain = 1.05;
 
-double stream_cycles(std::size_t bytes) {
-    return bytes <= cache_sizes().l2 / 2 ? 0.0 : static_cast<double>(bytes) / kStreamBytesPerCycle;
+// Of computing and of streaming some bytes from beyond L2 meanwhile.
+double cycles_of(double compute, double bytes, double bytes_per_cycle) {
+    const double stream = bytes <= static_cast<double>(cache_sizes().l2 / 2) ? 0.0 : bytes / bytes_per_cycle;
+    return std::max(compute, stream) + kNotHidden * std::min(compute, stream);
 }
 
-double direct_cycles(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
+double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
+                     const KernelTable& kernels) {
     const PanelGrid grid = panel_grid(layer, kernels);
     const double multiplies = static_cast<double>(batch * out.h * out.w) * static_cast<double>(grid.reduction) *
                               static_cast<double>(grid.total * grid.tile_cols);
-    return multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency) +
-           kDirectStreamShare * stream_cycles(packed_bytes(layer, Algorithm::direct, kernels));
+    return cycles_of(multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency),
+                     static_cast<double>(packed_bytes(layer, Algorithm::direct, kernels)), bytes_per_cycle);
 }
 
 // Products elementwise, one operand from L1, weights in registers.
@@ -82,7 +84,8 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
     return {{false, ceil_div(tiles, fused_blocks), 1}, fused_traffic};
 }
 
-double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, const KernelTable& kernels) {
+double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, double bytes_per_cycle,
+                       const KernelTable& kernels) {
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     const WinogradTiles tiles = winograd_tiles(winograd, out);
     const PanelGrid grid = panel_grid(layer, kernels);
@@ -93,8 +96,8 @@ double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, inde
         products * kTransformOperations * static_cast<double>(depth + layer.out_channels) / kernels.vector_floats;
     // As one thread would do it: the choice must not depend on their number.
     const double traffic = winograd_schedule(layer, algorithm, batch * tiles.per_image(), 1, kernels).traffic;
-    return multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency) + transforms +
-           kStreamShare * stream_cycles(static_cast<std::size_t>(traffic));
+    return cycles_of(multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency) + transforms, traffic,
+                     bytes_per_cycle);
 }
 
 }  // namespace
@@ -119,18 +122,29 @@ WinogradTiles winograd_tiles(const WinogradKernels& winograd, Extent out) {
     return tiles;
 }
 
-double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch,
-                        const KernelTable& kernels) {
-    if (algorithm == Algorithm::grouped) return grouped_cycles(layer, out, batch, kernels);
-    if (algorithm == Algorithm::direct) return direct_cycles(layer, out, batch, kernels);
-    return winograd_cycles(layer, algorithm, out, batch, kernels);
+double stream_bytes_per_cycle(const std::vector<Layer>& layers, const KernelTable& kernels) {
+    // Of a cache that others share; Winograd's weights are several times as large.
+    constexpr std::size_t kShareOfL3 = 4;
+    std::size_t bytes = 0;
+    for (const Layer& layer : layers)
+        if (layer.kind == LayerKind::conv && !layer.has_small_groups(kernels.vector_floats))
+            bytes += packed_bytes(layer, Algorithm::direct, kernels);
+    return bytes <= cache_sizes().l3 / kShareOfL3 ? kCacheBytesPerCycle : kMemoryBytesPerCycle;
 }
 
-Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
+double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, double bytes_per_cycle,
+                        const KernelTable& kernels) {
+    if (algorithm == Algorithm::grouped) return grouped_cycles(layer, out, batch, kernels);
+    if (algorithm == Algorithm::direct) return direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
+    return winograd_cycles(layer, algorithm, out, batch, bytes_per_cycle, kernels);
+}
+
+Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
+                           const KernelTable& kernels) {
     if (layer.has_small_groups(kernels.vector_floats)) return Algorithm::grouped;
     const index_t stride = layer.winograd_stride();
     if (stride == 0 || layer.algorithm == Algorithm::direct) return Algorithm::direct;
-    const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, kernels); };
+    const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, bytes_per_cycle, kernels); };
     Algorithm winograd = Algorithm::winograd_stride2;
     if (stride == 1) {
         if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4)

@@ -18,11 +18,16 @@ struct WinogradTiles {
 };
 WinogradTiles winograd_tiles(const WinogradKernels& winograd, Extent out);
 
+// The rate at which a core streams weights: from one run to the next those of a small program stay in L3.
+double stream_bytes_per_cycle(const std::vector<Layer>& layers, const KernelTable& kernels);
+
 // Cycles of one core for a convolution over `batch` images, if it had the machine to itself.
-double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, const KernelTable& kernels);
+double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, double bytes_per_cycle,
+                        const KernelTable& kernels);
 
 // The concrete algorithm for a convolution over `batch` images of output extent `out`.
-Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels);
+Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
+                           const KernelTable& kernels);
 
 // Images that go through a run of layers together so that their activations stay in cache, given the bytes of packed
 // weights that each pass streams and of activations per image.

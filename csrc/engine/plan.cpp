@@ -70,11 +70,13 @@ void Plan::infer_extents(const std::vector<InputShape>& inputs) {
 }
 
 void Plan::choose_algorithms() {
+    const KernelTable& kernels = program_->kernels();
+    stream_bytes_per_cycle_ = resfuse::stream_bytes_per_cycle(layers_, kernels);
     for (const Layer& layer : layers_)
-        algorithms_.push_back(
-            layer.kind == LayerKind::conv
-                ? choose_algorithm(layer, extents_[static_cast<std::size_t>(layer.output)], batch_, program_->kernels())
-                : Algorithm::direct);
+        algorithms_.push_back(layer.kind == LayerKind::conv
+                                  ? choose_algorithm(layer, extents_[static_cast<std::size_t>(layer.output)], batch_,
+                                                     stream_bytes_per_cycle_, kernels)
+                                  : Algorithm::direct);
 }
 
 // A direct convolution reads any strides while it fills its band; every other reader wants dense NHWC. The input's own

@@ -40,6 +40,7 @@ class Plan {
     int threads() const { return threads_; }
     const std::vector<Layer>& layers() const { return layers_; }  // the program's, paddings resolved
     const std::vector<Algorithm>& algorithms() const { return algorithms_; }
+    double stream_bytes_per_cycle() const { return stream_bytes_per_cycle_; }  // that the choice assumed
     const std::vector<Segment>& segments() const { return segments_; }
     bool input_dense(std::size_t input) const { return input_dense_[input]; }
     Extent extent(int buffer) const { return extents_[static_cast<std::size_t>(buffer)]; }
@@ -85,6 +86,7 @@ class Plan {
     std::vector<bool> input_dense_;  // per input
     std::vector<index_t> pixels_;    // floats between a dense buffer's pixels
     std::vector<Algorithm> algorithms_;
+    double stream_bytes_per_cycle_ = 0.0;
     std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null
     std::vector<Layout> layouts_;       // steps 0 .. layouts - 1; layers follow
     std::vector<std::unique_ptr<Step>> steps_;

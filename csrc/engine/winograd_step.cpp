@@ -189,7 +189,8 @@ class WinogradStep final : public Step {
                  .frequencies = tiles_.frequencies,
                  .depth = depth_,
                  .begin = begin,
-                 .end = end});
+                 .end = end,
+                 .chunk = kernels_.chunk});
         for (index_t p = panels.begin; p < panels.end; ++p)
             transform_output(p, block, m + (p - panels.begin) * tiles_.frequencies * m_frequency_stride(), m + map_,
                              wave);

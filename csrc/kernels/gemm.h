@@ -1,12 +1,12 @@
 // Every matrix product: direct and 1x1 convolutions, linear layers, and the register tile that Winograd frequencies
 // share with them.
 //
-// The reduction goes in chunks. A chunk of one panel of B, 4 KiB at most, stays in L1 while some register tiles of rows
-// pass by, so B is read once per block of rows from wherever it lies, and the accumulators of each chunk are added up
-// in L1 as well. So each output element is a sum of short chains of fused multiply-adds in a fixed order, whatever the
-// tile's height: results do not depend on how rows are split over tiles, blocks or threads, and the rounding error
-// stays small, where that of one long chain would grow with the square root of its length (Higham, "Accuracy and
-// Stability of Numerical Algorithms", section 4.2).
+// The reduction goes in chunks. A chunk of one panel of B stays in L1 while some register tiles of rows pass by, so B
+// is read once per block of rows from wherever it lies, and the accumulators of each chunk are added up in L1 as well.
+// So each output element is a sum of short chains of fused multiply-adds in a fixed order, whatever the tile's height:
+// results do not depend on how rows are split over tiles, blocks or threads, and the rounding error stays small, where
+// that of one long chain would grow with the square root of its length (Higham, "Accuracy and Stability of Numerical
+// Algorithms", section 4.2).
 #pragma once
 
 #include "kernels/simd.h"
@@ -14,29 +14,33 @@
 namespace resfuse {
 namespace {
 
+inline index_t least(index_t a, index_t b) { return a < b ? a : b; }
+
 // 28 accumulators of 32 registers (AVX-512); 12 of 16 elsewhere.
 constexpr int kTileRows = kVectorFloats == 16 ? 14 : 6;
 constexpr int kTileVectors = 2;
 constexpr int kTileCols = kTileVectors * kVectorFloats;
-constexpr index_t kChunk = 32;      // steps
-constexpr index_t kBlockTiles = 8;  // of rows, whose sums stay in L1
+constexpr index_t kGemmChunk = 128;  // steps
+constexpr index_t kAheadSteps = 64;  // from a chunk's begin to the weights that are fetched meanwhile
+constexpr index_t kFarSteps = 128;   // from there to those that are fetched into L2: the weights of late layers stream
+constexpr index_t kBlockTiles = 8;   // of rows, whose sums stay in L1
 
 template <int Rows, int Vectors>
 using Accumulators = Vec[Rows][Vectors];
 
 // What is read or written next, fetched meanwhile, a line a step.
 struct GemmAhead {
-    const float* a;  // rows, two lines of each
-    index_t lda;
+    const float* a;  // rows, lda floats apart
     const float* b;
     index_t b_step;
-    const float* c = nullptr;  // rows to write and to add, two lines of each
+    const float* c = nullptr;  // rows to write and to add
     index_t ldc = 0;
     const float* residual = nullptr;
     index_t ldr = 0;
 };
 
-// Walks the first two lines of rows that lie `pitch` floats apart.
+// Walks two lines of each of some rows: what they need for the next kTwoLines floats.
+constexpr index_t kTwoLines = 2 * kLineFloats;
 struct TwoLines {
     const float* at;
     index_t pitch;
@@ -48,36 +52,59 @@ struct TwoLines {
     }
 };
 
-// acc = rows of A times columns of B.
+// The same value, of which the compiler cannot tell that it follows from others: it would keep a pointer for each row
+// of A, more than there are registers.
+template <class T>
+[[gnu::always_inline]] inline T opaque(T value) {
+    asm("" : "+r"(value));
+    return value;
+}
+
+// acc = rows of A times columns of B, over `segments` segments of `steps` steps that lie `offsets` from a.
 template <bool Outputs, int Rows, int Vectors>
-[[gnu::always_inline]] inline void multiply(const float* a, index_t lda, const float* b, index_t steps,
-                                            const GemmAhead& ahead, Accumulators<Rows, Vectors>& acc) {
+[[gnu::always_inline]] inline void multiply(const float* a, index_t lda, const index_t* offsets, index_t segments,
+                                            index_t steps, const float* b, const GemmAhead& ahead,
+                                            Accumulators<Rows, Vectors>& acc) {
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
         for (int j = 0; j < Vectors; ++j) acc[i][j] = zero();
-    TwoLines next_a{ahead.a, ahead.lda}, next_c{ahead.c, ahead.ldc}, next_residual{ahead.residual, ahead.ldr};
+    constexpr int kRowsEach = 4;  // of one base pointer: all that x86 can address with lda and 3 * lda
+    constexpr int kBases = (Rows + kRowsEach - 1) / kRowsEach;
+    const index_t lda3 = opaque(3 * lda);
     const float* next_b = ahead.b;
     const index_t b_step = ahead.b_step;
+    for (const index_t* const end = offsets + segments; offsets < end; ++offsets) {
+        const float* base[kBases];
+#pragma GCC unroll 4
+        for (int r = 0; r < kBases; ++r) base[r] = opaque(a + *offsets + kRowsEach * r * lda);
+        for (index_t left = steps; left > 0; left -= kTwoLines) {
+            TwoLines next_a{ahead.a + *offsets + steps - left, lda};
+            TwoLines next_c{ahead.c, ahead.ldc}, next_residual{ahead.residual, ahead.ldr};
 #pragma GCC unroll 2
-    for (; steps > 0; --steps) {
-        Vec weights[Vectors];
+            for (index_t n = least(left, kTwoLines); n > 0; --n) {
+                Vec weights[Vectors];
 #pragma GCC unroll 2
-        for (int j = 0; j < Vectors; ++j) weights[j] = load(b + j * kVectorFloats);
-        next_a.fetch();
-        if constexpr (Outputs) {
-            next_c.fetch();
-            next_residual.fetch();
-        }
-        __builtin_prefetch(next_b);
-        next_b += b_step;
+                for (int j = 0; j < Vectors; ++j) weights[j] = load(b + j * kVectorFloats);
+                next_a.fetch();
+                if constexpr (Outputs) {
+                    next_c.fetch();
+                    next_residual.fetch();
+                }
+                __builtin_prefetch(next_b);
+                __builtin_prefetch(next_b + kFarSteps * kTileCols, 0, 2);
+                next_b += b_step;
 #pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i) {
-            const Vec value = broadcast(a[i * lda]);
+                for (int i = 0; i < Rows; ++i) {
+                    const float* const row = base[i / kRowsEach];
+                    const Vec value = broadcast(i % kRowsEach == 3 ? row[lda3] : row[i % kRowsEach * lda]);
 #pragma GCC unroll 2
-            for (int j = 0; j < Vectors; ++j) acc[i][j] += value * weights[j];
+                    for (int j = 0; j < Vectors; ++j) acc[i][j] += value * weights[j];
+                }
+#pragma GCC unroll 4
+                for (int r = 0; r < kBases; ++r) base[r] = opaque(base[r] + 1);
+                b += kTileCols;
+            }
         }
-        ++a;
-        b += kTileCols;
     }
 }
 
@@ -137,39 +164,56 @@ template <bool Residual, int Rows, int Vectors>
     }
 }
 
-// A part of the reduction for some register tiles, the first `longer` of which have one row more.
-struct Chunk {
+// One panel of B times some register tiles of rows, the first `longer` of which have one row more.
+struct Panel {
     const float* a;
-    const float* next_a;  // of the chunk that follows
+    const float* next_a;  // of the panel that follows
     const float* b;
-    const float* ahead_b;
-    index_t steps, tiles, longer;
-    float* sums;
-    bool first;
+    index_t tiles, longer;
+    index_t chunk;  // steps, at most
+    float* sums;    // of chunks; where all results go if there is no epilogue
     Results to;
 };
 
-template <bool Last, int Rows, int Vectors>
-[[gnu::always_inline]] inline void gemm_tile(const GemmArgs& g, const float* a, const float* next_a,
-                                             const float* ahead_b, index_t b_step, const Chunk& chunk, float* sums,
-                                             index_t row) {
+// A part of the reduction: some whole segments or a part of one.
+struct Chunk {
+    const float* next_a;  // of the chunk that follows, such that the same offsets apply
+    const index_t* offsets;
+    index_t segments, steps;  // steps of each segment
+    const float* b;
+    bool first;
+};
+
+// Where the next tile of a chunk lies. Its own copies of lda and b_step spare each tile's first loads the detour
+// through memory that the stores before them may have changed: 2 to 4 % of the products of few rows.
+struct Walk {
+    const float* a;
+    index_t lda;
+    const float* ahead_b;
+    index_t b_step;
+    float* sums;
+    index_t row, left;
+};
+
+template <bool Epilogue, int Rows, int Vectors>
+[[gnu::always_inline]] inline void gemm_tile(const GemmArgs& g, const Panel& panel, const Chunk& chunk, const Walk& at,
+                                             GemmAhead ahead) {
     Accumulators<Rows, Vectors> acc;
-    GemmAhead ahead{.a = next_a, .lda = g.lda, .b = ahead_b, .b_step = b_step};
-    if constexpr (!Last) {
-        multiply<false, Rows, Vectors>(a, g.lda, chunk.b, chunk.steps, ahead, acc);
-        if (!chunk.first) add_sums<Rows, Vectors>(sums, acc);
-        store_sums<Rows, Vectors>(sums, acc);
+    if constexpr (!Epilogue) {
+        multiply<false, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b, ahead, acc);
+        if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
+        store_sums<Rows, Vectors>(at.sums, acc);
     } else {
-        Results to = chunk.to;
-        to.c += row * g.ldc;
+        Results to = panel.to;
+        to.c += at.row * g.ldc;
         ahead.c = ahead.residual = to.c;
         ahead.ldc = ahead.ldr = g.ldc;
         if (g.residual) {
-            ahead.residual = to.residual += row * g.ldr;
+            ahead.residual = to.residual += at.row * g.ldr;
             ahead.ldr = g.ldr;
         }
-        multiply<true, Rows, Vectors>(a, g.lda, chunk.b, chunk.steps, ahead, acc);
-        if (!chunk.first) add_sums<Rows, Vectors>(sums, acc);
+        multiply<true, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b, ahead, acc);
+        if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
         if (g.residual) {
             finish_tile<true, Rows, Vectors>(g, to, acc);
         } else {
@@ -178,44 +222,80 @@ template <bool Last, int Rows, int Vectors>
     }
 }
 
-template <bool Last, int Rows, int Vectors>
-[[gnu::noinline]] void gemm_chunk(const GemmArgs& g, const Chunk& chunk) {
-    // All tiles together fetch the weights of the chunk after the next.
-    const index_t b_step = (kTileCols + chunk.tiles - 1) / chunk.tiles;
-    const float* a = chunk.a;
-    const float* ahead_b = chunk.ahead_b;
-    float* sums = chunk.sums;
-    index_t row = 0, left = chunk.tiles;
-    if constexpr (Rows < kTileRows)
-        for (index_t t = 0; t < chunk.longer; ++t, --left) {
-            const float* const next = a + (Rows + 1) * g.lda;
-            gemm_tile<Last, Rows + 1, Vectors>(g, a, left > 1 ? next : chunk.next_a, ahead_b, b_step, chunk, sums, row);
-            a = next;
-            sums += (Rows + 1) * kTileCols;
-            row += Rows + 1;
-            ahead_b += b_step * chunk.steps;
-        }
-    for (; left > 0; --left) {
-        const float* const next = a + Rows * g.lda;
-        gemm_tile<Last, Rows, Vectors>(g, a, left > 1 ? next : chunk.next_a, ahead_b, b_step, chunk, sums, row);
-        a = next;
-        sums += Rows * kTileCols;
-        row += Rows;
-        ahead_b += b_step * chunk.steps;
+template <bool Epilogue, int Rows, int Vectors>
+[[gnu::always_inline]] inline void gemm_tiles(const GemmArgs& g, const Panel& panel, const Chunk& chunk, index_t tiles,
+                                              Walk& at) {
+    for (; tiles > 0; --tiles, --at.left) {
+        const float* const next = at.a + Rows * at.lda;
+        gemm_tile<Epilogue, Rows, Vectors>(
+            g, panel, chunk, at, {.a = at.left > 1 ? next : chunk.next_a, .b = at.ahead_b, .b_step = at.b_step});
+        at.a = next;
+        at.ahead_b += at.b_step * chunk.segments * chunk.steps;
+        at.sums += Rows * kTileCols;
+        at.row += Rows;
     }
 }
 
-template <int Rows>
-inline void gemm_chunk_of(index_t rows, const GemmArgs& g, const Chunk& chunk, bool last) {
-    if constexpr (Rows > 1) {
-        if (rows < Rows) return gemm_chunk_of<Rows - 1>(rows, g, chunk, last);
-    }
-    if (chunk.to.cols > kVectorFloats) {
-        last ? gemm_chunk<true, Rows, kTileVectors>(g, chunk) : gemm_chunk<false, Rows, kTileVectors>(g, chunk);
-    } else {
-        last ? gemm_chunk<true, Rows, 1>(g, chunk) : gemm_chunk<false, Rows, 1>(g, chunk);
+// `at` is at the first tile.
+template <bool Epilogue, int Rows, int Vectors>
+[[gnu::always_inline]] inline void gemm_chunk(const GemmArgs& g, const Panel& panel, const Chunk& chunk, Walk at) {
+    if constexpr (Rows < kTileRows) gemm_tiles<Epilogue, Rows + 1, Vectors>(g, panel, chunk, panel.longer, at);
+    gemm_tiles<Epilogue, Rows, Vectors>(g, panel, chunk, at.left, at);
+}
+
+// The first chunks write sums, the last one as well unless there is an epilogue.
+template <bool Epilogue, int Rows, int Vectors>
+[[gnu::noinline]] void gemm_panel(const GemmArgs& g, const Panel& panel) {
+    const bool whole = g.segment_length <= panel.chunk;
+    const float* b = panel.b;
+    Walk at{.a = panel.a,
+            .lda = g.lda,
+            .ahead_b = b,
+            .b_step = (kTileCols + panel.tiles - 1) / panel.tiles,  // all tiles together fetch a chunk
+            .sums = panel.sums,
+            .row = 0,
+            .left = panel.tiles};
+    for (index_t segment = 0, step = 0; segment < g.segments;) {
+        const index_t segments = whole ? least(panel.chunk / g.segment_length, g.segments - segment) : 1;
+        const index_t steps = whole ? g.segment_length : least(panel.chunk, g.segment_length - step);
+        at.a = panel.a + step;
+        at.ahead_b = b + kAheadSteps * kTileCols;
+        Chunk chunk{.next_a = panel.next_a,
+                    .offsets = g.segment_offset + segment,
+                    .segments = segments,
+                    .steps = steps,
+                    .b = b,
+                    .first = segment == 0 && step == 0};
+        b += segments * steps * kTileCols;
+        step += steps;
+        if (step == g.segment_length) {
+            segment += segments;
+            step = 0;
+        }
+        const bool last = segment == g.segments;
+        if (!last) chunk.next_a = panel.a + g.segment_offset[segment] + step - *chunk.offsets;
+        if (Epilogue && last) {
+            gemm_chunk<true, Rows, Vectors>(g, panel, chunk, at);
+        } else {
+            gemm_chunk<false, Rows, Vectors>(g, panel, chunk, at);
+        }
     }
 }
+
+template <bool Epilogue, int Rows = kTileRows>
+inline void gemm_panel_of(index_t rows, const GemmArgs& g, const Panel& panel) {
+    if constexpr (Rows > 1) {
+        if (rows < Rows) return gemm_panel_of<Epilogue, Rows - 1>(rows, g, panel);
+    }
+    if (panel.to.cols > kVectorFloats) {
+        gemm_panel<Epilogue, Rows, kTileVectors>(g, panel);
+    } else {
+        gemm_panel<Epilogue, Rows, 1>(g, panel);
+    }
+}
+
+// Register tiles of about the same height: 20 rows are 10 + 10, not 14 + 6.
+inline index_t even_tiles(index_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 // Rows [begin, end), few enough for the sums in L1.
 inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
@@ -223,39 +303,23 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
     const index_t reduction = g.segments * g.segment_length;
     const index_t panels = (g.cols + kTileCols - 1) / kTileCols;
     const index_t rows = end - begin;
-    // Even tiles: 20 rows are 10 + 10, not 14 + 6.
-    const index_t tiles = (rows + kTileRows - 1) / kTileRows;
+    const index_t tiles = even_tiles(rows);
     const float* const a = g.a + begin * g.lda;
     for (index_t p = 0; p < panels; ++p) {
         const index_t column = p * kTileCols;
-        const float* b = g.b + p * reduction * kTileCols;
-        for (index_t segment = 0, step = 0; segment < g.segments;) {
-            const index_t from = g.segment_offset[segment] + step;
-            const index_t steps = g.segment_length - step < kChunk ? g.segment_length - step : kChunk;
-            const bool first = segment == 0 && step == 0;
-            step += steps;
-            if (step == g.segment_length) {
-                ++segment;
-                step = 0;
-            }
-            const bool last = segment == g.segments;
-            const Chunk chunk{.a = a + from,
-                              .next_a = a + (last ? g.segment_offset[0] : g.segment_offset[segment] + step),
-                              .b = b,
-                              .ahead_b = b + 2 * kChunk * kTileCols,
-                              .steps = steps,
-                              .tiles = tiles,
-                              .longer = rows % tiles,
-                              .sums = sums,
-                              .first = first,
-                              .to = {.c = g.c + begin * g.ldc + column,
-                                     .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,
-                                     .scale = g.scale + column,
-                                     .bias = g.bias + column,
-                                     .cols = p + 1 == panels ? g.cols - column : kTileCols}};
-            b += steps * kTileCols;
-            gemm_chunk_of<kTileRows>(rows / tiles, g, chunk, last);
-        }
+        const Panel panel{.a = a,
+                          .next_a = a,
+                          .b = g.b + p * reduction * kTileCols,
+                          .tiles = tiles,
+                          .longer = rows % tiles,
+                          .chunk = kGemmChunk,
+                          .sums = sums,
+                          .to = {.c = g.c + begin * g.ldc + column,
+                                 .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,
+                                 .scale = g.scale + column,
+                                 .bias = g.bias + column,
+                                 .cols = p + 1 == panels ? g.cols - column : kTileCols}};
+        gemm_panel_of<true>(rows / tiles, g, panel);
     }
 }
 

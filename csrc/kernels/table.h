@@ -67,6 +67,7 @@ struct WinogradProductsArgs {
     index_t frequencies;  // at most kMostFrequencies
     index_t depth;
     const index_t *begin, *end;
+    index_t chunk;  // steps of the reduction until a sum is stored
 };
 constexpr index_t kMostFrequencies = 36;
 
@@ -322,6 +323,7 @@ struct WinogradKernels {
     index_t tile;                  // outputs of a whole tile in one dimension
     index_t points;                // and its products
     index_t stride;                // of the convolution
+    index_t chunk;                 // of its products, shorter where the output transform magnifies their errors most
     std::uint32_t edge_points[3];  // bit i: the dimension needs product i
     void (*input[3][3])(const WinogradInputArgs&);
     void (*output[3][3])(const WinogradOutputArgs&);
