@@ -82,11 +82,10 @@ py::list describe_layers(const Plan& plan) {
         row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
                                           layer.window.kernel_w * (layer.in_channels / layer.groups)
                                     : 0;
-        row["estimated_cycles"] =
-            conv ? estimated_cycles(layer, plan.algorithms()[l], out, plan.batch(), plan.stream_bytes_per_cycle(),
-                                    plan.program().kernels()) /
-                       plan.threads()
-                 : 0.0;
+        row["estimated_cycles"] = conv ? estimated_cycles(layer, plan.algorithms()[l], out, plan.batch(),
+                                                          plan.stream_bytes_per_cycle(), plan.program().kernels()) /
+                                             plan.threads()
+                                       : 0.0;
         rows.append(row);
     }
     return rows;
