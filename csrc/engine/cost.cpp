@@ -21,6 +21,7 @@ constexpr double kNotHidden = 0.3;
 constexpr double kTransformOperations = 9.0;
 // Winograd's weights take several times the memory, so it must be faster by this factor at least.
 constexpr double kWinogradGain = 1.05;
+constexpr double kStride2Gain = 1.5;  // 11 times the memory
 
 // Of computing and of streaming some bytes from beyond L2 meanwhile.
 double cycles_of(double compute, double bytes, double bytes_per_cycle) {
@@ -146,14 +147,15 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
     if (stride == 0 || layer.algorithm == Algorithm::direct) return Algorithm::direct;
     const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, bytes_per_cycle, kernels); };
     Algorithm winograd = Algorithm::winograd_stride2;
+    double gain = kStride2Gain;
     if (stride == 1) {
+        gain = kWinogradGain;
         if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4)
             return layer.algorithm;
         winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
                                                                                    : Algorithm::winograd_f4;
     }
-    const bool direct =
-        layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < kWinogradGain * cycles(winograd);
+    const bool direct = layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < gain * cycles(winograd);
     return direct ? Algorithm::direct : winograd;
 }
 

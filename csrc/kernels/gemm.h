@@ -20,7 +20,7 @@ inline index_t least(index_t a, index_t b) { return a < b ? a : b; }
 constexpr int kTileRows = kVectorFloats == 16 ? 14 : 6;
 constexpr int kTileVectors = 2;
 constexpr int kTileCols = kTileVectors * kVectorFloats;
-constexpr index_t kGemmChunk = 128;  // steps
+constexpr index_t kGemmChunk = 160;  // steps
 constexpr index_t kAheadSteps = 64;  // from a chunk's begin to the weights that are fetched meanwhile
 constexpr index_t kFarSteps = 128;   // from there to those that are fetched into L2: the weights of late layers stream
 constexpr index_t kBlockTiles = 8;   // of rows, whose sums stay in L1
@@ -85,14 +85,17 @@ template <bool Outputs, int Rows, int Vectors>
                 Vec weights[Vectors];
 #pragma GCC unroll 2
                 for (int j = 0; j < Vectors; ++j) weights[j] = load(b + j * kVectorFloats);
-                next_a.fetch();
-                if constexpr (Outputs) {
-                    next_c.fetch();
-                    next_residual.fetch();
+                // With one vector of columns loads are the bottleneck, and fetches are loads.
+                if constexpr (Vectors > 1) {
+                    next_a.fetch();
+                    if constexpr (Outputs) {
+                        next_c.fetch();
+                        next_residual.fetch();
+                    }
+                    __builtin_prefetch(next_b);
+                    __builtin_prefetch(next_b + kFarSteps * kTileCols, 0, 2);
+                    next_b += b_step;
                 }
-                __builtin_prefetch(next_b);
-                __builtin_prefetch(next_b + kFarSteps * kTileCols, 0, 2);
-                next_b += b_step;
 #pragma GCC unroll 16
                 for (int i = 0; i < Rows; ++i) {
                     const float* const row = base[i / kRowsEach];
@@ -246,7 +249,10 @@ template <bool Epilogue, int Rows, int Vectors>
 // The first chunks write sums, the last one as well unless there is an epilogue.
 template <bool Epilogue, int Rows, int Vectors>
 [[gnu::noinline]] void gemm_panel(const GemmArgs& g, const Panel& panel) {
-    const bool whole = g.segment_length <= panel.chunk;
+    // Whole segments, or even parts of one.
+    const index_t parts = (g.segment_length + panel.chunk - 1) / panel.chunk;
+    const index_t part = ((g.segment_length + parts - 1) / parts + kTwoLines - 1) / kTwoLines * kTwoLines;
+    const index_t segments_each = parts > 1 ? 1 : panel.chunk / g.segment_length;
     const float* b = panel.b;
     Walk at{.a = panel.a,
             .lda = g.lda,
@@ -256,8 +262,8 @@ template <bool Epilogue, int Rows, int Vectors>
             .row = 0,
             .left = panel.tiles};
     for (index_t segment = 0, step = 0; segment < g.segments;) {
-        const index_t segments = whole ? least(panel.chunk / g.segment_length, g.segments - segment) : 1;
-        const index_t steps = whole ? g.segment_length : least(panel.chunk, g.segment_length - step);
+        const index_t segments = least(segments_each, g.segments - segment);
+        const index_t steps = least(part, g.segment_length - step);
         at.a = panel.a + step;
         at.ahead_b = b + kAheadSteps * kTileCols;
         Chunk chunk{.next_a = panel.next_a,

@@ -13,7 +13,8 @@ namespace resfuse {
 namespace {
 
 constexpr int kGroupedPixels = kVectorFloats == 16 ? 14 : 8;  // whose accumulators stay in registers
-constexpr index_t kRingFloats = 6 * 1024;
+// A quarter of L1: with half of it, lines of the image that fall into the same sets push the ring out.
+constexpr index_t kRingFloats = 3 * 1024;
 
 struct Interval {
     index_t begin, end;
