@@ -254,6 +254,7 @@ def test_denormal_numbers_are_as_good_as_zeros(what: str) -> None:
 
 _INTERRUPTED = """
 import os, signal, threading, torch, resfuse
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit that it is ignored
 model = resfuse.models.ResNet("basic", [1, 1], width=16, num_classes=5, stem="cifar").eval()
 fast, x = resfuse.fuse(model), torch.randn(64, 3, 32, 32)
 with torch.no_grad():
