@@ -19,9 +19,9 @@ constexpr double kMemoryBytesPerCycle = 4.5;
 constexpr double kNotHidden = 0.3;
 // Vector operations per element and transform of a Winograd convolution, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
-// Winograd's weights take several times the memory, so it must be faster by this factor at least.
+// Winograd's weights take several times the memory, 11 times at stride 2, so it must be faster by this factor at least.
 constexpr double kWinogradGain = 1.05;
-constexpr double kStride2Gain = 1.5;  // 11 times the memory
+constexpr double kStride2Gain = 1.5;
 
 // Of computing and of streaming some bytes from beyond L2 meanwhile.
 double cycles_of(double compute, double bytes, double bytes_per_cycle) {
@@ -147,14 +147,13 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
     if (stride == 0 || layer.algorithm == Algorithm::direct) return Algorithm::direct;
     const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, bytes_per_cycle, kernels); };
     Algorithm winograd = Algorithm::winograd_stride2;
-    double gain = kStride2Gain;
     if (stride == 1) {
-        gain = kWinogradGain;
         if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4)
             return layer.algorithm;
         winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
                                                                                    : Algorithm::winograd_f4;
     }
+    const double gain = stride == 1 ? kWinogradGain : kStride2Gain;
     const bool direct = layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < gain * cycles(winograd);
     return direct ? Algorithm::direct : winograd;
 }

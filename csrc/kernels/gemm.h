@@ -9,12 +9,10 @@
 // Algorithms", section 4.2).
 #pragma once
 
-#include "kernels/simd.h"
+#include "kernels/element.h"
 
 namespace resfuse {
 namespace {
-
-inline index_t least(index_t a, index_t b) { return a < b ? a : b; }
 
 // 28 accumulators of 32 registers (AVX-512); 12 of 16 elsewhere.
 constexpr int kTileRows = kVectorFloats == 16 ? 14 : 6;
@@ -24,6 +22,9 @@ constexpr index_t kGemmChunk = 160;  // steps
 constexpr index_t kAheadSteps = 64;  // from a chunk's begin to the weights that are fetched meanwhile
 constexpr index_t kFarSteps = 128;   // from there to those that are fetched into L2: the weights of late layers stream
 constexpr index_t kBlockTiles = 8;   // of rows, whose sums stay in L1
+
+// Register tiles of about the same height: 20 rows are 10 + 10, not 14 + 6.
+inline index_t even_tiles(index_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 template <int Rows, int Vectors>
 using Accumulators = Vec[Rows][Vectors];
@@ -81,7 +82,7 @@ template <bool Outputs, int Rows, int Vectors>
             TwoLines next_a{ahead.a + *offsets + steps - left, lda};
             TwoLines next_c{ahead.c, ahead.ldc}, next_residual{ahead.residual, ahead.ldr};
 #pragma GCC unroll 2
-            for (index_t n = least(left, kTwoLines); n > 0; --n) {
+            for (index_t n = at_most(left, kTwoLines); n > 0; --n) {
                 Vec weights[Vectors];
 #pragma GCC unroll 2
                 for (int j = 0; j < Vectors; ++j) weights[j] = load(b + j * kVectorFloats);
@@ -167,12 +168,12 @@ template <bool Residual, int Rows, int Vectors>
     }
 }
 
-// One panel of B times some register tiles of rows, the first `longer` of which have one row more.
+// One panel of B times some rows.
 struct Panel {
     const float* a;
     const float* next_a;  // of the panel that follows
     const float* b;
-    index_t tiles, longer;
+    index_t rows;
     index_t chunk;  // steps, at most
     float* sums;    // of chunks; where all results go if there is no epilogue
     Results to;
@@ -239,10 +240,11 @@ template <bool Epilogue, int Rows, int Vectors>
     }
 }
 
-// `at` is at the first tile.
+// The first `longer` tiles have Rows + 1 rows; `at` is at the first.
 template <bool Epilogue, int Rows, int Vectors>
-[[gnu::always_inline]] inline void gemm_chunk(const GemmArgs& g, const Panel& panel, const Chunk& chunk, Walk at) {
-    if constexpr (Rows < kTileRows) gemm_tiles<Epilogue, Rows + 1, Vectors>(g, panel, chunk, panel.longer, at);
+[[gnu::always_inline]] inline void gemm_chunk(const GemmArgs& g, const Panel& panel, const Chunk& chunk, index_t longer,
+                                              Walk at) {
+    if constexpr (Rows < kTileRows) gemm_tiles<Epilogue, Rows + 1, Vectors>(g, panel, chunk, longer, at);
     gemm_tiles<Epilogue, Rows, Vectors>(g, panel, chunk, at.left, at);
 }
 
@@ -254,18 +256,19 @@ template <bool Epilogue, int Rows, int Vectors>
     const index_t part = ((g.segment_length + parts - 1) / parts + kTwoLines - 1) / kTwoLines * kTwoLines;
     const index_t segments_each = parts > 1 ? 1 : panel.chunk / g.segment_length;
     const float* b = panel.b;
-    Walk at{.a = panel.a,
-            .lda = g.lda,
-            .ahead_b = b,
-            .b_step = (kTileCols + panel.tiles - 1) / panel.tiles,  // all tiles together fetch a chunk
-            .sums = panel.sums,
-            .row = 0,
-            .left = panel.tiles};
+    const index_t tiles = even_tiles(panel.rows), longer = panel.rows - tiles * Rows;
+    const index_t lda = g.lda;
+    const index_t b_step = (kTileCols + tiles - 1) / tiles;  // all tiles together fetch a chunk
     for (index_t segment = 0, step = 0; segment < g.segments;) {
-        const index_t segments = least(segments_each, g.segments - segment);
-        const index_t steps = least(part, g.segment_length - step);
-        at.a = panel.a + step;
-        at.ahead_b = b + kAheadSteps * kTileCols;
+        const index_t segments = at_most(segments_each, g.segments - segment);
+        const index_t steps = at_most(part, g.segment_length - step);
+        const Walk at{.a = panel.a + step,
+                      .lda = lda,
+                      .ahead_b = b + kAheadSteps * kTileCols,
+                      .b_step = b_step,
+                      .sums = panel.sums,
+                      .row = 0,
+                      .left = tiles};
         Chunk chunk{.next_a = panel.next_a,
                     .offsets = g.segment_offset + segment,
                     .segments = segments,
@@ -281,13 +284,14 @@ template <bool Epilogue, int Rows, int Vectors>
         const bool last = segment == g.segments;
         if (!last) chunk.next_a = panel.a + g.segment_offset[segment] + step - *chunk.offsets;
         if (Epilogue && last) {
-            gemm_chunk<true, Rows, Vectors>(g, panel, chunk, at);
+            gemm_chunk<true, Rows, Vectors>(g, panel, chunk, longer, at);
         } else {
-            gemm_chunk<false, Rows, Vectors>(g, panel, chunk, at);
+            gemm_chunk<false, Rows, Vectors>(g, panel, chunk, longer, at);
         }
     }
 }
 
+// `rows` of the shorter tiles.
 template <bool Epilogue, int Rows = kTileRows>
 inline void gemm_panel_of(index_t rows, const GemmArgs& g, const Panel& panel) {
     if constexpr (Rows > 1) {
@@ -300,24 +304,23 @@ inline void gemm_panel_of(index_t rows, const GemmArgs& g, const Panel& panel) {
     }
 }
 
-// Register tiles of about the same height: 20 rows are 10 + 10, not 14 + 6.
-inline index_t even_tiles(index_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+template <bool Epilogue>
+inline void multiply_panel(const GemmArgs& g, const Panel& panel) {
+    gemm_panel_of<Epilogue>(panel.rows / even_tiles(panel.rows), g, panel);
+}
 
 // Rows [begin, end), few enough for the sums in L1.
 inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
     alignas(64) float sums[kBlockTiles * kTileRows * kTileCols];
     const index_t reduction = g.segments * g.segment_length;
     const index_t panels = (g.cols + kTileCols - 1) / kTileCols;
-    const index_t rows = end - begin;
-    const index_t tiles = even_tiles(rows);
     const float* const a = g.a + begin * g.lda;
     for (index_t p = 0; p < panels; ++p) {
         const index_t column = p * kTileCols;
         const Panel panel{.a = a,
                           .next_a = a,
                           .b = g.b + p * reduction * kTileCols,
-                          .tiles = tiles,
-                          .longer = rows % tiles,
+                          .rows = end - begin,
                           .chunk = kGemmChunk,
                           .sums = sums,
                           .to = {.c = g.c + begin * g.ldc + column,
@@ -325,7 +328,7 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                                  .scale = g.scale + column,
                                  .bias = g.bias + column,
                                  .cols = p + 1 == panels ? g.cols - column : kTileCols}};
-        gemm_panel_of<true>(rows / tiles, g, panel);
+        multiply_panel<true>(g, panel);
     }
 }
 

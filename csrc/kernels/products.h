@@ -16,16 +16,14 @@ void winograd_products(const WinogradProductsArgs& w) {
     for (index_t f = 0; f < w.frequencies; ++f) {
         const index_t rows = w.end[f] - w.begin[f];
         if (rows <= 0) continue;
-        const index_t tiles = even_tiles(rows);
         const Panel panel{.a = w.v + f * w.v_frequency + w.begin[f] * w.depth,
                           .next_a = w.v + (f + 1) * w.v_frequency,
                           .b = w.weights + f * w.depth * kTileCols,
-                          .tiles = tiles,
-                          .longer = rows % tiles,
+                          .rows = rows,
                           .chunk = w.chunk,
                           .sums = w.m + f * w.m_frequency + w.begin[f] * kTileCols,
                           .to = {.cols = kTileCols}};
-        gemm_panel_of<false>(rows / tiles, g, panel);
+        multiply_panel<false>(g, panel);
     }
 }
 
