@@ -52,18 +52,18 @@ def check(
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     """A program of one convolution, an image extent that fits it, a layout."""
-    kind = draw(st.sampled_from(["dense", "grouped", "small_groups", "pointwise", "winograd"]))
-    groups = draw(st.integers(2, 5)) if kind == "grouped" else 1
-    in_channels = groups * draw(st.integers(1, 20))
+    kind = draw(st.sampled_from(["dense", "grouped", "small_groups", "pointwise", "winograd", "winograd_groups"]))
+    groups = draw(st.integers(2, 5)) if kind in ("grouped", "winograd_groups") else 1
+    in_channels = groups * draw(st.integers(8, 40) if kind == "winograd_groups" else st.integers(1, 20))
     out_channels = groups * draw(st.integers(1, 40))
     if kind == "small_groups":
         groups = draw(st.integers(2, 40))
         in_channels = out_channels = groups * draw(st.sampled_from([1, 1, 2, 4, 8]))
     kernel, stride, dilation = (1, 1), (1, 1), (1, 1)
     padding: tuple[int, int, int, int] | None = (0, 0, 0, 0)
-    if kind == "winograd":
+    if kind.startswith("winograd"):
         kernel = (3, 3)
-        stride = draw(st.sampled_from([(1, 1), (2, 2)]))
+        stride = draw(st.sampled_from([(1, 1), (2, 2)])) if kind == "winograd" else (1, 1)
         padding = draw(st.sampled_from([(1, 1, 1, 1), (0, 0, 0, 0), (2, 0, 1, 3), (0, 0, 1, 1), None]))
     elif kind != "pointwise":
         kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
@@ -136,6 +136,24 @@ def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
     spec = ProgramSpec((channels,), (layer,), (OutputSpec(1),))
     x = torch.relu(torch.randn(batch, channels, size * stride, size * stride))
     weight = torch.randn(channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
+    check(spec, isa, [x], [weight])
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "size", "batch"), [(512, 32, 14, 5), (1024, 32, 7, 3), (120, 5, 13, 1), (96, 2, 28, 1)]
+)
+@pytest.mark.parametrize("algorithm", ["winograd_f2", "winograd_f4"])
+def test_winograd_in_groups_is_within_four_times_the_error_of_torch(
+    isa: str, channels: int, groups: int, size: int, batch: int, algorithm: str
+) -> None:
+    layer = ConvSpec(
+        "conv", 0, 1, channels, channels, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), groups=groups,
+        algorithm=algorithm,
+    )  # fmt: skip
+    spec = ProgramSpec((channels,), (layer,), (OutputSpec(1),))
+    x = torch.relu(torch.randn(batch, channels, size, size))
+    assert Executor(spec, isa).plan([x]).layers()[0]["algorithm"] == algorithm
+    weight = torch.randn(channels, channels // groups, 3, 3) * (2 * groups / (9 * channels)) ** 0.5
     check(spec, isa, [x], [weight])
 
 

@@ -11,6 +11,7 @@ namespace {
 
 // Shares of the peak rate of fused multiply-adds, two vectors a cycle, that the kernels reach; measured.
 constexpr double kGemmEfficiency = 0.9;
+constexpr double kOneVectorEfficiency = 0.65;  // loads are the bottleneck there, and the reduction is short
 constexpr double kGroupedEfficiency = 0.35;
 // Bytes a core streams per cycle while it computes, from L3 and from memory; measured.
 constexpr double kCacheBytesPerCycle = 9.0;
@@ -29,12 +30,18 @@ double cycles_of(double compute, double bytes, double bytes_per_cycle) {
     return std::max(compute, stream) + kNotHidden * std::min(compute, stream);
 }
 
+// Of the product of some rows with the weights of a group.
+double product_cycles(double rows, index_t depth, index_t columns, const KernelTable& kernels) {
+    const index_t vector = kernels.vector_floats;
+    const index_t vectors = columns <= vector ? 1 : ceil_div(columns, vector);
+    return rows * static_cast<double>(depth * vectors) /
+           (2.0 * (vectors == 1 ? kOneVectorEfficiency : kGemmEfficiency));
+}
+
 double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
                      const KernelTable& kernels) {
-    const PanelGrid grid = panel_grid(layer, kernels);
-    const double multiplies = static_cast<double>(batch * out.h * out.w) * static_cast<double>(grid.reduction) *
-                              static_cast<double>(grid.total * grid.tile_cols);
-    return cycles_of(multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency),
+    const double pixels = static_cast<double>(batch * out.h * out.w * layer.groups);
+    return cycles_of(product_cycles(pixels, panel_grid(layer, kernels).reduction, layer.group_out(), kernels),
                      static_cast<double>(packed_bytes(layer, Algorithm::direct, kernels)), bytes_per_cycle);
 }
 
@@ -56,22 +63,30 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
     const PanelGrid grid = panel_grid(layer, kernels);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     const index_t frequencies = winograd.points * winograd.points;
-    const index_t depth = winograd.stride * winograd.stride * layer.in_channels;
-    const index_t panels = grid.total, cols = grid.tile_cols, rows = kernels.tile_rows;
+    const index_t depth = winograd.stride * winograd.stride * layer.group_in();
+    const index_t panels = grid.per_group, cols = grid.tile_cols, rows = kernels.tile_rows;
+    const index_t sharers = ceil_div(threads, layer.groups);  // of the tiles of one group
     const std::size_t l2 = cache_sizes().l2;
     const index_t budget = static_cast<index_t>(l2 * 6 / 10 / sizeof(float));
     const auto blocks_for = [&](index_t floats_per_tile, index_t most) {
         const index_t fit = std::clamp<index_t>(budget / floats_per_tile / rows * rows, rows, most);
         index_t blocks = ceil_div(tiles, fit);
-        if (blocks > 1 || tiles >= 2 * rows) blocks = ceil_div(blocks, threads) * threads;
+        if (blocks > 1 || tiles >= 2 * rows) blocks = ceil_div(blocks, sharers) * sharers;
         return std::min(blocks, ceil_div(tiles, 4));
     };
     const double weights = static_cast<double>(packed_bytes(layer, algorithm, kernels));
     const double v = static_cast<double>(frequencies * tiles * depth) * sizeof(float);
 
-    const index_t fused_blocks = blocks_for(frequencies * (depth + cols), 112);
+    // Several groups of few channels share the way to their pixels.
+    constexpr index_t kChannelsTogether = 128;
+    index_t together = std::clamp<index_t>(kChannelsTogether / depth, 1, layer.groups);
+    while (together > 1 && ceil_div(layer.groups, together) < 4 * threads) --together;
+    const index_t fused_blocks = blocks_for(frequencies * (together * depth + cols), 112);
     const double fused_traffic =
         weights > static_cast<double>(l2) / 2 ? weights * static_cast<double>(fused_blocks) : weights;
+
+    const WinogradSchedule fused{{false, ceil_div(tiles, fused_blocks), 1, together}, fused_traffic};
+    if (layer.groups > 1) return fused;
 
     const index_t split_block = std::min<index_t>(tiles, 8 * rows);
     const index_t split_blocks = ceil_div(tiles, split_block);
@@ -81,24 +96,25 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
         weights * static_cast<double>(split_blocks) + v * (1.0 + static_cast<double>(ceil_div(panels, group)));
 
     if (fused_blocks < threads || split_traffic < fused_traffic)
-        return {{true, ceil_div(tiles, split_blocks), group}, split_traffic};
-    return {{false, ceil_div(tiles, fused_blocks), 1}, fused_traffic};
+        return {{true, ceil_div(tiles, split_blocks), group, 1}, split_traffic};
+    return fused;
 }
 
 double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, double bytes_per_cycle,
                        const KernelTable& kernels) {
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     const WinogradTiles tiles = winograd_tiles(winograd, out);
-    const PanelGrid grid = panel_grid(layer, kernels);
-    const index_t depth = winograd.stride * winograd.stride * layer.in_channels;
+    const index_t phases = winograd.stride * winograd.stride;
     const double products = static_cast<double>(batch * tiles.products);
-    const double multiplies = products * static_cast<double>(depth) * static_cast<double>(grid.total * grid.tile_cols);
-    const double transforms =
-        products * kTransformOperations * static_cast<double>(depth + layer.out_channels) / kernels.vector_floats;
+    const double transforms = products * kTransformOperations *
+                              static_cast<double>(phases * layer.in_channels + layer.out_channels) /
+                              kernels.vector_floats;
     // As one thread would do it: the choice must not depend on their number.
     const double traffic = winograd_schedule(layer, algorithm, batch * tiles.per_image(), 1, kernels).traffic;
-    return cycles_of(multiplies / (2.0 * kernels.vector_floats * kGemmEfficiency) + transforms, traffic,
-                     bytes_per_cycle);
+    return cycles_of(product_cycles(products * static_cast<double>(layer.groups), phases * layer.group_in(),
+                                    layer.group_out(), kernels) +
+                         transforms,
+                     traffic, bytes_per_cycle);
 }
 
 }  // namespace

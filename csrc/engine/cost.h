@@ -38,6 +38,7 @@ struct WinogradBlocking {
     bool split;           // transformed inputs shared between threads instead of private to a block
     index_t block;        // tiles of one task at most
     index_t panel_group;  // weight panels of one task (split form)
+    index_t groups;       // of channels of one task (fused form)
 };
 WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,
                                    const KernelTable& kernels);

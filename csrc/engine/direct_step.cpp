@@ -117,18 +117,38 @@ class DirectStep final : public Step {
         const index_t tile = context.kernels().tile_rows;
         // Every task on the same rows gathers their windows anew.
         const index_t wanted = (gathered_ ? 1 : 4) * context.threads;
-        // Few enough rows that what all panels write stays near, enough that the weights are not streamed too often.
-        block_ = std::clamp(kBlockFloats / grid_.reduction / tile, index_t{4}, index_t{8}) * tile;
-        if (rows < layer_.out_channels) {
+        const bool streams_weights = rows < layer_.out_channels;
+        // A residual of the same size passes through the caches with each output.
+        const bool passes_much = layer_.residual >= 0 && !streams_weights && !gathered_ && !pools_;
+        const index_t most = passes_much
+                                 ? tiles_near(kBlockFloats / 2, grid_.reduction + 2 * layer_.out_channels, tile, 2)
+                                 : tiles_near(kBlockFloats, grid_.reduction, tile, 4);
+        block_ = most * tile;
+        if (streams_weights) {
             // Weights are the larger operand: each should be read by one thread only.
             panel_chunks_ = std::min(grid_.total, wanted);
         } else {
-            block_ = std::clamp(ceil_div(ceil_div(rows, wanted), tile) * tile, tile, block_);
+            const index_t tiles = ceil_div(rows, tile * context.threads), tasks = wanted / context.threads;
+            block_ = even_part(tiles, std::min(most, ceil_div(tiles, tasks))) * tile;
             panel_chunks_ = std::clamp<index_t>(wanted / ceil_div(rows, block_), 1, grid_.total);
         }
         if (pools_) block_ = whole_images(context) * pixels();
         windows_ = gathered_ ? block_ * window_pitch() : 0;
         thread_scratch = static_cast<std::size_t>(windows_ + (pools_ ? (block_ + 1) * grid_.tile_cols : 0));
+    }
+
+    // Few enough register tiles of rows that some floats of each row stay near while all panels pass, enough that the
+    // weights are not streamed too often.
+    static index_t tiles_near(index_t floats, index_t row, index_t tile, index_t fewest) {
+        return std::clamp(floats / row / tile, fewest, index_t{8});
+    }
+
+    // At most `most`, and such that `total` is a whole number of parts, unless that takes many more of them.
+    static index_t even_part(index_t total, index_t most) {
+        const index_t fewest = ceil_div(total, most);
+        for (index_t parts = fewest; parts <= fewest + fewest / 2; ++parts)
+            if (total % parts == 0) return total / parts;
+        return ceil_div(total, fewest);
     }
 
     // As many images as come near the block of rows with the fewest rows missing in the last register tile.

@@ -78,14 +78,19 @@ struct Layer {
 
     // Groups of as many output as input channels that divide a vector and are smaller than it.
     bool has_small_groups(int vector_floats) const {
-        const index_t group = in_channels / groups;
-        return groups > 1 && in_channels == out_channels && group < vector_floats && vector_floats % group == 0;
+        return groups > 1 && in_channels == out_channels && group_in() < vector_floats &&
+               vector_floats % group_in() == 0;
     }
-    // With which stride a Winograd algorithm computes this layer; 0: none does.
+    index_t group_in() const { return in_channels / groups; }
+    index_t group_out() const { return out_channels / groups; }
+    // With which stride a Winograd algorithm computes this layer; 0: none does. The direct sums of smaller groups are
+    // so short that its error would be more than four times theirs.
     index_t winograd_stride() const {
-        const bool applies = kind == LayerKind::conv && groups == 1 && window.kernel_h == 3 && window.kernel_w == 3 &&
-                             window.stride_h == window.stride_w && window.stride_h <= 2 && window.dilation_h == 1 &&
-                             window.dilation_w == 1 &&
+        constexpr index_t kFewestChannelsOfGroup = 8;
+        const index_t most = groups == 1 ? 2 : 1;
+        const bool applies = kind == LayerKind::conv && window.kernel_h == 3 && window.kernel_w == 3 &&
+                             window.stride_h == window.stride_w && window.stride_h <= most && window.dilation_h == 1 &&
+                             window.dilation_w == 1 && (groups == 1 || group_in() >= kFewestChannelsOfGroup) &&
                              (activation == Activation::none || activation == Activation::relu);
         return applies ? window.stride_h : 0;
     }

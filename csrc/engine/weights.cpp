@@ -20,7 +20,7 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     return static_cast<std::size_t>(winograd.points * winograd.points * winograd.stride * winograd.stride *
-                                    layer.in_channels * grid.total * grid.tile_cols);
+                                    layer.group_in() * grid.total * grid.tile_cols);
 }
 
 // As GroupedArgs has them.

@@ -4,6 +4,7 @@
 //        and transforms back, so V and M of a block stay in the core's L2. For many tiles and small weights.
 // split: stage 0 transforms all tiles of the wave into one shared V; in stage 1 a task takes a group of weight panels
 //        over a block of tiles, so the transformed weights are streamed once. For few tiles and large weights.
+// Of a convolution in groups a task of the fused form takes some of the groups.
 // Where global average pooling follows, blocks are whole images: the feature maps of one weight panel stay in cache and
 // their means alone are written.
 #include <algorithm>
@@ -37,7 +38,7 @@ class WinogradStep final : public Step {
           grid_(panel_grid(layer_, context.kernels())),
           tiles_(winograd_tiles(kernels_, out_)),
           per_image_(tiles_.per_image()),
-          depth_(kernels_.stride * kernels_.stride * layer_.in_channels),
+          depth_(kernels_.stride * kernels_.stride * layer_.group_in()),
           blocking_(
               winograd_blocking(layer_, algorithm, context.images * per_image_, context.threads, context.kernels())),
           pooled_(context.averaged(index)),
@@ -46,7 +47,7 @@ class WinogradStep final : public Step {
         make_classes();
         blocking_.block = std::max<index_t>(blocking_.block / unit_, 1) * unit_;
         const index_t m = blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
-        const index_t v = tiles_.frequencies * v_frequency_stride(context.images);
+        const index_t v = blocking_.groups * tiles_.frequencies * v_frequency_stride(context.images);
         if (blocking_.split) shared_scratch = static_cast<std::size_t>(v);
         map_ = blocking_.split ? m : m + v;
         const index_t map = pools_ ? (out_.h * out_.w + 1) * grid_.tile_cols : 0;
@@ -59,16 +60,19 @@ class WinogradStep final : public Step {
 
     index_t tasks(int stage, index_t images) const override {
         if (blocking_.split && stage == 0) return images * input_parts();
-        return blocks(images) * (blocking_.split ? panel_groups() : 1);
+        return blocks(images) * (blocking_.split ? panel_groups() : group_parts());
     }
 
     void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
         const index_t stride = v_frequency_stride(wave.images);
         if (!blocking_.split) {
-            const Range block = tiles_of_block(wave.images, task);
+            const Range block = tiles_of_block(wave.images, task / group_parts());
+            const Range groups = part(layer_.groups, task % group_parts(), group_parts());
             float* v = scratch + tiles_.frequencies * m_frequency_stride();
-            transform_input(block, block, v, stride, wave);
-            for (index_t p = 0; p < grid_.total; ++p) multiply({p, p + 1}, block, v, stride, wave, scratch);
+            transform_input(block, block, groups, v, stride, wave);
+            for (index_t g = groups.begin; g < groups.end; ++g, v += tiles_.frequencies * stride)
+                for (index_t p = g * grid_.per_group; p < (g + 1) * grid_.per_group; ++p)
+                    multiply({p, p + 1}, block, v, stride, wave, scratch);
         } else if (stage == 0) {
             const index_t image = task / input_parts();
             const Range tiles = part(per_image_, task % input_parts(), input_parts());
@@ -78,7 +82,7 @@ class WinogradStep final : public Step {
                 const Range block = tiles_of_block(wave.images, b);
                 const Range both{std::max(some.begin, block.begin), std::min(some.end, block.end)};
                 if (both.begin < both.end)
-                    transform_input(block, both, wave.shared + block.begin * depth_, stride, wave);
+                    transform_input(block, both, {0, 1}, wave.shared + block.begin * depth_, stride, wave);
             }
         } else {
             const Range block = tiles_of_block(wave.images, task / panel_groups());
@@ -113,6 +117,7 @@ class WinogradStep final : public Step {
         const Range range = part(images * per_image_ / unit_, i, blocks(images));
         return {range.begin * unit_, range.end * unit_};
     }
+    index_t group_parts() const { return ceil_div(layer_.groups, blocking_.groups); }
     index_t panel_groups() const { return ceil_div(grid_.total, blocking_.panel_group); }
     index_t m_frequency_stride() const { return blocking_.block * grid_.tile_cols + kPad; }
     index_t v_frequency_stride(index_t images) const {
@@ -155,17 +160,21 @@ class WinogradStep final : public Step {
         }
     }
 
-    void transform_input(Range block, Range some, float* v, index_t stride, const Wave& wave) const {
+    void transform_input(Range block, Range some, Range groups, float* v, index_t stride, const Wave& wave) const {
         const index_t pitch = kernels_.tile * kernels_.stride;
         for_each_run(block, some, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t to) {
-            kernels_.input[c.row_kind][c.col_kind]({.image = image_view(wave.tensors[layer_.input], image, in_),
-                                                    .channels = layer_.in_channels,
+            ImageView view = image_view(wave.tensors[layer_.input], image, in_);
+            view.data += groups.begin * layer_.group_in();
+            kernels_.input[c.row_kind][c.col_kind]({.image = view,
+                                                    .channels = layer_.group_in(),
+                                                    .groups = groups.size(),
                                                     .pad_top = layer_.window.pad_top - c.rows.begin * pitch,
                                                     .pad_left = layer_.window.pad_left - c.cols.begin * pitch,
                                                     .tiles_per_row = c.cols.size(),
                                                     .first_tile = first,
                                                     .tiles = count,
                                                     .v = v + to * depth_,
+                                                    .group_stride = tiles_.frequencies * stride,
                                                     .frequency_stride = stride,
                                                     .zeros = wave.zeros});
         });
@@ -188,6 +197,7 @@ class WinogradStep final : public Step {
                  .m_frequency = m_frequency_stride(),
                  .frequencies = tiles_.frequencies,
                  .depth = depth_,
+                 .cols = panel_cols(p),
                  .begin = begin,
                  .end = end,
                  .chunk = kernels_.chunk});
@@ -196,9 +206,14 @@ class WinogradStep final : public Step {
                              wave);
     }
 
+    index_t panel_in_group(index_t panel) const { return panel % grid_.per_group * grid_.tile_cols; }
+    index_t panel_cols(index_t panel) const {
+        return std::min(grid_.tile_cols, layer_.group_out() - panel_in_group(panel));
+    }
+
     void transform_output(index_t panel, Range block, const float* m, float* map, const Wave& wave) const {
-        const index_t channel = panel * grid_.tile_cols;
-        const index_t cols = std::min(grid_.tile_cols, layer_.out_channels - channel);
+        const index_t channel = panel / grid_.per_group * layer_.group_out() + panel_in_group(panel);
+        const index_t cols = panel_cols(panel);
         const Tensor& y = wave.tensors[pools_ ? pooled_->output : layer_.output];
         for_each_run(block, block, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t from) {
             float* to = y.data + image * y.image + channel;
@@ -223,7 +238,7 @@ class WinogradStep final : public Step {
                                                      .tiles_per_row = c.cols.size(),
                                                      .first_tile = first,
                                                      .tiles = count,
-                                                     .bias = wave.weights.bias(index_) + channel,
+                                                     .bias = wave.weights.bias(index_) + panel * grid_.tile_cols,
                                                      .residual = residual,
                                                      .floor = activation_floor(layer_.activation)});
             // The last class completes the image.
@@ -243,7 +258,7 @@ class WinogradStep final : public Step {
     PanelGrid grid_;
     WinogradTiles tiles_;
     index_t per_image_;
-    index_t depth_;  // of the products: all channels of all phases
+    index_t depth_;  // of the products: a group's channels of all phases
     WinogradBlocking blocking_;
     const Layer* pooled_;  // the global average pool behind, or null
     bool pools_;

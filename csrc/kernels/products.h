@@ -22,7 +22,7 @@ void winograd_products(const WinogradProductsArgs& w) {
                           .rows = rows,
                           .chunk = w.chunk,
                           .sums = w.m + f * w.m_frequency + w.begin[f] * kTileCols,
-                          .to = {.cols = kTileCols}};
+                          .to = {.cols = w.cols}};
         multiply_panel<false>(g, panel);
     }
 }

@@ -46,15 +46,19 @@ struct ImageView {
 // Input transform V = B^T d B of `tiles` Winograd tiles of one image, tile numbers counted row by row.
 struct WinogradInputArgs {
     ImageView image;
-    index_t channels;
+    index_t channels;  // of a group
+    index_t groups = 1;
     index_t pad_top;
     index_t pad_left;
     index_t tiles_per_row;
     index_t first_tile;
     index_t tiles;
-    float* v;  // element (frequency f, tile t, phase and channel c) at f * frequency_stride + t * depth + c
+    // Element (group g, frequency f, tile t, phase and channel c) at g * group_stride + f * frequency_stride + t *
+    // depth + c.
+    float* v;
+    index_t group_stride = 0;  // of one group: any
     index_t frequency_stride;
-    const float* zeros;  // at least `channels` zeros, read for padding
+    const float* zeros;  // as many as a pixel has channels, read for padding
 };
 
 // M = V * weights of one panel, for each frequency's own tiles [begin[f], end[f]).
@@ -66,6 +70,7 @@ struct WinogradProductsArgs {
     index_t m_frequency;
     index_t frequencies;  // at most kMostFrequencies
     index_t depth;
+    index_t cols;  // valid columns of the panel
     const index_t *begin, *end;
     index_t chunk;  // steps of the reduction until a sum is stored
 };

@@ -244,8 +244,12 @@ inline void transform_input_vector(const Vec* d, float* v, index_t frequency_str
         Vec row[C::in];
         C::input(t + i * C::in, 1, row);
 #pragma GCC unroll 6
-        for (int j = 0; j < C::in; ++j)
-            store_first(v + (R::points[i] * points + C::points[j]) * frequency_stride, row[j], n);
+        for (int j = 0; j < C::in; ++j) {
+            float* const to = v + (R::points[i] * points + C::points[j]) * frequency_stride;
+            // The next vector's line: more streams than the hardware follows.
+            __builtin_prefetch(to + kLineFloats);
+            store_first(to, row[j], n);
+        }
     }
 }
 
@@ -253,15 +257,21 @@ inline void transform_input_vector(const Vec* d, float* v, index_t frequency_str
 template <class R, class C>
 inline void transform_input_tile(const WinogradInputArgs& g, const float* const* pixel, int points, float* v) {
     Vec d[R::in * C::in];
-    index_t c = 0;
-    for (; c + kVectorFloats <= g.channels; c += kVectorFloats) {
+    for (index_t group = 0; group < g.groups; ++group, v += g.group_stride) {
+        const index_t first = group * g.channels;
+        index_t c = 0;
+        for (; c + kVectorFloats <= g.channels; c += kVectorFloats) {
 #pragma GCC unroll 36
-        for (int i = 0; i < R::in * C::in; ++i) d[i] = load(pixel[i] + c);
-        transform_input_vector<R, C>(d, v + c, g.frequency_stride, points, kVectorFloats);
-    }
-    if (c < g.channels) {
-        for (int i = 0; i < R::in * C::in; ++i) d[i] = load_first(pixel[i] + c, g.channels - c);
-        transform_input_vector<R, C>(d, v + c, g.frequency_stride, points, g.channels - c);
+            for (int i = 0; i < R::in * C::in; ++i) {
+                d[i] = load(pixel[i] + first + c);
+                __builtin_prefetch(pixel[i] + first + c + C::out * g.image.pixel);  // of the next tile
+            }
+            transform_input_vector<R, C>(d, v + c, g.frequency_stride, points, kVectorFloats);
+        }
+        if (c < g.channels) {
+            for (int i = 0; i < R::in * C::in; ++i) d[i] = load_first(pixel[i] + first + c, g.channels - c);
+            transform_input_vector<R, C>(d, v + c, g.frequency_stride, points, g.channels - c);
+        }
     }
 }
 

@@ -35,7 +35,8 @@ def fuse(
             can be traced are fused.
         inplace: change ``model`` itself instead of a shallow copy.
         algorithm: "auto" (a cost model chooses), "direct", or "winograd" (for every 3x3
-            convolution of stride 1 or 2).
+            convolution of stride 1 or 2, and for groups of at least 8 channels at stride 1
+            that small-group kernels do not compute).
         dtype: None or torch.float32.
 
     Returns:
