@@ -229,14 +229,18 @@ struct H4x4 {
         {over_p, over_p * p}, {-over_p, over_p * p}, {over_q, over_q * q}, {-over_q, over_q * q}, {0, 1}};
 };
 
-// Tiles of R rows and C columns of outputs.
-template <class R, class C>
-inline void transform_input_vector(const Vec* d, float* v, index_t frequency_stride, int points, index_t n) {
+// One vector of channels of a tile of R rows and C columns of outputs; pixel(i) loads input pixel i.
+template <class R, class C, class Pixel>
+[[gnu::always_inline]] inline void transform_input_vector(Pixel pixel, float* v, index_t frequency_stride, int points,
+                                                          index_t n) {
     Vec t[R::in * C::in];
 #pragma GCC unroll 6
     for (int j = 0; j < C::in; ++j) {
-        Vec column[R::in];
-        R::input(d + j, C::in, column);
+        Vec d[R::in], column[R::in];
+#pragma GCC unroll 6
+        for (int i = 0; i < R::in; ++i) d[i] = pixel(i * C::in + j);
+        R::input(d, 1, column);
+#pragma GCC unroll 6
         for (int i = 0; i < R::in; ++i) t[i * C::in + j] = column[i];
     }
 #pragma GCC unroll 6
@@ -256,22 +260,19 @@ inline void transform_input_vector(const Vec* d, float* v, index_t frequency_str
 // One phase of one tile. `points` are those of a whole tile in one dimension.
 template <class R, class C>
 inline void transform_input_tile(const WinogradInputArgs& g, const float* const* pixel, int points, float* v) {
-    Vec d[R::in * C::in];
     for (index_t group = 0; group < g.groups; ++group, v += g.group_stride) {
         const index_t first = group * g.channels;
         index_t c = 0;
-        for (; c + kVectorFloats <= g.channels; c += kVectorFloats) {
-#pragma GCC unroll 36
-            for (int i = 0; i < R::in * C::in; ++i) {
-                d[i] = load(pixel[i] + first + c);
-                __builtin_prefetch(pixel[i] + first + c + C::out * g.image.pixel);  // of the next tile
-            }
-            transform_input_vector<R, C>(d, v + c, g.frequency_stride, points, kVectorFloats);
-        }
-        if (c < g.channels) {
-            for (int i = 0; i < R::in * C::in; ++i) d[i] = load_first(pixel[i] + first + c, g.channels - c);
-            transform_input_vector<R, C>(d, v + c, g.frequency_stride, points, g.channels - c);
-        }
+        for (; c + kVectorFloats <= g.channels; c += kVectorFloats)
+            transform_input_vector<R, C>(
+                [&](int i) {
+                    const float* const from = pixel[i] + first + c;
+                    return load(from);
+                },
+                v + c, g.frequency_stride, points, kVectorFloats);
+        if (const index_t n = g.channels - c; n > 0)
+            transform_input_vector<R, C>([&](int i) { return load_first(pixel[i] + first + c, n); }, v + c,
+                                         g.frequency_stride, points, n);
     }
 }
 
