@@ -2,7 +2,8 @@
 //
 // flat: a pointwise layer is one matrix product over all pixels of the wave.
 // rows: each output row is a product whose A rows lie stride_w pixels apart. Where there is padding, or the input is
-//       not dense NHWC, a task first copies the input rows that it needs into a zero-padded band in cache.
+//       not dense NHWC, a task first copies the input rows that it needs into a zero-padded band in cache; of groups,
+//       the channels of a few at a time.
 // gathered: where output rows are too short to fill a register tile, a task writes out the windows of a block of pixels
 //       (of any images) one after the other, and multiplies them as in flat.
 // Where max-pooling follows, the rows form pools its rows while they are in cache.
@@ -33,8 +34,10 @@ class DirectStep final : public Step {
           pools_(can_pool()) {
         const Window& w = layer_.window;
         band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
+        groups_at_once_ =
+            band_ ? std::clamp<index_t>(kBandChannels / layer_.group_in(), 1, layer_.groups) : layer_.groups;
         // Groups read a part of each pixel; all others read rows of pixels in one piece.
-        const index_t band_pixel = layer_.groups > 1 ? spaced(layer_.in_channels) : layer_.in_channels;
+        const index_t band_pixel = layer_.groups > 1 ? spaced(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
         pixel_ = band_ ? band_pixel : context.pixels[static_cast<std::size_t>(layer_.input)];
         pitch_ = (band_ ? band_cols_ : in_.w) * pixel_;
         set_segments();
@@ -75,6 +78,7 @@ class DirectStep final : public Step {
 
   private:
     static constexpr index_t kBlockFloats = 128 * 1024;  // of A that a task keeps in L2
+    static constexpr index_t kBandChannels = 64;         // of groups, that a band holds
     static constexpr index_t kChunkFloats = 96 * 1024;   // of weights that stay there while rows pass by
 
     bool max_pools() const { return pools_ && pooled_->kind == LayerKind::max_pool; }
@@ -170,12 +174,13 @@ class DirectStep final : public Step {
 
     void plan_rows(const StepContext& context) {
         const Window& w = layer_.window;
-        const index_t row_floats = w.stride_h * band_cols_ * layer_.in_channels;
+        const index_t row_floats = w.stride_h * band_cols_ * groups_at_once_ * layer_.group_in();
         const index_t most_rows = std::max<index_t>(1, kBlockFloats / row_floats);
         bands_ = ceil_div(out_.h, most_rows);
         const index_t wanted = 4 * context.threads;
         if (context.images * bands_ < wanted) {
-            if (static_cast<index_t>(segments_.size()) * segment_length_ * layer_.out_channels > kBlockFloats) {
+            // Groups have nothing in common; bands read the rows between them twice.
+            if (layer_.groups >= wanted || grid_.reduction * layer_.out_channels > kBlockFloats) {
                 panel_chunks_ = std::min(grid_.total, ceil_div(wanted, context.images * bands_));
             } else {
                 bands_ = std::min(out_.h, ceil_div(wanted, context.images));
@@ -219,7 +224,7 @@ class DirectStep final : public Step {
     // The parts of a product that do not depend on where its rows are. Panels of one group.
     GemmArgs panel_args(Range panels, const Wave& wave) const {
         const index_t panel = panels.begin;
-        const index_t group_cols = layer_.out_channels / layer_.groups;
+        const index_t group_cols = layer_.group_out();
         const index_t in_group = panel % grid_.per_group * grid_.tile_cols;
         GemmArgs g{};
         g.segment_offset = segments_.data();
@@ -235,8 +240,7 @@ class DirectStep final : public Step {
 
     // First output channel of a panel.
     index_t panel_channel(index_t panel) const {
-        return panel / grid_.per_group * (layer_.out_channels / layer_.groups) +
-               panel % grid_.per_group * grid_.tile_cols;
+        return panel / grid_.per_group * layer_.group_out() + panel % grid_.per_group * grid_.tile_cols;
     }
 
     void multiply(GemmArgs& g, const Wave& wave) const {
@@ -251,7 +255,7 @@ class DirectStep final : public Step {
         const Window& w = layer_.window;
         for (index_t row = rows.begin; row < rows.end; ++row) {
             const index_t pixel = row % (out_.h * out_.w);
-            copy_window(wave, layer_.input, row / (out_.h * out_.w), in_, layer_.in_channels,
+            copy_window(wave, layer_.input, row / (out_.h * out_.w), in_, {0, layer_.in_channels},
                         {.y0 = pixel / out_.w * w.stride_h - w.pad_top,
                          .rows = w.kernel_h,
                          .x0 = pixel % out_.w * w.stride_w - w.pad_left,
@@ -337,21 +341,34 @@ class DirectStep final : public Step {
                   index_t pixel) const {
         const Window& w = layer_.window;
         const Tensor& x = wave.tensors[layer_.input];
-        const float* first = x.data + image * x.image + rows.begin * w.stride_h * x.row;
-        if (band_) {
-            copy_window(wave, layer_.input, image, in_, layer_.in_channels,
-                        {.y0 = rows.begin * w.stride_h - w.pad_top,
-                         .rows = band_rows(rows.size()),
-                         .x0 = -w.pad_left,
-                         .cols = band_cols_},
-                        scratch, pixel_);
-            first = scratch;
+        for (index_t begin = panels.begin; begin < panels.end;) {
+            const index_t group = begin / grid_.per_group, end_group = std::min(group + groups_at_once_, layer_.groups);
+            const Range some{begin, std::min(end_group * grid_.per_group, panels.end)};
+            const float* first = x.data + image * x.image + rows.begin * w.stride_h * x.row + group * layer_.group_in();
+            if (band_) {
+                copy_window(wave, layer_.input, image, in_, {group * layer_.group_in(), end_group * layer_.group_in()},
+                            {.y0 = rows.begin * w.stride_h - w.pad_top,
+                             .rows = band_rows(rows.size()),
+                             .x0 = -w.pad_left,
+                             .cols = band_cols_},
+                            scratch, pixel_);
+                first = scratch;
+            }
+            multiply_rows(image, rows, some, first, wave, to, pixel);
+            begin = some.end;
         }
+    }
+
+    // `first` is the first input row's first channel of the first panel's group.
+    void multiply_rows(index_t image, Range rows, Range panels, const float* first, const Wave& wave, float* to,
+                       index_t pixel) const {
+        const Window& w = layer_.window;
+        const index_t first_group = panels.begin / grid_.per_group;
         for (index_t p = panels.begin; p < panels.end;) {
             const Range chunk = chunk_from(p, panels.end);
             GemmArgs g = panel_args(chunk, wave);
             const index_t channel = panel_channel(p);
-            const index_t group_offset = p / grid_.per_group * (layer_.in_channels / layer_.groups);
+            const index_t group_offset = (p / grid_.per_group - first_group) * layer_.group_in();
             g.lda = w.stride_w * pixel_;
             g.rows = out_.w;
             g.ldc = pixel;
@@ -383,6 +400,7 @@ class DirectStep final : public Step {
     index_t map_ = 0;        // offset of this layer's rows in the thread's scratch
     index_t windows_ = 0;    // floats of gathered windows
     index_t band_cols_ = 0;
+    index_t groups_at_once_ = 1;     // whose channels are read together
     index_t pixel_ = 0, pitch_ = 0;  // floats between input pixels and rows as the kernel reads them
     std::vector<index_t> segments_;
     index_t segment_length_ = 0;

@@ -168,7 +168,7 @@ class LayoutStep final : public ImageStep {
   private:
     void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
         const Tensor& y = wave.tensors[output_];
-        copy_window(wave, input_, image, in_, channels_,
+        copy_window(wave, input_, image, in_, {0, channels_},
                     {.y0 = rows.begin, .rows = rows.size(), .x0 = 0, .cols = in_.w},
                     y.data + image * y.image + rows.begin * y.row, y.pixel);
     }

@@ -91,15 +91,15 @@ struct PixelWindow {
     index_t y0, rows, x0, cols;
 };
 
-// Copies a window of one image, of any strides, to an NHWC band, its pixels some floats apart, with zeros where there
-// is no image.
-inline void copy_window(const Wave& wave, int buffer, index_t image, Extent extent, index_t channels,
+// Copies some channels of a window of one image, of any strides, to an NHWC band, its pixels some floats apart, with
+// zeros where there is no image.
+inline void copy_window(const Wave& wave, int buffer, index_t image, Extent extent, Range channels,
                         const PixelWindow& window, float* band, index_t pixel) {
     const Tensor& x = wave.tensors[buffer];
-    wave.kernels.copy_band({.image = x.data + image * x.image,
+    wave.kernels.copy_band({.image = x.data + image * x.image + channels.begin * x.channel,
                             .height = extent.h,
                             .width = extent.w,
-                            .channels = channels,
+                            .channels = channels.size(),
                             .stride_h = x.row,
                             .stride_w = x.pixel,
                             .stride_c = x.channel,
