@@ -119,6 +119,21 @@ def test_convolution(isa: str, case: tuple[ProgramSpec, tuple[int, int], str], b
     check(spec, isa, inputs, [weight, *statistics], factor=6.0 if layer.algorithm.startswith("winograd") else 4.0)
 
 
+def check_three_by_three(
+    isa: str, channels: int, groups: int, size: int, batch: int, stride: int, algorithm: str
+) -> str:
+    """A layer of a residual block with input like a ReLU's; the algorithm that computes it."""
+    layer = ConvSpec(
+        "conv", 0, 1, channels, channels, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), stride=(stride, stride),
+        groups=groups, algorithm=algorithm,
+    )  # fmt: skip
+    spec = ProgramSpec((channels,), (layer,), (OutputSpec(1),))
+    x = torch.relu(torch.randn(batch, channels, size * stride, size * stride))
+    weight = torch.randn(channels, channels // groups, 3, 3) * (2 * groups / (9 * channels)) ** 0.5
+    check(spec, isa, [x], [weight])
+    return Executor(spec, isa).plan([x]).layers()[0]["algorithm"]
+
+
 @pytest.mark.parametrize(
     ("channels", "size", "batch"), [(64, 56, 1), (128, 28, 2), (256, 14, 1), (512, 7, 2), (33, 14, 3), (96, 13, 1)]
 )
@@ -129,14 +144,7 @@ def test_convolution(isa: str, case: tuple[ProgramSpec, tuple[int, int], str], b
 def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
     isa: str, channels: int, size: int, batch: int, stride: int, algorithm: str
 ) -> None:
-    layer = ConvSpec(
-        "conv", 0, 1, channels, channels, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), stride=(stride, stride),
-        algorithm=algorithm,
-    )  # fmt: skip
-    spec = ProgramSpec((channels,), (layer,), (OutputSpec(1),))
-    x = torch.relu(torch.randn(batch, channels, size * stride, size * stride))
-    weight = torch.randn(channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
-    check(spec, isa, [x], [weight])
+    check_three_by_three(isa, channels, 1, size, batch, stride, algorithm)
 
 
 @pytest.mark.parametrize(
@@ -146,15 +154,7 @@ def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
 def test_winograd_in_groups_is_within_four_times_the_error_of_torch(
     isa: str, channels: int, groups: int, size: int, batch: int, algorithm: str
 ) -> None:
-    layer = ConvSpec(
-        "conv", 0, 1, channels, channels, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), groups=groups,
-        algorithm=algorithm,
-    )  # fmt: skip
-    spec = ProgramSpec((channels,), (layer,), (OutputSpec(1),))
-    x = torch.relu(torch.randn(batch, channels, size, size))
-    assert Executor(spec, isa).plan([x]).layers()[0]["algorithm"] == algorithm
-    weight = torch.randn(channels, channels // groups, 3, 3) * (2 * groups / (9 * channels)) ** 0.5
-    check(spec, isa, [x], [weight])
+    assert check_three_by_three(isa, channels, groups, size, batch, 1, algorithm) == algorithm
 
 
 @given(

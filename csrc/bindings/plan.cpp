@@ -80,7 +80,7 @@ py::list describe_layers(const Plan& plan) {
                                             : "global_avg_pool";
         row["packed_bytes"] = conv ? packed_bytes(layer, plan.algorithms()[l], plan.program().kernels()) : 0;
         row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
-                                          layer.window.kernel_w * (layer.in_channels / layer.groups)
+                                          layer.window.kernel_w * layer.group_in()
                                     : 0;
         row["estimated_cycles"] = conv ? estimated_cycles(layer, plan.algorithms()[l], out, plan.batch(),
                                                           plan.stream_bytes_per_cycle(), plan.program().kernels()) /

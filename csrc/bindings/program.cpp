@@ -45,8 +45,7 @@ struct BoundWeights {
             throw std::invalid_argument("layer: got " + std::to_string(layer) + ", want less than " +
                                         std::to_string(weights.program().layers().size()));
         const Layer& l = weights.program().layers()[layer];
-        const std::array<index_t, 4> want = {l.out_channels, l.in_channels / l.groups, l.window.kernel_h,
-                                             l.window.kernel_w};
+        const std::array<index_t, 4> want = {l.out_channels, l.group_in(), l.window.kernel_h, l.window.kernel_w};
         const Array4 view = array4(weight, l.name + ": weight");
         if (view.shape != want)
             throw std::invalid_argument(l.name + ": weight has shape " + shape_text(view.shape) + ", want " +

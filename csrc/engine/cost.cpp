@@ -32,8 +32,7 @@ double cycles_of(double compute, double bytes, double bytes_per_cycle) {
 
 // Of the product of some rows with the weights of a group.
 double product_cycles(double rows, index_t depth, index_t columns, const KernelTable& kernels) {
-    const index_t vector = kernels.vector_floats;
-    const index_t vectors = columns <= vector ? 1 : ceil_div(columns, vector);
+    const index_t vectors = ceil_div(columns, kernels.vector_floats);
     return rows * static_cast<double>(depth * vectors) /
            (2.0 * (vectors == 1 ? kOneVectorEfficiency : kGemmEfficiency));
 }
@@ -47,7 +46,7 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes
 
 // Products elementwise, one operand from L1, weights in registers.
 double grouped_cycles(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
-    const index_t depth = layer.in_channels / layer.groups * layer.window.kernel_h * layer.window.kernel_w;
+    const index_t depth = layer.group_in() * layer.window.kernel_h * layer.window.kernel_w;
     return static_cast<double>(batch * out.h * out.w * layer.out_channels * depth) /
            (2.0 * kernels.vector_floats * kGroupedEfficiency);
 }

@@ -110,7 +110,7 @@ class DirectStep final : public Step {
             for (index_t r = 0; r < w.kernel_h; ++r) segments_.push_back(r * w.dilation_h * pitch_);
             return;
         }
-        segment_length_ = channels / layer_.groups;
+        segment_length_ = layer_.group_in();
         for (index_t r = 0; r < w.kernel_h; ++r)
             for (index_t s = 0; s < w.kernel_w; ++s)
                 segments_.push_back(r * w.dilation_h * pitch_ + s * w.dilation_w * pixel_);
@@ -120,20 +120,20 @@ class DirectStep final : public Step {
         const index_t rows = context.images * pixels();
         const index_t tile = context.kernels().tile_rows;
         // Every task on the same rows gathers their windows anew.
-        const index_t wanted = (gathered_ ? 1 : 4) * context.threads;
+        const index_t each = gathered_ ? 1 : 4, wanted = each * context.threads;
         const bool streams_weights = rows < layer_.out_channels;
         // A residual of the same size passes through the caches with each output.
         const bool passes_much = layer_.residual >= 0 && !streams_weights && !gathered_ && !pools_;
         const index_t most = passes_much
                                  ? tiles_near(kBlockFloats / 2, grid_.reduction + 2 * layer_.out_channels, tile, 2)
                                  : tiles_near(kBlockFloats, grid_.reduction, tile, 4);
-        block_ = most * tile;
         if (streams_weights) {
+            block_ = most * tile;
             // Weights are the larger operand: each should be read by one thread only.
             panel_chunks_ = std::min(grid_.total, wanted);
         } else {
-            const index_t tiles = ceil_div(rows, tile * context.threads), tasks = wanted / context.threads;
-            block_ = even_part(tiles, std::min(most, ceil_div(tiles, tasks))) * tile;
+            const index_t tiles = ceil_div(rows, tile * context.threads);
+            block_ = even_part(tiles, std::min(most, ceil_div(tiles, each))) * tile;
             panel_chunks_ = std::clamp<index_t>(wanted / ceil_div(rows, block_), 1, grid_.total);
         }
         if (pools_) block_ = whole_images(context) * pixels();
@@ -224,23 +224,16 @@ class DirectStep final : public Step {
     // The parts of a product that do not depend on where its rows are. Panels of one group.
     GemmArgs panel_args(Range panels, const Wave& wave) const {
         const index_t panel = panels.begin;
-        const index_t group_cols = layer_.group_out();
-        const index_t in_group = panel % grid_.per_group * grid_.tile_cols;
         GemmArgs g{};
         g.segment_offset = segments_.data();
         g.segments = static_cast<index_t>(segments_.size());
         g.segment_length = segment_length_;
         g.b = wave.weights.packed(index_, Algorithm::direct) + panel * grid_.reduction * grid_.tile_cols;
-        g.cols = std::min(panels.size() * grid_.tile_cols, group_cols - in_group);
+        g.cols = grid_.cols(panel, panels.size());
         g.scale = wave.weights.scale(index_) + panel * grid_.tile_cols;
         g.bias = wave.weights.bias(index_) + panel * grid_.tile_cols;
         g.floor = activation_floor(layer_.activation);
         return g;
-    }
-
-    // First output channel of a panel.
-    index_t panel_channel(index_t panel) const {
-        return panel / grid_.per_group * layer_.group_out() + panel % grid_.per_group * grid_.tile_cols;
     }
 
     void multiply(GemmArgs& g, const Wave& wave) const {
@@ -274,15 +267,15 @@ class DirectStep final : public Step {
             g.a = gathered_ ? scratch : x.data + rows.begin * x.pixel;
             g.lda = gathered_ ? window_pitch() : x.pixel;
             g.rows = rows.size();
-            g.c = pools_ ? scratch + windows_ : y.data + rows.begin * y.pixel + panel_channel(p);
+            g.c = pools_ ? scratch + windows_ : y.data + rows.begin * y.pixel + grid_.channel(p);
             g.ldc = pools_ ? grid_.tile_cols : y.pixel;
             if (layer_.residual >= 0) {
                 const Tensor& residual = wave.tensors[layer_.residual];
-                g.residual = residual.data + rows.begin * residual.pixel + panel_channel(p);
+                g.residual = residual.data + rows.begin * residual.pixel + grid_.channel(p);
                 g.ldr = residual.pixel;
             }
             multiply(g, wave);
-            if (pools_) pool(rows, g, panel_channel(p), wave);
+            if (pools_) pool(rows, g, grid_.channel(p), wave);
             p = chunk.end;
         }
     }
@@ -367,7 +360,7 @@ class DirectStep final : public Step {
         for (index_t p = panels.begin; p < panels.end;) {
             const Range chunk = chunk_from(p, panels.end);
             GemmArgs g = panel_args(chunk, wave);
-            const index_t channel = panel_channel(p);
+            const index_t channel = grid_.channel(p);
             const index_t group_offset = (p / grid_.per_group - first_group) * layer_.group_in();
             g.lda = w.stride_w * pixel_;
             g.rows = out_.w;

@@ -52,8 +52,8 @@ class GroupedStep final : public Step {
         }
         const Window& w = layer_.window;
         const index_t span_h = (w.kernel_h - 1) * w.dilation_h + 1, span_w = (w.kernel_w - 1) * w.dilation_w + 1;
-        thread_scratch = static_cast<std::size_t>(span_h * ((out_.w - 1) * w.stride_w + span_w) *
-                                                  (layer_.in_channels / layer_.groups) * vector_);
+        thread_scratch =
+            static_cast<std::size_t>(span_h * ((out_.w - 1) * w.stride_w + span_w) * layer_.group_in() * vector_);
     }
 
     index_t tasks(int, index_t images) const override { return images * chunks_ * bands_; }
@@ -68,7 +68,7 @@ class GroupedStep final : public Step {
         const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, layer_.out_channels);
         wave.kernels.grouped({.image = image_view(wave.tensors[layer_.input], image, in_),
                               .channels = layer_.out_channels,
-                              .group = layer_.in_channels / layer_.groups,
+                              .group = layer_.group_in(),
                               .kernel_h = w.kernel_h,
                               .kernel_w = w.kernel_w,
                               .stride_h = w.stride_h,

@@ -14,7 +14,7 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     if (algorithm == Algorithm::grouped) {
         const index_t vectors = (layer.out_channels + kernels.vector_floats - 1) / kernels.vector_floats;
         return static_cast<std::size_t>(vectors * kernels.vector_floats * layer.window.kernel_h *
-                                        layer.window.kernel_w * (layer.in_channels / layer.groups));
+                                        layer.window.kernel_w * layer.group_in());
     }
     const PanelGrid grid = panel_grid(layer, kernels);
     if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
@@ -28,7 +28,7 @@ void pack_grouped(const Layer& layer, const WeightSource& source, index_t vector
     for (index_t block = 0; block < layer.out_channels; block += vector)
         for (index_t r = 0; r < layer.window.kernel_h; ++r)
             for (index_t s = 0; s < layer.window.kernel_w; ++s)
-                for (index_t i = 0; i < layer.in_channels / layer.groups; ++i)
+                for (index_t i = 0; i < layer.group_in(); ++i)
                     for (index_t k = block; k < block + vector; ++k)
                         *packed++ = k < layer.out_channels
                                         ? source.weight[k * source.strides[0] + i * source.strides[1] +
@@ -43,7 +43,7 @@ AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const st
     AlignedFloats laid(static_cast<std::size_t>(grid.total * grid.tile_cols));
     std::fill_n(laid.data(), laid.size(), none);
     const bool by_channel = layer.has_small_groups(kernels.vector_floats);
-    const index_t group_cols = by_channel ? layer.out_channels : layer.out_channels / layer.groups;
+    const index_t group_cols = by_channel ? layer.out_channels : layer.group_out();
     const index_t group_pitch = by_channel ? 0 : grid.per_group * grid.tile_cols;
     for (std::size_t i = 0; i < values.size(); ++i) {
         const index_t k = static_cast<index_t>(i);
@@ -72,10 +72,9 @@ void check_channels(const Layer& layer, std::size_t scales, std::size_t biases) 
 }  // namespace
 
 PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels) {
-    const index_t group_cols = layer.out_channels / layer.groups;
-    const index_t per_group = (group_cols + kernels.tile_cols - 1) / kernels.tile_cols;
-    return {per_group, per_group * layer.groups,
-            layer.window.kernel_h * layer.window.kernel_w * (layer.in_channels / layer.groups), kernels.tile_cols};
+    const index_t per_group = (layer.group_out() + kernels.tile_cols - 1) / kernels.tile_cols;
+    return {per_group, per_group * layer.groups, layer.window.kernel_h * layer.window.kernel_w * layer.group_in(),
+            layer.group_out(), kernels.tile_cols};
 }
 
 std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
@@ -129,22 +128,20 @@ void WeightSet::pack(std::size_t index, Algorithm algorithm, int threads) {
         pack_grouped(layer, source, kernels.vector_floats, packed.data());
     } else {
         const PanelGrid grid = panel_grid(layer, kernels);
-        const index_t group_cols = layer.out_channels / layer.groups;
         const index_t panel_floats = static_cast<index_t>(packed.size()) / grid.total;
         const auto pack_panel =
             algorithm == Algorithm::direct ? kernels.pack_direct : winograd_kernels(kernels, algorithm).pack;
 #pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
         for (index_t p = 0; p < grid.total; ++p) {
-            const index_t in_group = p % grid.per_group * grid.tile_cols;
             pack_panel({.weight = source.weight,
                         .stride_k = source.strides[0],
                         .stride_c = source.strides[1],
                         .stride_h = source.strides[2],
                         .stride_w = source.strides[3],
                         .scale = source.scale.empty() ? nullptr : source.scale.data(),
-                        .first_k = p / grid.per_group * group_cols + in_group,
-                        .cols = std::min<index_t>(grid.tile_cols, group_cols - in_group),
-                        .channels = layer.in_channels / layer.groups,
+                        .first_k = grid.channel(p),
+                        .cols = grid.cols(p),
+                        .channels = layer.group_in(),
                         .kernel_h = layer.window.kernel_h,
                         .kernel_w = layer.window.kernel_w,
                         .packed = packed.data() + p * panel_floats});

@@ -197,7 +197,7 @@ class WinogradStep final : public Step {
                  .m_frequency = m_frequency_stride(),
                  .frequencies = tiles_.frequencies,
                  .depth = depth_,
-                 .cols = panel_cols(p),
+                 .cols = grid_.cols(p),
                  .begin = begin,
                  .end = end,
                  .chunk = kernels_.chunk});
@@ -206,14 +206,8 @@ class WinogradStep final : public Step {
                              wave);
     }
 
-    index_t panel_in_group(index_t panel) const { return panel % grid_.per_group * grid_.tile_cols; }
-    index_t panel_cols(index_t panel) const {
-        return std::min(grid_.tile_cols, layer_.group_out() - panel_in_group(panel));
-    }
-
     void transform_output(index_t panel, Range block, const float* m, float* map, const Wave& wave) const {
-        const index_t channel = panel / grid_.per_group * layer_.group_out() + panel_in_group(panel);
-        const index_t cols = panel_cols(panel);
+        const index_t channel = grid_.channel(panel), cols = grid_.cols(panel);
         const Tensor& y = wave.tensors[pools_ ? pooled_->output : layer_.output];
         for_each_run(block, block, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t from) {
             float* to = y.data + image * y.image + channel;

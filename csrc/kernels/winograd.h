@@ -264,12 +264,8 @@ inline void transform_input_tile(const WinogradInputArgs& g, const float* const*
         const index_t first = group * g.channels;
         index_t c = 0;
         for (; c + kVectorFloats <= g.channels; c += kVectorFloats)
-            transform_input_vector<R, C>(
-                [&](int i) {
-                    const float* const from = pixel[i] + first + c;
-                    return load(from);
-                },
-                v + c, g.frequency_stride, points, kVectorFloats);
+            transform_input_vector<R, C>([&](int i) { return load(pixel[i] + first + c); }, v + c, g.frequency_stride,
+                                         points, kVectorFloats);
         if (const index_t n = g.channels - c; n > 0)
             transform_input_vector<R, C>([&](int i) { return load_first(pixel[i] + first + c, n); }, v + c,
                                          g.frequency_stride, points, n);
