@@ -37,7 +37,8 @@ class Shape:
     @property
     def algorithms(self) -> tuple[str, ...]:
         """What can be asked for."""
-        if self.kernel != 3 or self.groups > 1:
+        small_groups = self.groups > 1 and self.channels // self.groups < 8
+        if self.kernel != 3 or small_groups or (self.groups > 1 and self.stride > 1):
             return ("direct",)
         return ("direct", "winograd_f2", "winograd_f4") if self.stride == 1 else ("direct", "winograd")
 

@@ -9,7 +9,7 @@ namespace resfuse {
 
 namespace {
 
-// Shares of the peak rate of fused multiply-adds, two vectors a cycle, that the kernels reach; measured.
+// Shares of the peak rate of fused multiply-adds that the kernels reach; measured.
 constexpr double kGemmEfficiency = 0.9;
 constexpr double kOneVectorEfficiency = 0.65;  // loads are the bottleneck there, and the reduction is short
 constexpr double kGroupedEfficiency = 0.35;
@@ -20,9 +20,8 @@ constexpr double kMemoryBytesPerCycle = 4.5;
 constexpr double kNotHidden = 0.3;
 // Vector operations per element and transform of a Winograd convolution, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
-// Winograd's weights take several times the memory, 11 times at stride 2, so it must be faster by this factor at least.
+// Winograd's weights take several times the memory, so it must be faster by this factor at least.
 constexpr double kWinogradGain = 1.05;
-constexpr double kStride2Gain = 1.5;
 
 // Of computing and of streaming some bytes from beyond L2 meanwhile.
 double cycles_of(double compute, double bytes, double bytes_per_cycle) {
@@ -34,7 +33,7 @@ double cycles_of(double compute, double bytes, double bytes_per_cycle) {
 double product_cycles(double rows, index_t depth, index_t columns, const KernelTable& kernels) {
     const index_t vectors = ceil_div(columns, kernels.vector_floats);
     return rows * static_cast<double>(depth * vectors) /
-           (2.0 * (vectors == 1 ? kOneVectorEfficiency : kGemmEfficiency));
+           (multiply_adds_per_cycle(kernels.vector_floats) * (vectors == 1 ? kOneVectorEfficiency : kGemmEfficiency));
 }
 
 double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
@@ -48,7 +47,7 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes
 double grouped_cycles(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
     const index_t depth = layer.group_in() * layer.window.kernel_h * layer.window.kernel_w;
     return static_cast<double>(batch * out.h * out.w * layer.out_channels * depth) /
-           (2.0 * kernels.vector_floats * kGroupedEfficiency);
+           (multiply_adds_per_cycle(kernels.vector_floats) * kernels.vector_floats * kGroupedEfficiency);
 }
 
 // A blocking and the bytes that go through it from beyond L2.
@@ -62,7 +61,7 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
     const PanelGrid grid = panel_grid(layer, kernels);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     const index_t frequencies = winograd.points * winograd.points;
-    const index_t depth = winograd.stride * winograd.stride * layer.group_in();
+    const index_t depth = layer.group_in(), phases = winograd.stride * winograd.stride;
     const index_t panels = grid.per_group, cols = grid.tile_cols, rows = kernels.tile_rows;
     const index_t sharers = ceil_div(threads, layer.groups);  // of the tiles of one group
     const std::size_t l2 = cache_sizes().l2;
@@ -74,17 +73,19 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
         return std::min(blocks, ceil_div(tiles, 4));
     };
     const double weights = static_cast<double>(packed_bytes(layer, algorithm, kernels));
-    const double v = static_cast<double>(frequencies * tiles * depth) * sizeof(float);
+    const double v = static_cast<double>(phases * frequencies * tiles * depth) * sizeof(float);
 
     // Several groups of few channels share the way to their pixels.
     constexpr index_t kChannelsTogether = 128;
     index_t together = std::clamp<index_t>(kChannelsTogether / depth, 1, layer.groups);
     while (together > 1 && ceil_div(layer.groups, together) < 4 * threads) --together;
-    const index_t fused_blocks = blocks_for(frequencies * (together * depth + cols), 112);
+    // The sums of all panels wait for the last phase.
+    const index_t fused_panels = phases > 1 ? panels : 1;
+    const index_t fused_blocks = blocks_for(frequencies * (together * depth + fused_panels * cols), 112);
     const double fused_traffic =
         weights > static_cast<double>(l2) / 2 ? weights * static_cast<double>(fused_blocks) : weights;
 
-    const WinogradSchedule fused{{false, ceil_div(tiles, fused_blocks), 1, together}, fused_traffic};
+    const WinogradSchedule fused{{false, ceil_div(tiles, fused_blocks), fused_panels, together}, fused_traffic};
     if (layer.groups > 1) return fused;
 
     const index_t split_block = std::min<index_t>(tiles, 8 * rows);
@@ -103,17 +104,16 @@ double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, inde
                        const KernelTable& kernels) {
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     const WinogradTiles tiles = winograd_tiles(winograd, out);
-    const index_t phases = winograd.stride * winograd.stride;
     const double products = static_cast<double>(batch * tiles.products);
-    const double transforms = products * kTransformOperations *
-                              static_cast<double>(phases * layer.in_channels + layer.out_channels) /
-                              kernels.vector_floats;
+    const double transforms =
+        static_cast<double>(batch * (tiles.products * layer.in_channels + tiles.sums * layer.out_channels)) *
+        kTransformOperations / kernels.vector_floats;
     // As one thread would do it: the choice must not depend on their number.
     const double traffic = winograd_schedule(layer, algorithm, batch * tiles.per_image(), 1, kernels).traffic;
-    return cycles_of(product_cycles(products * static_cast<double>(layer.groups), phases * layer.group_in(),
-                                    layer.group_out(), kernels) +
-                         transforms,
-                     traffic, bytes_per_cycle);
+    return cycles_of(
+        product_cycles(products * static_cast<double>(layer.groups), layer.group_in(), layer.group_out(), kernels) +
+            transforms,
+        traffic, bytes_per_cycle);
 }
 
 }  // namespace
@@ -131,10 +131,13 @@ WinogradTiles winograd_tiles(const WinogradKernels& winograd, Extent out) {
         tiles.edge_row = edge(out.h);
         tiles.edge_col = edge(out.w);
     }
-    const auto products = [&](index_t count, int kind) {
-        return (count - 1) * winograd.points + std::popcount(winograd.edge_points[kind]);
+    const auto products = [&](index_t count, int kind, int odd) {
+        const WinogradPoints& points = winograd.kind_points[odd];
+        return (count - 1) * std::popcount(points[0]) + std::popcount(points[static_cast<std::size_t>(kind)]);
     };
-    tiles.products = products(tiles.rows, tiles.edge_row) * products(tiles.cols, tiles.edge_col);
+    const index_t rows = products(tiles.rows, tiles.edge_row, 0), cols = products(tiles.cols, tiles.edge_col, 0);
+    tiles.sums = rows * cols;
+    tiles.products = (rows + products(tiles.rows, tiles.edge_row, 1)) * (cols + products(tiles.cols, tiles.edge_col, 1));
     return tiles;
 }
 
@@ -168,8 +171,8 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
         winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
                                                                                    : Algorithm::winograd_f4;
     }
-    const double gain = stride == 1 ? kWinogradGain : kStride2Gain;
-    const bool direct = layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < gain * cycles(winograd);
+    const bool direct =
+        layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < kWinogradGain * cycles(winograd);
     return direct ? Algorithm::direct : winograd;
 }
 

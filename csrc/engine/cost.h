@@ -12,7 +12,8 @@ struct WinogradTiles {
     index_t frequencies;             // products of a whole tile
     index_t rows, cols;              // of tiles
     int edge_row = 0, edge_col = 0;  // kind of the last row and column; 0: like the others
-    index_t products = 0;            // of all tiles
+    index_t products = 0;            // of all tiles and phases
+    index_t sums = 0;                // of all phases' products
     index_t per_image() const { return rows * cols; }
     bool has_edges() const { return edge_row != 0 || edge_col != 0; }
 };

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <fstream>
+#include <string>
 
 namespace resfuse {
 
@@ -21,16 +23,46 @@ Isa detect_isa() {
     return Isa::generic;
 }
 
+// Zen 3 and 4 compute vectors of 512 bits in two halves.
+double multiply_adds_per_cycle(int vector_floats) {
+#if defined(RESFUSE_X86)
+    __builtin_cpu_init();
+    if (vector_floats == 16 && __builtin_cpu_is("amdfam19h")) return 1.0;
+#endif
+    (void)vector_floats;
+    return 2.0;
+}
+
 namespace {
 
-std::size_t cache_size(int name, std::size_t fallback) {
+std::size_t sysconf_size(int name, std::size_t fallback) {
     const long bytes = sysconf(name);
     return bytes > 0 ? static_cast<std::size_t>(bytes) : fallback;
 }
 
+// What the kernel says of the caches of the first core; 0 where it says nothing. Better than sysconf, which adds up the
+// L3 of all of a processor's clusters.
+std::size_t sysfs_size(int level) {
+    for (int i = 0; i < 8; ++i) {
+        const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(i) + "/";
+        int of = 0;
+        std::size_t size = 0;
+        char unit = 0;
+        if (!(std::ifstream(folder + "level") >> of) || of != level) continue;
+        if (!(std::ifstream(folder + "size") >> size >> unit)) continue;
+        return size << (unit == 'K' ? 10 : unit == 'M' ? 20 : 0);
+    }
+    return 0;
+}
+
+std::size_t cache_size(int level, int name, std::size_t fallback) {
+    const std::size_t size = sysfs_size(level);
+    return size > 0 ? size : sysconf_size(name, fallback);
+}
+
 CacheSizes read_cache_sizes() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
-    return {cache_size(_SC_LEVEL2_CACHE_SIZE, 1u << 20), cache_size(_SC_LEVEL3_CACHE_SIZE, 8u << 20)};
+    return {cache_size(2, _SC_LEVEL2_CACHE_SIZE, 1u << 20), cache_size(3, _SC_LEVEL3_CACHE_SIZE, 8u << 20)};
 #else
     return {1u << 20, 8u << 20};
 #endif

@@ -12,10 +12,13 @@ Isa detect_isa();
 
 struct CacheSizes {
     std::size_t l2;  // bytes per core
-    std::size_t l3;  // bytes, shared
+    std::size_t l3;  // bytes, shared by the cores of one cluster
 };
 
 const CacheSizes& cache_sizes();
+
+// Fused multiply-adds of whole vectors that a core starts in a cycle.
+double multiply_adds_per_cycle(int vector_floats);
 
 // Cycles per second of the calling core while it works, measured (about a millisecond).
 double measure_clock();

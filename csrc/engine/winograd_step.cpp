@@ -4,6 +4,7 @@
 //        and transforms back, so V and M of a block stay in the core's L2. For many tiles and small weights.
 // split: stage 0 transforms all tiles of the wave into one shared V; in stage 1 a task takes a group of weight panels
 //        over a block of tiles, so the transformed weights are streamed once. For few tiles and large weights.
+// Of stride 2 the four phases of the image are transformed and multiplied one after the other, their products added up.
 // Of a convolution in groups a task of the fused form takes some of the groups.
 // Where global average pooling follows, blocks are whole images: the feature maps of one weight panel stay in cache and
 // their means alone are written.
@@ -38,7 +39,8 @@ class WinogradStep final : public Step {
           grid_(panel_grid(layer_, context.kernels())),
           tiles_(winograd_tiles(kernels_, out_)),
           per_image_(tiles_.per_image()),
-          depth_(kernels_.stride * kernels_.stride * layer_.group_in()),
+          depth_(layer_.group_in()),
+          phases_(static_cast<int>(kernels_.stride * kernels_.stride)),
           blocking_(
               winograd_blocking(layer_, algorithm, context.images * per_image_, context.threads, context.kernels())),
           pooled_(context.averaged(index)),
@@ -48,7 +50,7 @@ class WinogradStep final : public Step {
         blocking_.block = std::max<index_t>(blocking_.block / unit_, 1) * unit_;
         const index_t m = blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
         const index_t v = blocking_.groups * tiles_.frequencies * v_frequency_stride(context.images);
-        if (blocking_.split) shared_scratch = static_cast<std::size_t>(v);
+        if (blocking_.split) shared_scratch = static_cast<std::size_t>(phases_ * v);
         map_ = blocking_.split ? m : m + v;
         const index_t map = pools_ ? (out_.h * out_.w + 1) * grid_.tile_cols : 0;
         thread_scratch = static_cast<std::size_t>(map_ + map);
@@ -68,11 +70,13 @@ class WinogradStep final : public Step {
         if (!blocking_.split) {
             const Range block = tiles_of_block(wave.images, task / group_parts());
             const Range groups = part(layer_.groups, task % group_parts(), group_parts());
-            float* v = scratch + tiles_.frequencies * m_frequency_stride();
-            transform_input(block, block, groups, v, stride, wave);
-            for (index_t g = groups.begin; g < groups.end; ++g, v += tiles_.frequencies * stride)
-                for (index_t p = g * grid_.per_group; p < (g + 1) * grid_.per_group; ++p)
-                    multiply({p, p + 1}, block, v, stride, wave, scratch);
+            float* const v = scratch + map_ - blocking_.groups * tiles_.frequencies * stride;
+            for (int phase = 0; phase < phases_; ++phase) {
+                transform_input(phase, block, block, groups, v, stride, wave);
+                for (index_t g = groups.begin; g < groups.end; ++g)
+                    multiply(phase, {g * grid_.per_group, (g + 1) * grid_.per_group}, block,
+                             v + (g - groups.begin) * tiles_.frequencies * stride, stride, wave, scratch);
+            }
         } else if (stage == 0) {
             const index_t image = task / input_parts();
             const Range tiles = part(per_image_, task % input_parts(), input_parts());
@@ -81,13 +85,15 @@ class WinogradStep final : public Step {
             for (index_t b = 0; b < blocks(wave.images); ++b) {
                 const Range block = tiles_of_block(wave.images, b);
                 const Range both{std::max(some.begin, block.begin), std::min(some.end, block.end)};
-                if (both.begin < both.end)
-                    transform_input(block, both, {0, 1}, wave.shared + block.begin * depth_, stride, wave);
+                if (both.begin >= both.end) continue;
+                for (int phase = 0; phase < phases_; ++phase)
+                    transform_input(phase, block, both, {0, 1}, shared_v(phase, block, wave), stride, wave);
             }
         } else {
             const Range block = tiles_of_block(wave.images, task / panel_groups());
             const Range panels = part(grid_.total, task % panel_groups(), panel_groups());
-            multiply(panels, block, wave.shared + block.begin * depth_, stride, wave, scratch);
+            for (int phase = 0; phase < phases_; ++phase)
+                multiply(phase, panels, block, shared_v(phase, block, wave), stride, wave, scratch);
         }
     }
 
@@ -124,15 +130,23 @@ class WinogradStep final : public Step {
         return (blocking_.split ? images * per_image_ : blocking_.block) * depth_ + kPad;
     }
 
-    // The tiles of a block that need product f, as positions in the block. Where tiles are of several classes, a block
-    // holds the first class of all of its images, then the second, and so on.
-    Range tiles_with_product(Range block, index_t f) const {
-        if (classes_.size() == 1) return {0, block.size()};
-        const index_t images = block.size() / per_image_;
+    // Of the split form's V, a block of tiles.
+    float* shared_v(int phase, Range block, const Wave& wave) const {
+        return wave.shared + phase * tiles_.frequencies * v_frequency_stride(wave.images) + block.begin * depth_;
+    }
+
+    // The tiles of a block that need product f of a phase, as positions in the block. Where tiles are of several
+    // classes, a block holds the first class of all of its images, then the second, and so on.
+    Range tiles_with_product(Range block, int phase, index_t f) const {
+        const WinogradPoints& rows = kernels_.kind_points[phase / 2];
+        const WinogradPoints& cols = kernels_.kind_points[phase % 2];
+        const index_t row = f / kernels_.points, col = f % kernels_.points;
         const auto needs = [&](const TileClass& c) {
-            return (kernels_.edge_points[c.row_kind] >> (f / kernels_.points) & 1u) &&
-                   (kernels_.edge_points[c.col_kind] >> (f % kernels_.points) & 1u);
+            return (rows[static_cast<std::size_t>(c.row_kind)] >> row & 1u) &&
+                   (cols[static_cast<std::size_t>(c.col_kind)] >> col & 1u);
         };
+        if (classes_.size() == 1) return {0, needs(classes_[0]) ? block.size() : 0};
+        const index_t images = block.size() / per_image_;
         Range range{block.size(), 0};
         for (const TileClass& c : classes_)
             if (needs(c)) {
@@ -160,7 +174,8 @@ class WinogradStep final : public Step {
         }
     }
 
-    void transform_input(Range block, Range some, Range groups, float* v, index_t stride, const Wave& wave) const {
+    void transform_input(int phase, Range block, Range some, Range groups, float* v, index_t stride,
+                         const Wave& wave) const {
         const index_t pitch = kernels_.tile * kernels_.stride;
         for_each_run(block, some, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t to) {
             ImageView view = image_view(wave.tensors[layer_.input], image, in_);
@@ -173,6 +188,7 @@ class WinogradStep final : public Step {
                                                     .tiles_per_row = c.cols.size(),
                                                     .first_tile = first,
                                                     .tiles = count,
+                                                    .phase = phase,
                                                     .v = v + to * depth_,
                                                     .group_stride = tiles_.frequencies * stride,
                                                     .frequency_stride = stride,
@@ -180,30 +196,38 @@ class WinogradStep final : public Step {
         });
     }
 
-    // Frequency by frequency, V * U for a range of panels, then the output transform of each panel.
-    void multiply(Range panels, Range block, const float* v, index_t stride, const Wave& wave, float* m) const {
-        index_t begin[kMostFrequencies], end[kMostFrequencies];
+    // Panel by panel and frequency by frequency, V * U of one phase, and behind the last one the output transform.
+    void multiply(int phase, Range panels, Range block, const float* v, index_t stride, const Wave& wave,
+                  float* scratch) const {
+        index_t begin[kMostFrequencies], end[kMostFrequencies], matrix[kMostFrequencies];
+        const index_t side = kernels_.weight_points;
         for (index_t f = 0; f < tiles_.frequencies; ++f) {
-            const Range tiles = tiles_with_product(block, f);
+            const Range tiles = tiles_with_product(block, phase, f);
             begin[f] = tiles.begin;
             end[f] = tiles.end;
+            // The products of an odd phase share the last row or column.
+            matrix[f] = (phase / 2 == 1 ? side - 1 : f / kernels_.points) * side +
+                        (phase % 2 == 1 ? side - 1 : f % kernels_.points);
         }
-        for (index_t p = panels.begin; p < panels.end; ++p)
+        for (index_t p = panels.begin; p < panels.end; ++p) {
+            float* const m =
+                scratch + (p - panels.begin) % blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
             wave.kernels.winograd_products(
                 {.v = v,
                  .v_frequency = stride,
-                 .weights = wave.weights.packed(index_, algorithm_) + p * tiles_.frequencies * depth_ * grid_.tile_cols,
-                 .m = m + (p - panels.begin) * tiles_.frequencies * m_frequency_stride(),
+                 .weights = wave.weights.packed(index_, algorithm_) + p * side * side * depth_ * grid_.tile_cols,
+                 .matrix = matrix,
+                 .m = m,
                  .m_frequency = m_frequency_stride(),
                  .frequencies = tiles_.frequencies,
                  .depth = depth_,
                  .cols = grid_.cols(p),
                  .begin = begin,
                  .end = end,
-                 .chunk = kernels_.chunk});
-        for (index_t p = panels.begin; p < panels.end; ++p)
-            transform_output(p, block, m + (p - panels.begin) * tiles_.frequencies * m_frequency_stride(), m + map_,
-                             wave);
+                 .chunk = kernels_.chunk,
+                 .accumulate = phase > 0});
+            if (phase + 1 == phases_) transform_output(p, block, m, scratch + map_, wave);
+        }
     }
 
     void transform_output(index_t panel, Range block, const float* m, float* map, const Wave& wave) const {
@@ -252,7 +276,8 @@ class WinogradStep final : public Step {
     PanelGrid grid_;
     WinogradTiles tiles_;
     index_t per_image_;
-    index_t depth_;  // of the products: a group's channels of all phases
+    index_t depth_;  // of the products
+    int phases_;
     WinogradBlocking blocking_;
     const Layer* pooled_;  // the global average pool behind, or null
     bool pools_;

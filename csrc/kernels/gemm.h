@@ -174,7 +174,8 @@ struct Panel {
     const float* next_a;  // of the panel that follows
     const float* b;
     index_t rows;
-    index_t chunk;  // steps, at most
+    index_t chunk;            // steps, at most
+    bool accumulate = false;  // to sums that are there
     float* sums;    // of chunks; where all results go if there is no epilogue
     Results to;
 };
@@ -274,7 +275,7 @@ template <bool Epilogue, int Rows, int Vectors>
                     .segments = segments,
                     .steps = steps,
                     .b = b,
-                    .first = segment == 0 && step == 0};
+                    .first = segment == 0 && step == 0 && !panel.accumulate};
         b += segments * steps * kTileCols;
         step += steps;
         if (step == g.segment_length) {

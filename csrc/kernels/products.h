@@ -18,9 +18,10 @@ void winograd_products(const WinogradProductsArgs& w) {
         if (rows <= 0) continue;
         const Panel panel{.a = w.v + f * w.v_frequency + w.begin[f] * w.depth,
                           .next_a = w.v + (f + 1) * w.v_frequency,
-                          .b = w.weights + f * w.depth * kTileCols,
+                          .b = w.weights + w.matrix[f] * w.depth * kTileCols,
                           .rows = rows,
                           .chunk = w.chunk,
+                          .accumulate = w.accumulate,
                           .sums = w.m + f * w.m_frequency + w.begin[f] * kTileCols,
                           .to = {.cols = w.cols}};
         multiply_panel<false>(g, panel);

@@ -4,6 +4,7 @@
 // no inline function bodies that a wide-ISA build could emit and the linker then keep for everybody.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -53,19 +54,20 @@ struct WinogradInputArgs {
     index_t tiles_per_row;
     index_t first_tile;
     index_t tiles;
-    // Element (group g, frequency f, tile t, phase and channel c) at g * group_stride + f * frequency_stride + t *
-    // depth + c.
+    index_t phase = 0;  // of stride 2: 2 * (odd rows) + odd columns
+    // Element (group g, frequency f, tile t, channel c) at g * group_stride + f * frequency_stride + t * channels + c.
     float* v;
     index_t group_stride = 0;  // of one group: any
     index_t frequency_stride;
     const float* zeros;  // as many as a pixel has channels, read for padding
 };
 
-// M = V * weights of one panel, for each frequency's own tiles [begin[f], end[f]).
+// M = V * weights of one panel, or M plus that, for each frequency's own tiles [begin[f], end[f]).
 struct WinogradProductsArgs {
     const float* v;  // element (f, t, c) at f * v_frequency + t * depth + c
     index_t v_frequency;
-    const float* weights;  // [frequencies][depth][tile_cols]
+    const float* weights;   // matrices [depth][tile_cols]
+    const index_t* matrix;  // which of them, of each frequency
     float* m;              // element (f, t, k) at f * m_frequency + t * tile_cols + k
     index_t m_frequency;
     index_t frequencies;  // at most kMostFrequencies
@@ -73,6 +75,7 @@ struct WinogradProductsArgs {
     index_t cols;  // valid columns of the panel
     const index_t *begin, *end;
     index_t chunk;  // steps of the reduction until a sum is stored
+    bool accumulate;
 };
 constexpr index_t kMostFrequencies = 36;
 
@@ -322,20 +325,24 @@ struct ActivationArgs {
 
 // The functions of one instruction set. Everything here is a pure function on pointers and strides: no allocation,
 // no threads, no torch.
+// Bit i: a dimension of a tile, whole or an edge, needs product i.
+using WinogradPoints = std::array<std::uint32_t, 3>;
+
 // One kind of Winograd tile. A dimension of a tile is whole, or one of two edges with 3 and 2 outputs; kernels are
 // numbered by the kinds of their rows and columns. Kinds without edges have one kernel.
 struct WinogradKernels {
     index_t tile;                  // outputs of a whole tile in one dimension
     index_t points;                // and its products
     index_t stride;                // of the convolution
+    index_t weight_points;         // rows of transformed weights in one dimension
     index_t chunk;                 // of its products, shorter where the output transform magnifies their errors most
-    std::uint32_t edge_points[3];  // bit i: the dimension needs product i
+    WinogradPoints kind_points[2];  // of even phases, the only ones at stride 1, and odd ones
     void (*input[3][3])(const WinogradInputArgs&);
     void (*output[3][3])(const WinogradOutputArgs&);
     // For the weights' gradient at stride 1; null elsewhere.
     void (*gradient)(const WinogradGradientArgs&);
     void (*weight_gradient)(const WinogradWeightGradientArgs&);
-    void (*pack)(const PackPanelArgs&);  // packs [points * points][stride * stride * channels][tile_cols]
+    void (*pack)(const PackPanelArgs&);  // packs [weight_points * weight_points][channels][tile_cols]
 };
 constexpr int kWinogradKinds = 3;
 

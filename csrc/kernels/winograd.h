@@ -137,8 +137,59 @@ struct F4Edge3 {
 // F(4, 2), points p, -p, q, -q, infinity.
 using H4Pairs = PointPairs<3, 10>;
 
+// One tap, of the odd phase: the products at four points without infinity, all with one weight, the tap times
+// 1 / (2 p q (q^2 - p^2)); what that leaves of each point's own weight is exact.
+struct H4Odd {
+    static constexpr int out = 4, in = 4;
+    static constexpr int points[in] = {0, 1, 2, 3};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        using P = H4Pairs;
+        constexpr double pq = P::p * P::q;
+        const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride];
+        const Vec even_p = constant(pq * P::q2) * d0 - constant(pq) * d2;
+        const Vec odd_p = constant(P::q3) * d1 - constant(P::q) * d3;
+        const Vec even_q = constant(pq) * d2 - constant(pq * P::p2) * d0;
+        const Vec odd_q = constant(P::p) * d3 - constant(P::p3) * d1;
+        v[0] = even_p + odd_p;
+        v[1] = even_p - odd_p;
+        v[2] = even_q + odd_q;
+        v[3] = even_q - odd_q;
+    }
+};
+
+// The same with three outputs, at p, -p, q.
+struct H4OddEdge3 {
+    static constexpr int out = 3, in = 3;
+    static constexpr int points[in] = {0, 1, 2};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        using P = H4Pairs;
+        constexpr double p = P::p, q = P::q, sum = q * (q + p), difference = q * (q - p);
+        const Vec d0 = d[0], d1 = d[stride], d2 = d[2 * stride];
+        v[0] = constant(sum * p * q) * d0 + constant(sum * (q - p)) * d1 - constant(sum) * d2;
+        v[1] = constant(difference * p * q) * d0 - constant(difference * (q + p)) * d1 + constant(difference) * d2;
+        v[2] = constant(2 * p * q) * d2 - constant(2 * P::p3 * q) * d0;
+    }
+};
+
+// And with two, at p, -p.
+struct H4OddEdge2 {
+    static constexpr int out = 2, in = 2;
+    static constexpr int points[in] = {0, 1};
+
+    static inline void input(const Vec* d, int stride, Vec* v) {
+        using P = H4Pairs;
+        constexpr double factor = P::q * (P::q2 - P::p2);
+        const Vec even = constant(factor * P::p) * d[0], odd = constant(factor) * d[stride];
+        v[0] = even + odd;
+        v[1] = even - odd;
+    }
+};
+
 // F(3, 2), without infinity.
 struct H4Edge3 {
+    using Odd = H4OddEdge3;
     static constexpr int out = 3, in = 4;
     static constexpr int points[in] = {0, 1, 2, 3};
 
@@ -159,6 +210,7 @@ struct H4Edge3 {
 };
 
 struct H4 {
+    using Odd = H4Odd;
     static constexpr int out = 4, in = 5;
     static constexpr int points[in] = {0, 1, 2, 3, 4};
 
@@ -175,6 +227,7 @@ struct H4 {
 
 // F(2, 2), without the points q and -q.
 struct H4Edge2 {
+    using Odd = H4OddEdge2;
     static constexpr int out = 2, in = 3;
     static constexpr int points[in] = {0, 1, 4};
 
@@ -215,19 +268,28 @@ struct F4x4 {
                                             {0, 0, 1}};
 };
 
-// Stride 2: the four phases of the image (even and odd rows and columns) are four images of stride 1, whose taps in one
-// dimension are {0, 2} for the even phase and {1} for the odd one (a second tap is zero). Their products add up, so the
-// phases are four times as many channels of one F(4x4, 2x2).
+// Stride 2: the four phases of the image (even and odd rows and columns) are four images of stride 1. In one dimension
+// the even one meets the taps 0 and 2, five products for four outputs, the odd one tap 1, four products at the same
+// points, so that the products of all phases add up: (5 + 4)^2 = 81 instead of 144 for 16 outputs. The products of an
+// odd phase share one weight, the last row.
 struct H4x4 {
     using Full = H4;
     using Edge3 = H4Edge3;
     using Edge2 = H4Edge2;
     static constexpr int stride = 2;
-    static constexpr double p = H4Pairs::p, q = H4Pairs::q;
-    static constexpr double over_p = 1 / (2 * p * (p * p - q * q)), over_q = 1 / (2 * q * (q * q - p * p));
-    static constexpr double weight[5][2] = {
-        {over_p, over_p * p}, {-over_p, over_p * p}, {over_q, over_q * q}, {-over_q, over_q * q}, {0, 1}};
+    static constexpr double p = H4Pairs::p, p2 = H4Pairs::p2, q = H4Pairs::q, q2 = H4Pairs::q2;
+    static constexpr double over_p = 1 / (2 * p * (p2 - q2)), over_q = 1 / (2 * q * (q2 - p2));
+    static constexpr double weight[6][3] = {{over_p, 0, over_p * p},
+                                            {-over_p, 0, over_p * p},
+                                            {over_q, 0, over_q * q},
+                                            {-over_q, 0, over_q * q},
+                                            {0, 0, 1},
+                                            {0, 1 / (2 * p * q * (q2 - p2)), 0}};
 };
+
+// Rows of weights of a kind of tile.
+template <class F>
+constexpr int kWeightPoints = static_cast<int>(sizeof F::weight / sizeof F::weight[0]);
 
 // One vector of channels of a tile of R rows and C columns of outputs; pixel(i) loads input pixel i.
 template <class R, class C, class Pixel>
@@ -257,7 +319,7 @@ template <class R, class C, class Pixel>
     }
 }
 
-// One phase of one tile. `points` are those of a whole tile in one dimension.
+// One tile. `points` are those of a whole tile in one dimension.
 template <class R, class C>
 inline void transform_input_tile(const WinogradInputArgs& g, const float* const* pixel, int points, float* v) {
     for (index_t group = 0; group < g.groups; ++group, v += g.group_stride) {
@@ -272,28 +334,36 @@ inline void transform_input_tile(const WinogradInputArgs& g, const float* const*
     }
 }
 
+// Tiles of R rows and C columns of every F::stride-th pixel, from (phase_y, phase_x) on.
 template <class F, class R, class C>
-void winograd_input(const WinogradInputArgs& g) {
-    constexpr index_t phases = F::stride * F::stride;
+void transform_input_tiles(const WinogradInputArgs& g, index_t phase_y, index_t phase_x) {
     for (index_t t = 0; t < g.tiles; ++t) {
         const index_t tile = g.first_tile + t;
-        const index_t y0 = tile / g.tiles_per_row * R::out * F::stride - g.pad_top;
-        const index_t x0 = tile % g.tiles_per_row * C::out * F::stride - g.pad_left;
-        for (index_t phase = 0; phase < phases; ++phase) {
-            const index_t phase_y = phase / F::stride, phase_x = phase % F::stride;
-            const float* pixel[R::in * C::in];
-            for (int i = 0; i < R::in; ++i) {
-                const index_t y = y0 + i * F::stride + phase_y;
-                // The last input of an odd phase would only meet the tap that is zero.
-                const bool row_inside = y >= 0 && y < g.image.height && !(phase_y == 1 && i == R::in - 1);
-                for (int j = 0; j < C::in; ++j) {
-                    const index_t x = x0 + j * F::stride + phase_x;
-                    const bool inside = row_inside && x >= 0 && x < g.image.width && !(phase_x == 1 && j == C::in - 1);
-                    pixel[i * C::in + j] = inside ? g.image.data + y * g.image.row + x * g.image.pixel : g.zeros;
-                }
+        const index_t y0 = tile / g.tiles_per_row * R::out * F::stride - g.pad_top + phase_y;
+        const index_t x0 = tile % g.tiles_per_row * C::out * F::stride - g.pad_left + phase_x;
+        const float* pixel[R::in * C::in];
+        for (int i = 0; i < R::in; ++i) {
+            const index_t y = y0 + i * F::stride;
+            const bool row_inside = y >= 0 && y < g.image.height;
+            for (int j = 0; j < C::in; ++j) {
+                const index_t x = x0 + j * F::stride;
+                const bool inside = row_inside && x >= 0 && x < g.image.width;
+                pixel[i * C::in + j] = inside ? g.image.data + y * g.image.row + x * g.image.pixel : g.zeros;
             }
-            transform_input_tile<R, C>(g, pixel, F::Full::in, g.v + (t * phases + phase) * g.channels);
         }
+        transform_input_tile<R, C>(g, pixel, F::Full::in, g.v + t * g.channels);
+    }
+}
+
+template <class F, class R, class C>
+void winograd_input(const WinogradInputArgs& g) {
+    if constexpr (F::stride == 1) {
+        transform_input_tiles<F, R, C>(g, 0, 0);
+    } else {
+        if (g.phase == 0) transform_input_tiles<F, R, C>(g, 0, 0);
+        if (g.phase == 1) transform_input_tiles<F, R, typename C::Odd>(g, 0, 1);
+        if (g.phase == 2) transform_input_tiles<F, typename R::Odd, C>(g, 1, 0);
+        if (g.phase == 3) transform_input_tiles<F, typename R::Odd, typename C::Odd>(g, 1, 1);
     }
 }
 
@@ -344,66 +414,60 @@ typedef double VecDouble __attribute__((vector_size(kVectorDoubles * sizeof(doub
 typedef float VecHalf __attribute__((vector_size(kVectorDoubles * sizeof(float))));
 
 // U = G w G^T of kVectorDoubles channels, computed in double precision and rounded once.
-template <class F, int Taps>
-inline void transform_weights(const VecDouble (&w)[Taps][Taps], float* u, index_t frequency_stride) {
-    constexpr int in = F::Full::in;
-    VecDouble t[in][Taps];
+template <class F>
+inline void transform_weights(const VecDouble (&w)[3][3], float* u, index_t matrix_stride) {
+    constexpr int points = kWeightPoints<F>;
+    VecDouble t[points][3];
 #pragma GCC unroll 6
-    for (int i = 0; i < in; ++i)
+    for (int i = 0; i < points; ++i)
 #pragma GCC unroll 3
-        for (int s = 0; s < Taps; ++s) {
+        for (int s = 0; s < 3; ++s) {
             t[i][s] = VecDouble{};
 #pragma GCC unroll 3
-            for (int r = 0; r < Taps; ++r)
+            for (int r = 0; r < 3; ++r)
                 if (F::weight[i][r] != 0.0) t[i][s] += F::weight[i][r] * w[r][s];
         }
 #pragma GCC unroll 6
-    for (int i = 0; i < in; ++i)
+    for (int i = 0; i < points; ++i)
 #pragma GCC unroll 6
-        for (int j = 0; j < in; ++j) {
+        for (int j = 0; j < points; ++j) {
             VecDouble sum{};
 #pragma GCC unroll 3
-            for (int s = 0; s < Taps; ++s)
+            for (int s = 0; s < 3; ++s)
                 if (F::weight[j][s] != 0.0) sum += F::weight[j][s] * t[i][s];
             const VecHalf rounded = __builtin_convertvector(sum, VecHalf);
-            std::memcpy(u + (i * in + j) * frequency_stride, &rounded, sizeof rounded);
+            std::memcpy(u + (i * points + j) * matrix_stride, &rounded, sizeof rounded);
         }
 }
 
-// Scaled weights, transformed. Of stride 2: phase by phase, each with its taps of the 3 x 3 window.
+// Scaled weights, transformed.
 template <class F>
 void pack_winograd(const PackPanelArgs& g) {
-    constexpr int stride = F::stride, taps = stride == 1 ? 3 : 2;
-    constexpr index_t phases = stride * stride;
     double scale[kTileCols] = {};
     for (index_t k = 0; k < g.cols; ++k) scale[k] = g.scale ? g.scale[g.first_k + k] : 1.0;
-    for (index_t phase = 0; phase < phases; ++phase)
-        for (index_t c = 0; c < g.channels; ++c) {
-            double w[taps][taps][kTileCols] = {};
-            for (index_t k = 0; k < g.cols; ++k) {
-                const float* kernel = g.weight + (g.first_k + k) * g.stride_k + c * g.stride_c;
+    for (index_t c = 0; c < g.channels; ++c) {
+        double w[3][3][kTileCols] = {};
+        for (index_t k = 0; k < g.cols; ++k) {
+            const float* kernel = g.weight + (g.first_k + k) * g.stride_k + c * g.stride_c;
 #pragma GCC unroll 3
-                for (int r = 0; r < taps; ++r)
+            for (int r = 0; r < 3; ++r)
 #pragma GCC unroll 3
-                    for (int s = 0; s < taps; ++s) {
-                        const index_t y = r * stride + phase / stride, x = s * stride + phase % stride;
-                        if (y < 3 && x < 3) w[r][s][k] = kernel[y * g.stride_h + x * g.stride_w];
-                    }
-            }
-            float* const u = g.packed + (phase * g.channels + c) * kTileCols;
-            for (int k = 0; k < kTileCols; k += kVectorDoubles) {
-                VecDouble factor, part[taps][taps];
-                std::memcpy(&factor, scale + k, sizeof factor);
-#pragma GCC unroll 3
-                for (int r = 0; r < taps; ++r)
-#pragma GCC unroll 3
-                    for (int s = 0; s < taps; ++s) {
-                        std::memcpy(&part[r][s], w[r][s] + k, sizeof factor);
-                        part[r][s] *= factor;
-                    }
-                transform_weights<F, taps>(part, u + k, phases * g.channels * kTileCols);
-            }
+                for (int s = 0; s < 3; ++s) w[r][s][k] = kernel[r * g.stride_h + s * g.stride_w];
         }
+        float* const u = g.packed + c * kTileCols;
+        for (int k = 0; k < kTileCols; k += kVectorDoubles) {
+            VecDouble factor, part[3][3];
+            std::memcpy(&factor, scale + k, sizeof factor);
+#pragma GCC unroll 3
+            for (int r = 0; r < 3; ++r)
+#pragma GCC unroll 3
+                for (int s = 0; s < 3; ++s) {
+                    std::memcpy(&part[r][s], w[r][s] + k, sizeof factor);
+                    part[r][s] *= factor;
+                }
+            transform_weights<F>(part, u + k, g.channels * kTileCols);
+        }
+    }
 }
 
 }  // namespace

@@ -13,6 +13,11 @@ constexpr std::uint32_t points_of() {
     return mask;
 }
 
+template <class A, class B, class C>
+constexpr WinogradPoints points_of_kinds() {
+    return {points_of<A>(), points_of<B>(), points_of<C>()};
+}
+
 template <class F>
 constexpr WinogradKernels winograd_kernels_with_edges() {
     using A = typename F::Full;
@@ -21,8 +26,9 @@ constexpr WinogradKernels winograd_kernels_with_edges() {
     WinogradKernels kernels{.tile = A::out,
                             .points = A::in,
                             .stride = F::stride,
+                            .weight_points = kWeightPoints<F>,
                             .chunk = F::stride == 1 ? 32 : 64,
-                            .edge_points = {points_of<A>(), points_of<B>(), points_of<C>()},
+                            .kind_points = {points_of_kinds<A, B, C>()},
                             .input = {{winograd_input<F, A, A>, winograd_input<F, A, B>, winograd_input<F, A, C>},
                                       {winograd_input<F, B, A>, winograd_input<F, B, B>, winograd_input<F, B, C>},
                                       {winograd_input<F, C, A>, winograd_input<F, C, B>, winograd_input<F, C, C>}},
@@ -30,7 +36,9 @@ constexpr WinogradKernels winograd_kernels_with_edges() {
                                        {winograd_output<F, B, A>, winograd_output<F, B, B>, winograd_output<F, B, C>},
                                        {winograd_output<F, C, A>, winograd_output<F, C, B>, winograd_output<F, C, C>}},
                             .pack = pack_winograd<F>};
-    if constexpr (F::stride == 1) {
+    if constexpr (F::stride == 2) {
+        kernels.kind_points[1] = points_of_kinds<typename A::Odd, typename B::Odd, typename C::Odd>();
+    } else {
         kernels.gradient = winograd_gradient<F>;
         kernels.weight_gradient = winograd_weight_gradient<F>;
     }
@@ -41,8 +49,9 @@ constexpr WinogradKernels f2x2_kernels() {
     return {.tile = F2::out,
             .points = F2::in,
             .stride = 1,
+            .weight_points = kWeightPoints<F2x2>,
             .chunk = 64,
-            .edge_points = {points_of<F2>()},
+            .kind_points = {{points_of<F2>()}},
             .input = {{winograd_input<F2x2, F2, F2>}},
             .output = {{winograd_output<F2x2, F2, F2>}},
             .pack = pack_winograd<F2x2>};
