@@ -291,16 +291,36 @@ struct H4x4 {
 template <class F>
 constexpr int kWeightPoints = static_cast<int>(sizeof F::weight / sizeof F::weight[0]);
 
-// One vector of channels of a tile of R rows and C columns of outputs; pixel(i) loads input pixel i.
-template <class R, class C, class Pixel>
-[[gnu::always_inline]] inline void transform_input_vector(Pixel pixel, float* v, index_t frequency_stride, int points,
-                                                          index_t n) {
+// How far from a tile the one behind it lies, which is fetched meanwhile; from the last one: nowhere.
+template <class R, class C>
+inline index_t next_tile(index_t tile, bool more, index_t tiles_per_row, index_t row, index_t pixel) {
+    if (!more) return 0;
+    const bool same_row = (tile + 1) % tiles_per_row != 0;
+    return same_row ? C::out * pixel : R::out * row - (tiles_per_row - 1) * C::out * pixel;
+}
+
+// A tile's pixels: where they lie, and how far from there the next tile's.
+template <class R, class C>
+struct TilePixels {
+    const float* at[R::in * C::in];
+    index_t next;
+};
+
+// One vector of channels of a tile of R rows and C columns of outputs. Fetches the columns that the next tile does not
+// share with it, into L2: of many channels L1 would not hold them beside V.
+template <class R, class C>
+[[gnu::always_inline]] inline void transform_input_vector(const TilePixels<R, C>& pixels, index_t channel, index_t n,
+                                                          float* v, index_t frequency_stride, int points) {
     Vec t[R::in * C::in];
 #pragma GCC unroll 6
     for (int j = 0; j < C::in; ++j) {
         Vec d[R::in], column[R::in];
 #pragma GCC unroll 6
-        for (int i = 0; i < R::in; ++i) d[i] = pixel(i * C::in + j);
+        for (int i = 0; i < R::in; ++i) {
+            const float* const pixel = pixels.at[i * C::in + j] + channel;
+            d[i] = load_first(pixel, n);
+            if (j >= C::in - C::out) __builtin_prefetch(pixel + pixels.next, 0, 2);
+        }
         R::input(d, 1, column);
 #pragma GCC unroll 6
         for (int i = 0; i < R::in; ++i) t[i * C::in + j] = column[i];
@@ -321,16 +341,14 @@ template <class R, class C, class Pixel>
 
 // One tile. `points` are those of a whole tile in one dimension.
 template <class R, class C>
-inline void transform_input_tile(const WinogradInputArgs& g, const float* const* pixel, int points, float* v) {
+inline void transform_input_tile(const WinogradInputArgs& g, const TilePixels<R, C>& pixels, int points, float* v) {
     for (index_t group = 0; group < g.groups; ++group, v += g.group_stride) {
         const index_t first = group * g.channels;
         index_t c = 0;
         for (; c + kVectorFloats <= g.channels; c += kVectorFloats)
-            transform_input_vector<R, C>([&](int i) { return load(pixel[i] + first + c); }, v + c, g.frequency_stride,
-                                         points, kVectorFloats);
+            transform_input_vector(pixels, first + c, kVectorFloats, v + c, g.frequency_stride, points);
         if (const index_t n = g.channels - c; n > 0)
-            transform_input_vector<R, C>([&](int i) { return load_first(pixel[i] + first + c, n); }, v + c,
-                                         g.frequency_stride, points, n);
+            transform_input_vector(pixels, first + c, n, v + c, g.frequency_stride, points);
     }
 }
 
@@ -341,17 +359,19 @@ void transform_input_tiles(const WinogradInputArgs& g, index_t phase_y, index_t 
         const index_t tile = g.first_tile + t;
         const index_t y0 = tile / g.tiles_per_row * R::out * F::stride - g.pad_top + phase_y;
         const index_t x0 = tile % g.tiles_per_row * C::out * F::stride - g.pad_left + phase_x;
-        const float* pixel[R::in * C::in];
+        TilePixels<R, C> pixels;
+        pixels.next =
+            next_tile<R, C>(tile, t + 1 < g.tiles, g.tiles_per_row, F::stride * g.image.row, F::stride * g.image.pixel);
         for (int i = 0; i < R::in; ++i) {
             const index_t y = y0 + i * F::stride;
             const bool row_inside = y >= 0 && y < g.image.height;
             for (int j = 0; j < C::in; ++j) {
                 const index_t x = x0 + j * F::stride;
                 const bool inside = row_inside && x >= 0 && x < g.image.width;
-                pixel[i * C::in + j] = inside ? g.image.data + y * g.image.row + x * g.image.pixel : g.zeros;
+                pixels.at[i * C::in + j] = inside ? g.image.data + y * g.image.row + x * g.image.pixel : g.zeros;
             }
         }
-        transform_input_tile<R, C>(g, pixel, F::Full::in, g.v + t * g.channels);
+        transform_input_tile(g, pixels, F::Full::in, g.v + t * g.channels);
     }
 }
 
@@ -376,6 +396,7 @@ void winograd_output(const WinogradOutputArgs& g) {
         const index_t x0 = g.x0 + tile % g.tiles_per_row * C::out;
         const index_t rows = g.height - y0 < R::out ? g.height - y0 : R::out;
         const index_t cols = g.width - x0 < C::out ? g.width - x0 : C::out;
+        const index_t next = next_tile<R, C>(tile, t + 1 < g.tiles, g.tiles_per_row, g.width, 1);
         for (index_t k = 0; k < g.cols; k += kVectorFloats) {
             const index_t n = g.cols - k < kVectorFloats ? g.cols - k : kVectorFloats;
             const float* m = g.m + t * g.tile_stride + k;
@@ -400,8 +421,14 @@ void winograd_output(const WinogradOutputArgs& g) {
                 for (int j = 0; j < C::out; ++j) {
                     if (j >= cols) break;
                     Vec v = y[j] + bias;
-                    if (g.residual) v += load_first(g.residual + (first + j) * g.residual_pixel + k, n);
-                    store_first(g.y + (first + j) * g.pixel + k, clamp_below(v, floor), n);
+                    if (g.residual) {
+                        const float* const residual = g.residual + (first + j) * g.residual_pixel + k;
+                        __builtin_prefetch(residual + next * g.residual_pixel);
+                        v += load_first(residual, n);
+                    }
+                    float* const to = g.y + (first + j) * g.pixel + k;
+                    __builtin_prefetch(to + next * g.pixel, 1);
+                    store_first(to, clamp_below(v, floor), n);
                 }
             }
         }
