@@ -1,6 +1,7 @@
 #include "engine/plan.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 #include "engine/arena.h"
@@ -248,16 +249,44 @@ void Plan::place_buffers() {
             if (buffer >= 0) touch(buffer, step_of_layer(l));
     }
 
+    const auto placed = [&](std::size_t b) {
+        return placements_[b].external_input < 0 && placements_[b].external_output < 0 && defined[b] != none;
+    };
+    for (std::size_t b = 0; b < channels_.size(); ++b)
+        if (placed(b)) placements_[b].whole_batch = segment_of(defined[b]) != segment_of(last_use[b]);
+
+    // Sums overwrite residuals that nothing reads behind them: less memory, and lines that are in cache already. Every
+    // step reads an element of the residual before it writes the same element of its output, and no other.
+    std::vector<std::size_t> home(channels_.size());
+    std::iota(home.begin(), home.end(), std::size_t{0});
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+        const Layer& layer = layers_[l];
+        if (layer.residual < 0 || layer.residual == layer.input || layer.residual == layer.gate) continue;
+        const std::size_t from = static_cast<std::size_t>(layer.residual), to = static_cast<std::size_t>(layer.output);
+        const Placement &a = placements_[from], &b = placements_[to];
+        if (placed(from) && placed(to) && last_use[from] == step_of_layer(l) && defined[to] == step_of_layer(l) &&
+            a.whole_batch == b.whole_batch && a.image_floats == b.image_floats && a.pixel_floats == b.pixel_floats)
+            home[to] = home[from];
+    }
+
     std::vector<Interval> intervals;
+    std::vector<std::size_t> interval_of(channels_.size(), none);
     for (std::size_t b = 0; b < channels_.size(); ++b) {
-        Placement& place = placements_[b];
-        if (place.external_input >= 0 || place.external_output >= 0 || defined[b] == none) continue;
-        const std::size_t from = segment_of(defined[b]), to = segment_of(last_use[b]);
-        place.whole_batch = from != to;
-        const index_t images = place.whole_batch ? batch_ : segments_[from].images;
-        intervals.push_back({.first = place.whole_batch ? segments_[from].first_step : defined[b],
-                             .last = place.whole_batch ? segments_[to].last_step : last_use[b],
-                             .floats = static_cast<std::size_t>(images * place.image_floats)});
+        if (!placed(b)) continue;
+        const Placement& place = placements_[b];
+        const Segment &from = segments_[segment_of(defined[b])], &to = segments_[segment_of(last_use[b])];
+        const std::size_t first = place.whole_batch ? from.first_step : defined[b];
+        const std::size_t last = place.whole_batch ? to.last_step : last_use[b];
+        const index_t images = place.whole_batch ? batch_ : from.images;
+        std::size_t& interval = interval_of[home[b]];
+        if (interval == none) {
+            interval = intervals.size();
+            intervals.push_back(
+                {.first = first, .last = last, .floats = static_cast<std::size_t>(images * place.image_floats)});
+        } else {
+            intervals[interval].first = std::min(intervals[interval].first, first);
+            intervals[interval].last = std::max(intervals[interval].last, last);
+        }
     }
     std::size_t shared = 0;
     for (const auto& step : steps_) {
@@ -269,12 +298,8 @@ void Plan::place_buffers() {
     thread_scratch_offset_ = shared_scratch_offset_ + arena_round_up(shared);
     workspace_floats_ = thread_scratch_offset_ + thread_scratch_floats_ * static_cast<std::size_t>(threads_);
 
-    std::size_t next = 0;
-    for (std::size_t b = 0; b < channels_.size(); ++b) {
-        Placement& place = placements_[b];
-        if (place.external_input >= 0 || place.external_output >= 0 || defined[b] == none) continue;
-        place.offset = intervals[next++].offset;
-    }
+    for (std::size_t b = 0; b < channels_.size(); ++b)
+        if (placed(b)) placements_[b].offset = intervals[interval_of[home[b]]].offset;
 }
 
 }  // namespace resfuse
