@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <iterator>
 #include <new>
@@ -15,6 +16,14 @@ namespace {
 constexpr std::size_t kLeastSlab = std::size_t{8} << 20;
 
 std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+std::size_t slab_of(std::size_t bytes) { return round_up(std::max(bytes, kLeastSlab), AlignedFloats::kHugePage); }
+
+void* map_pages(void* hint, std::size_t bytes) {
+    void* const data = mmap(hint, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    return data;
+}
 
 }  // namespace
 
@@ -52,10 +61,11 @@ void* Heap::take(std::size_t bytes) {
         grow(bytes);
         block = smallest();
     }
-    const auto [address, size] = *block;
+    // From its upper end: what is left of the lowest slab joins the next one, which lies below.
+    block->second -= bytes;
+    const Address address = block->first + block->second;
+    if (block->second == 0) free_.erase(block);
     used_.emplace(address, bytes);
-    free_.erase(block);
-    if (size > bytes) free_.emplace(address + bytes, size - bytes);
     taken_ += bytes;
     return address;
 }
@@ -89,11 +99,16 @@ void Heap::release(Address address, std::size_t bytes) {
 }
 
 void Heap::grow(std::size_t bytes) {
-    // Below the slabs that are there, if it can be: neighbours join, and less is lost between blocks.
-    const std::size_t slab = round_up(bytes > kLeastSlab ? bytes : kLeastSlab, AlignedFloats::kHugePage);
-    void* const hint = lowest_ ? lowest_ - slab : nullptr;
-    void* const data = mmap(hint, slab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) throw std::bad_alloc();
+    // Below the slabs that are there, if it can be: what is free at their lower end then counts.
+    const bool joins = !free_.empty() && free_.begin()->first == lowest_;
+    std::size_t slab = slab_of(joins ? bytes - free_.begin()->second : bytes);
+    const Address hint = lowest_ ? lowest_ - slab : nullptr;
+    void* data = map_pages(hint, slab);
+    if (joins && data != hint) {
+        munmap(data, slab);
+        slab = slab_of(bytes);
+        data = map_pages(nullptr, slab);
+    }
     advise_huge_pages(data, slab);
     const Address address = static_cast<Address>(data);
     lowest_ = lowest_ && lowest_ < address ? lowest_ : address;
