@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import functools
+import itertools
 import warnings
 
 import hypothesis
