@@ -20,7 +20,7 @@ constexpr int kTileVectors = 2;
 constexpr int kTileCols = kTileVectors * kVectorFloats;
 constexpr index_t kGemmChunk = 160;  // steps
 constexpr index_t kAheadSteps = 64;  // from a chunk's begin to the weights that are fetched meanwhile
-constexpr index_t kFarSteps = 128;   // from there to those that are fetched into L2: the weights of late layers stream
+constexpr index_t kFarSteps = 384;   // from there to those that are fetched into L2: the weights of late layers stream
 constexpr index_t kBlockTiles = 8;   // of rows, whose sums stay in L1
 
 // Register tiles of about the same height: 20 rows are 10 + 10, not 14 + 6.
@@ -74,6 +74,7 @@ template <bool Outputs, int Rows, int Vectors>
     const index_t lda3 = opaque(3 * lda);
     const float* next_b = ahead.b;
     const index_t b_step = ahead.b_step;
+    const index_t second_line = b_step > kLineFloats ? kLineFloats : 0;  // of the step, if this tile is alone
     for (const index_t* const end = offsets + segments; offsets < end; ++offsets) {
         const float* base[kBases];
 #pragma GCC unroll 4
@@ -95,6 +96,7 @@ template <bool Outputs, int Rows, int Vectors>
                     }
                     __builtin_prefetch(next_b);
                     __builtin_prefetch(next_b + kFarSteps * kTileCols, 0, 2);
+                    __builtin_prefetch(next_b + kFarSteps * kTileCols + second_line, 0, 2);
                     next_b += b_step;
                 }
 #pragma GCC unroll 16
