@@ -137,7 +137,8 @@ WinogradTiles winograd_tiles(const WinogradKernels& winograd, Extent out) {
     };
     const index_t rows = products(tiles.rows, tiles.edge_row, 0), cols = products(tiles.cols, tiles.edge_col, 0);
     tiles.sums = rows * cols;
-    tiles.products = (rows + products(tiles.rows, tiles.edge_row, 1)) * (cols + products(tiles.cols, tiles.edge_col, 1));
+    tiles.products =
+        (rows + products(tiles.rows, tiles.edge_row, 1)) * (cols + products(tiles.cols, tiles.edge_col, 1));
     return tiles;
 }
 
@@ -189,6 +190,12 @@ index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, 
     const bool streams_more = weight_bytes / static_cast<std::size_t>(wave) > activation_bytes / 2;
     if (weight_bytes > caches.l2 && streams_more) return whole;
     return std::min(whole, wave);
+}
+
+// 160 keep L1's room for what else passes; where fewer multiply-adds start in a cycle, that matters less than the
+// stores do, which are slow there too.
+index_t gemm_chunk(const KernelTable& kernels) {
+    return multiply_adds_per_cycle(kernels.vector_floats) < 2.0 ? 256 : 160;
 }
 
 WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,

@@ -34,6 +34,9 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
 // weights that each pass streams and of activations per image.
 index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, index_t batch, int threads);
 
+// Steps of a product's reduction until its sums are stored.
+index_t gemm_chunk(const KernelTable& kernels);
+
 // How a Winograd convolution's tiles are blocked; see winograd_step.cpp for the two forms.
 struct WinogradBlocking {
     bool split;           // transformed inputs shared between threads instead of private to a block

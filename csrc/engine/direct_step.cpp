@@ -11,6 +11,7 @@
 // feature maps of one weight panel in cache and writes their means only.
 #include <algorithm>
 
+#include "engine/cost.h"
 #include "engine/step.h"
 
 namespace resfuse {
@@ -228,6 +229,7 @@ class DirectStep final : public Step {
         g.segment_offset = segments_.data();
         g.segments = static_cast<index_t>(segments_.size());
         g.segment_length = segment_length_;
+        g.chunk = gemm_chunk(wave.kernels);
         g.b = wave.weights.packed(index_, Algorithm::direct) + panel * grid_.reduction * grid_.tile_cols;
         g.cols = grid_.cols(panel, panels.size());
         g.scale = wave.weights.scale(index_) + panel * grid_.tile_cols;

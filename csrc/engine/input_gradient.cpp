@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/aligned.h"
+#include "engine/cost.h"
 #include "engine/threads.h"
 
 namespace resfuse {
@@ -127,6 +128,7 @@ class StridedGradient {
             gemm.segment_offset = &zero_offset;
             gemm.segments = 1;
             gemm.segment_length = part.depth;
+            gemm.chunk = gemm_chunk(kernels_);
             gemm.b = weights_ + part.weights + p * part.depth * cols();
             gemm.c = results;
             gemm.ldc = kPanelGroup * cols();

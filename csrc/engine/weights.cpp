@@ -19,7 +19,8 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     const PanelGrid grid = panel_grid(layer, kernels);
     if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
-    return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total * grid.tile_cols);
+    return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
+                                    grid.tile_cols);
 }
 
 // As GroupedArgs has them.

@@ -18,7 +18,6 @@ namespace {
 constexpr int kTileRows = kVectorFloats == 16 ? 14 : 6;
 constexpr int kTileVectors = 2;
 constexpr int kTileCols = kTileVectors * kVectorFloats;
-constexpr index_t kGemmChunk = 160;  // steps
 constexpr index_t kAheadSteps = 64;  // from a chunk's begin to the weights that are fetched meanwhile
 constexpr index_t kFarSteps = 384;   // from there to those that are fetched into L2: the weights of late layers stream
 constexpr index_t kBlockTiles = 8;   // of rows, whose sums stay in L1
@@ -178,7 +177,7 @@ struct Panel {
     index_t rows;
     index_t chunk;            // steps, at most
     bool accumulate = false;  // to sums that are there
-    float* sums;    // of chunks; where all results go if there is no epilogue
+    float* sums;              // of chunks; where all results go if there is no epilogue
     Results to;
 };
 
@@ -324,7 +323,7 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                           .next_a = a,
                           .b = g.b + p * reduction * kTileCols,
                           .rows = end - begin,
-                          .chunk = kGemmChunk,
+                          .chunk = g.chunk,
                           .sums = sums,
                           .to = {.c = g.c + begin * g.ldc + column,
                                  .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,

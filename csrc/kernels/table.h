@@ -23,6 +23,7 @@ struct GemmArgs {
     const index_t* segment_offset;
     index_t segments;
     index_t segment_length;
+    index_t chunk;  // steps of the reduction until a sum is stored, a multiple of two cache lines
     const float* b;
     float* c;
     index_t ldc;
@@ -68,7 +69,7 @@ struct WinogradProductsArgs {
     index_t v_frequency;
     const float* weights;   // matrices [depth][tile_cols]
     const index_t* matrix;  // which of them, of each frequency
-    float* m;              // element (f, t, k) at f * m_frequency + t * tile_cols + k
+    float* m;               // element (f, t, k) at f * m_frequency + t * tile_cols + k
     index_t m_frequency;
     index_t frequencies;  // at most kMostFrequencies
     index_t depth;
@@ -331,11 +332,11 @@ using WinogradPoints = std::array<std::uint32_t, 3>;
 // One kind of Winograd tile. A dimension of a tile is whole, or one of two edges with 3 and 2 outputs; kernels are
 // numbered by the kinds of their rows and columns. Kinds without edges have one kernel.
 struct WinogradKernels {
-    index_t tile;                  // outputs of a whole tile in one dimension
-    index_t points;                // and its products
-    index_t stride;                // of the convolution
-    index_t weight_points;         // rows of transformed weights in one dimension
-    index_t chunk;                 // of its products, shorter where the output transform magnifies their errors most
+    index_t tile;                   // outputs of a whole tile in one dimension
+    index_t points;                 // and its products
+    index_t stride;                 // of the convolution
+    index_t weight_points;          // rows of transformed weights in one dimension
+    index_t chunk;                  // of its products, shorter where the output transform magnifies their errors most
     WinogradPoints kind_points[2];  // of even phases, the only ones at stride 1, and odd ones
     void (*input[3][3])(const WinogradInputArgs&);
     void (*output[3][3])(const WinogradOutputArgs&);
