@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -360,3 +362,41 @@ def test_activations_over_their_whole_range(isa: str, activation: str) -> None:
     finite = torch.isfinite(x)
     assert bool((error[finite] <= 3e-7 * (1 + x[finite].abs())).all())
     torch.testing.assert_close(y.flatten()[~finite].double(), exact.flatten()[~finite], equal_nan=True)
+
+
+def residual_chain(kernel_size: int, read_again: bool) -> tuple[ProgramSpec, list[torch.Tensor]]:
+    """Two sums one after the other; the last layer reads the second one, or also the first one's residual."""
+    conv = functools.partial(
+        ConvSpec, in_channels=24, out_channels=24, kernel_size=(kernel_size,) * 2, padding=(kernel_size // 2,) * 4
+    )
+    layers = [
+        conv("a", 0, 1, weight=0),
+        conv("b", 1, 2, weight=1),
+        conv("sum", 2, 3, weight=2, residual=1, activation="relu"),
+        conv("c", 3, 4, weight=3),
+        conv("sum of sums", 4, 5, weight=4, residual=3),
+        conv("last", 5, 6, weight=5, residual=1 if read_again else None),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(24, 24, kernel_size, kernel_size, generator=generator) / 12 for _ in layers]
+    return ProgramSpec((24,), tuple(layers), (OutputSpec(6),)), weights
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("read_again", [False, True])
+def test_sums_overwrite_residuals_that_nothing_reads_behind_them(isa: str, kernel_size: int, read_again: bool) -> None:
+    spec, weights = residual_chain(kernel_size, read_again)
+    check(spec, isa, [torch.randn(3, 24, 14, 14)], weights, factor=6.0)
+
+
+def test_sums_that_overwrite_residuals_take_less_memory() -> None:
+    images = torch.randn(1, 24, 64, 64)
+    sizes = []
+    for read_again in (False, True):
+        spec, weights = residual_chain(1, read_again)
+        executor = Executor(spec)
+        executor.run([images], weights)
+        assert executor.last_plan is not None
+        sizes.append(executor.last_plan.workspace_bytes)
+    assert sizes[1] - sizes[0] > 0.9 * images.numel() * 4

@@ -23,7 +23,7 @@ Isa detect_isa() {
     return Isa::generic;
 }
 
-// Zen 3 and 4 compute vectors of 512 bits in two halves.
+// Zen 4, the one of its family that has vectors of 512 bits, computes them in two halves.
 double multiply_adds_per_cycle(int vector_floats) {
 #if defined(RESFUSE_X86)
     __builtin_cpu_init();

@@ -228,6 +228,15 @@ void Plan::make_steps() {
     }
 }
 
+// Whether a sum may take its residual's place: less memory, and lines that are in cache already. Every step reads an
+// element of the residual before it writes the same element of its output, and no other.
+bool Plan::overwrites_residual(const Layer& layer) const {
+    const Placement& from = placements_[static_cast<std::size_t>(layer.residual)];
+    const Placement& to = placements_[static_cast<std::size_t>(layer.output)];
+    return layer.residual != layer.input && layer.residual != layer.gate && from.whole_batch == to.whole_batch &&
+           from.image_floats == to.image_floats && from.pixel_floats == to.pixel_floats;
+}
+
 void Plan::place_buffers() {
     const std::size_t none = steps_.size();
     std::vector<std::size_t> defined(channels_.size(), none), last_use(channels_.size(), 0);
@@ -255,17 +264,14 @@ void Plan::place_buffers() {
     for (std::size_t b = 0; b < channels_.size(); ++b)
         if (placed(b)) placements_[b].whole_batch = segment_of(defined[b]) != segment_of(last_use[b]);
 
-    // Sums overwrite residuals that nothing reads behind them: less memory, and lines that are in cache already. Every
-    // step reads an element of the residual before it writes the same element of its output, and no other.
+    // The buffer whose place another one takes: a sum's, of a residual that nothing reads behind it.
     std::vector<std::size_t> home(channels_.size());
     std::iota(home.begin(), home.end(), std::size_t{0});
     for (std::size_t l = 0; l < layers_.size(); ++l) {
-        const Layer& layer = layers_[l];
-        if (layer.residual < 0 || layer.residual == layer.input || layer.residual == layer.gate) continue;
-        const std::size_t from = static_cast<std::size_t>(layer.residual), to = static_cast<std::size_t>(layer.output);
-        const Placement &a = placements_[from], &b = placements_[to];
-        if (placed(from) && placed(to) && last_use[from] == step_of_layer(l) && defined[to] == step_of_layer(l) &&
-            a.whole_batch == b.whole_batch && a.image_floats == b.image_floats && a.pixel_floats == b.pixel_floats)
+        if (layers_[l].residual < 0) continue;
+        const std::size_t from = static_cast<std::size_t>(layers_[l].residual);
+        const std::size_t to = static_cast<std::size_t>(layers_[l].output);
+        if (placed(from) && placed(to) && last_use[from] == step_of_layer(l) && overwrites_residual(layers_[l]))
             home[to] = home[from];
     }
 

@@ -68,6 +68,7 @@ class Plan {
     void find_pooled();
     void space_pixels();
     void make_steps();
+    bool overwrites_residual(const Layer& layer) const;
     void place_buffers();
     std::size_t step_of_layer(std::size_t layer) const { return layer + layouts_.size(); }
     std::size_t segment_of(std::size_t step) const;
