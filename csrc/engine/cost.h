@@ -41,7 +41,7 @@ index_t gemm_chunk(const KernelTable& kernels);
 struct WinogradBlocking {
     bool split;           // transformed inputs shared between threads instead of private to a block
     index_t block;        // tiles of one task at most
-    index_t panel_group;  // weight panels of one task (split form)
+    index_t panel_group;  // weight panels of one task whose sums it keeps
     index_t groups;       // of channels of one task (fused form)
 };
 WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,

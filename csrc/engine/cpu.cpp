@@ -26,8 +26,11 @@ Isa detect_isa() {
 // Zen 4, the one of its family that has vectors of 512 bits, computes them in two halves.
 double multiply_adds_per_cycle(int vector_floats) {
 #if defined(RESFUSE_X86)
-    __builtin_cpu_init();
-    if (vector_floats == 16 && __builtin_cpu_is("amdfam19h")) return 1.0;
+    static const bool in_halves = [] {
+        __builtin_cpu_init();
+        return __builtin_cpu_is("amdfam19h") != 0;
+    }();
+    if (vector_floats == 16 && in_halves) return 1.0;
 #endif
     (void)vector_floats;
     return 2.0;
