@@ -149,6 +149,71 @@ def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
     check_three_by_three(isa, channels, 1, size, batch, stride, algorithm)
 
 
+@given(
+    isas,
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1)]),
+    st.sampled_from(["none", "relu"]),
+    st.booleans(),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=200)
+def test_strassen(
+    isa: str,
+    in_units: int,
+    out_units: int,
+    extent: tuple[int, int],
+    batch: int,
+    stride: tuple[int, int],
+    activation: str,
+    residual: bool,
+    layout: str,
+    seed: int,
+) -> None:
+    in_channels, out_channels = 32 * in_units, 64 * out_units
+    layer = ConvSpec(
+        "conv", 0, 2 if residual else 1, in_channels, out_channels, 0, bias=5,
+        batch_norm=BatchNormSpec(1, 2, 3, 4, 1e-3), kernel_size=(1, 1), stride=stride, activation=activation,
+        residual=1 if residual else None, algorithm="strassen",
+    )  # fmt: skip
+    spec = ProgramSpec(
+        (in_channels, out_channels) if residual else (in_channels,), (layer,), (OutputSpec(layer.output),)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [make_input((batch, in_channels, *extent), layout, generator)]
+    if residual:
+        shape = spec.output_shapes([inputs[0].shape, (batch, out_channels, 1, 1)])[0]
+        inputs.append(make_input(tuple(shape), layout, generator))
+    weight = torch.randn(out_channels, in_channels, 1, 1, generator=generator) / in_channels**0.5
+    statistics = [torch.rand(out_channels, generator=generator) + 0.5 for _ in range(5)]
+    assert Executor(spec, isa).plan(inputs).layers()[0]["algorithm"] == "strassen"
+    check(spec, isa, inputs, [weight, *statistics])
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "size", "batch", "stride"),
+    [(256, 128, 56, 1, 1), (128, 512, 28, 2, 1), (256, 512, 56, 1, 2), (1024, 256, 14, 3, 1), (512, 2048, 7, 2, 1)],
+)
+def test_strassen_is_within_four_times_the_error_of_torch(
+    isa: str, in_channels: int, out_channels: int, size: int, batch: int, stride: int
+) -> None:
+    """With input like a ReLU's, and channels of very different weights."""
+    layer = ConvSpec(
+        "conv", 0, 1, in_channels, out_channels, 0, batch_norm=BatchNormSpec(1, 2, 3, 4, 0.0), kernel_size=(1, 1),
+        stride=(stride, stride), algorithm="strassen",
+    )  # fmt: skip
+    spec = ProgramSpec((in_channels,), (layer,), (OutputSpec(1),))
+    x = torch.relu(torch.randn(batch, in_channels, size, size))
+    magnitudes = 10.0 ** torch.empty(out_channels).uniform_(-3, 3)
+    weight = torch.randn(out_channels, in_channels, 1, 1) * magnitudes[:, None, None, None]
+    ones, zeros = torch.ones(out_channels), torch.zeros(out_channels)
+    check(spec, isa, [x], [weight, ones, zeros, zeros, in_channels * magnitudes**2])
+
+
 @pytest.mark.parametrize(
     ("channels", "groups", "size", "batch"), [(512, 32, 14, 5), (1024, 32, 7, 3), (120, 5, 13, 1), (96, 2, 28, 1)]
 )

@@ -20,8 +20,12 @@ constexpr double kMemoryBytesPerCycle = 4.5;
 constexpr double kNotHidden = 0.3;
 // Vector operations per element and transform of a Winograd convolution, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
-// Winograd's weights take several times the memory, so it must be faster by this factor at least.
-constexpr double kWinogradGain = 1.05;
+// Cycles a vector of a pixel's channels in Strassen's algorithm: operands and sums; measured.
+constexpr double kOperandCycles = 5.5;
+constexpr double kSumCycles = 6.0;
+// Transformed weights take more memory, 7/4 (Strassen) to several times (Winograd), so that must be faster by this
+// factor at least.
+constexpr double kTransformedGain = 1.05;
 
 // Of computing and of streaming some bytes from beyond L2 meanwhile.
 double cycles_of(double compute, double bytes, double bytes_per_cycle) {
@@ -41,6 +45,17 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes
     const double pixels = static_cast<double>(batch * out.h * out.w * layer.groups);
     return cycles_of(product_cycles(pixels, panel_grid(layer, kernels).reduction, layer.group_out(), kernels),
                      static_cast<double>(packed_bytes(layer, Algorithm::direct, kernels)), bytes_per_cycle);
+}
+
+double strassen_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
+                       const KernelTable& kernels) {
+    const double pairs = static_cast<double>(batch * ceil_div(out.h * out.w, 2));
+    const double products = 7.0 * product_cycles(pairs, layer.in_channels / 2, layer.out_channels / 2, kernels);
+    const double transforms = 2.0 * pairs / kernels.vector_floats *
+                              (kOperandCycles * static_cast<double>(layer.in_channels) +
+                               kSumCycles * static_cast<double>(layer.out_channels));
+    return cycles_of(products + transforms, static_cast<double>(packed_bytes(layer, Algorithm::strassen, kernels)),
+                     bytes_per_cycle);
 }
 
 // Products elementwise, one operand from L1, weights in registers.
@@ -156,15 +171,21 @@ double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, ind
                         const KernelTable& kernels) {
     if (algorithm == Algorithm::grouped) return grouped_cycles(layer, out, batch, kernels);
     if (algorithm == Algorithm::direct) return direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
+    if (algorithm == Algorithm::strassen) return strassen_cycles(layer, out, batch, bytes_per_cycle, kernels);
     return winograd_cycles(layer, algorithm, out, batch, bytes_per_cycle, kernels);
 }
 
 Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
                            const KernelTable& kernels) {
     if (layer.has_small_groups(kernels.vector_floats)) return Algorithm::grouped;
-    const index_t stride = layer.winograd_stride();
-    if (stride == 0 || layer.algorithm == Algorithm::direct) return Algorithm::direct;
     const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, bytes_per_cycle, kernels); };
+    const bool automatic = layer.algorithm == Algorithm::automatic;
+    if (layer.has_strassen(kernels) && (automatic || layer.algorithm == Algorithm::strassen)) {
+        const bool direct = automatic && cycles(Algorithm::direct) < kTransformedGain * cycles(Algorithm::strassen);
+        return direct ? Algorithm::direct : Algorithm::strassen;
+    }
+    const index_t stride = layer.winograd_stride();
+    if (stride == 0 || !(automatic || is_winograd(layer.algorithm))) return Algorithm::direct;
     Algorithm winograd = Algorithm::winograd_stride2;
     if (stride == 1) {
         if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4)
@@ -172,8 +193,7 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
         winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
                                                                                    : Algorithm::winograd_f4;
     }
-    const bool direct =
-        layer.algorithm == Algorithm::automatic && cycles(Algorithm::direct) < kWinogradGain * cycles(winograd);
+    const bool direct = automatic && cycles(Algorithm::direct) < kTransformedGain * cycles(winograd);
     return direct ? Algorithm::direct : winograd;
 }
 

@@ -8,8 +8,8 @@ namespace resfuse {
 
 namespace {
 
-constexpr std::array<const char*, 7> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4", "winograd_stride2",
-                                                        "grouped", "auto",        "winograd"};
+constexpr std::array<const char*, 8> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4", "winograd_stride2",
+                                                        "grouped", "strassen",    "auto",        "winograd"};
 
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);
@@ -59,11 +59,12 @@ void require_addressable(std::initializer_list<index_t> shape, const std::string
 const char* algorithm_name(Algorithm algorithm) { return kAlgorithmNames[static_cast<std::size_t>(algorithm)]; }
 
 Algorithm parse_algorithm(const std::string& name) {
-    for (const Algorithm algorithm :
-         {Algorithm::automatic, Algorithm::direct, Algorithm::winograd, Algorithm::winograd_f2, Algorithm::winograd_f4})
+    for (const Algorithm algorithm : {Algorithm::automatic, Algorithm::direct, Algorithm::winograd,
+                                      Algorithm::winograd_f2, Algorithm::winograd_f4, Algorithm::strassen})
         if (name == algorithm_name(algorithm)) return algorithm;
-    throw std::invalid_argument("algorithm: got '" + name +
-                                "', want one of 'auto', 'direct', 'winograd', 'winograd_f2', 'winograd_f4'");
+    throw std::invalid_argument(
+        "algorithm: got '" + name +
+        "', want one of 'auto', 'direct', 'winograd', 'winograd_f2', 'winograd_f4', 'strassen'");
 }
 
 Activation parse_activation(const std::string& name) {

@@ -13,12 +13,26 @@ namespace resfuse {
 enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine };
 
 // How a convolution is computed. `automatic` and `winograd` are requests; the plan holds one of the others.
-enum class Algorithm : int { direct, winograd_f2, winograd_f4, winograd_stride2, grouped, automatic, winograd };
-constexpr std::size_t kConcreteAlgorithms = 5;
+enum class Algorithm : int {
+    direct,
+    winograd_f2,
+    winograd_f4,
+    winograd_stride2,
+    grouped,
+    strassen,
+    automatic,
+    winograd
+};
+constexpr std::size_t kConcreteAlgorithms = 6;
 
 // The kernels of a Winograd algorithm.
 inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algorithm algorithm) {
     return kernels.winograd[static_cast<int>(algorithm) - static_cast<int>(Algorithm::winograd_f2)];
+}
+
+inline bool is_winograd(Algorithm algorithm) {
+    return algorithm == Algorithm::winograd || algorithm == Algorithm::winograd_f2 ||
+           algorithm == Algorithm::winograd_f4 || algorithm == Algorithm::winograd_stride2;
 }
 
 const char* algorithm_name(Algorithm algorithm);
@@ -93,6 +107,13 @@ struct Layer {
                              window.dilation_w == 1 && (groups == 1 || group_in() >= kFewestChannelsOfGroup) &&
                              (activation == Activation::none || activation == Activation::relu);
         return applies ? window.stride_h : 0;
+    }
+    // Whether Strassen's algorithm computes this layer: the halves of its channels must be whole vectors and panels.
+    bool has_strassen(const KernelTable& kernels) const {
+        return kind == LayerKind::conv && groups == 1 && window.kernel_h == 1 && window.kernel_w == 1 &&
+               !window.has_padding() && in_channels % (2 * kernels.vector_floats) == 0 &&
+               out_channels % (2 * kernels.tile_cols) == 0 &&
+               (activation == Activation::none || activation == Activation::relu);
     }
 };
 

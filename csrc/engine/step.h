@@ -57,6 +57,7 @@ class Step {
 
 std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
+std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_affine_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer);
@@ -68,11 +69,12 @@ std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int
 
 inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 
-// The rows of a product are some floats apart. Where that is a multiple of a page, or of half a page and every second
-// row is taken, they all fall into one set of L1, which holds fewer than a register tile has: one more cache line.
+// The rows of a product are some floats apart. Where that is a multiple of half a page or more they fall into one or
+// two sets of L1, which hold fewer than a register tile has. Every second row may be taken (stride 2, Strassen's
+// pairs), so rows a quarter of a page apart get one more cache line.
 inline index_t spaced(index_t floats) {
-    constexpr index_t kHalfPageFloats = 512;
-    return floats % kHalfPageFloats == 0 ? floats + kLineFloats : floats;
+    constexpr index_t kQuarterPageFloats = 256;
+    return floats % kQuarterPageFloats == 0 ? floats + kLineFloats : floats;
 }
 
 // Part i of n of [0, total), as even as possible.

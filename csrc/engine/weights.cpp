@@ -10,6 +10,11 @@ namespace resfuse {
 
 namespace {
 
+// Of a panel of each half of the output channels.
+index_t strassen_panel_floats(const Layer& layer, const PanelGrid& grid) {
+    return 7 * (layer.in_channels / 2) * grid.tile_cols;
+}
+
 std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
     if (algorithm == Algorithm::grouped) {
         const index_t vectors = (layer.out_channels + kernels.vector_floats - 1) / kernels.vector_floats;
@@ -18,6 +23,8 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     }
     const PanelGrid grid = panel_grid(layer, kernels);
     if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
+    if (algorithm == Algorithm::strassen)
+        return static_cast<std::size_t>((strassen_panel_floats(layer, grid) / 2 + grid.tile_cols) * grid.total);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
                                     grid.tile_cols);
@@ -126,28 +133,64 @@ void WeightSet::pack(std::size_t index, Algorithm algorithm, int threads) {
     AlignedFloats packed(packed_floats(layer, algorithm, kernels));
     if (algorithm == Algorithm::grouped) {
         pack_grouped(layer, source, kernels.vector_floats, packed.data());
+    } else if (algorithm == Algorithm::strassen) {
+        pack_pairs_of_panels(index, threads, packed);
     } else {
-        const PanelGrid grid = panel_grid(layer, kernels);
-        const index_t panel_floats = static_cast<index_t>(packed.size()) / grid.total;
-        const auto pack_panel =
-            algorithm == Algorithm::direct ? kernels.pack_direct : winograd_kernels(kernels, algorithm).pack;
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
-        for (index_t p = 0; p < grid.total; ++p) {
-            pack_panel({.weight = source.weight,
-                        .stride_k = source.strides[0],
-                        .stride_c = source.strides[1],
-                        .stride_h = source.strides[2],
-                        .stride_w = source.strides[3],
-                        .scale = source.scale.empty() ? nullptr : source.scale.data(),
-                        .first_k = grid.channel(p),
-                        .cols = grid.cols(p),
-                        .channels = layer.group_in(),
-                        .kernel_h = layer.window.kernel_h,
-                        .kernel_w = layer.window.kernel_w,
-                        .packed = packed.data() + p * panel_floats});
-        }
+        pack_panels(index, algorithm, threads, packed);
     }
     entries_[index].packed[static_cast<std::size_t>(algorithm)] = std::move(packed);
+}
+
+void WeightSet::pack_panels(std::size_t index, Algorithm algorithm, int threads, AlignedFloats& packed) const {
+    const Layer& layer = program_->layers()[index];
+    const KernelTable& kernels = program_->kernels();
+    const WeightSource& source = entries_[index].source;
+    const PanelGrid grid = panel_grid(layer, kernels);
+    const index_t panel_floats = static_cast<index_t>(packed.size()) / grid.total;
+    const auto pack_panel =
+        algorithm == Algorithm::direct ? kernels.pack_direct : winograd_kernels(kernels, algorithm).pack;
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    for (index_t p = 0; p < grid.total; ++p) {
+        pack_panel({.weight = source.weight,
+                    .stride_k = source.strides[0],
+                    .stride_c = source.strides[1],
+                    .stride_h = source.strides[2],
+                    .stride_w = source.strides[3],
+                    .scale = source.scale.empty() ? nullptr : source.scale.data(),
+                    .first_k = grid.channel(p),
+                    .cols = grid.cols(p),
+                    .channels = layer.group_in(),
+                    .kernel_h = layer.window.kernel_h,
+                    .kernel_w = layer.window.kernel_w,
+                    .packed = packed.data() + p * panel_floats});
+    }
+}
+
+void WeightSet::pack_pairs_of_panels(std::size_t index, int threads, AlignedFloats& packed) const {
+    const Layer& layer = program_->layers()[index];
+    const KernelTable& kernels = program_->kernels();
+    const Entry& entry = entries_[index];
+    const PanelGrid grid = panel_grid(layer, kernels);
+    const index_t panels = grid.total / 2, half_k = layer.out_channels / 2;
+    float* const scale = packed.data() + panels * strassen_panel_floats(layer, grid);
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    for (index_t p = 0; p < panels; ++p) {
+        const index_t first_k = p * grid.tile_cols;
+        kernels.pack_strassen({.weight = entry.source.weight,
+                               .stride_k = entry.source.strides[0],
+                               .stride_c = entry.source.strides[1],
+                               .first_k = first_k,
+                               .half_k = half_k,
+                               .half_c = layer.in_channels / 2,
+                               .packed = packed.data() + p * strassen_panel_floats(layer, grid),
+                               .powers = {scale + first_k, scale + half_k + first_k}});
+    }
+    for (index_t k = 0; k < layer.out_channels; ++k) scale[k] *= entry.scale.data()[k];
+}
+
+const float* strassen_scale(const Layer& layer, const KernelTable& kernels, const float* packed) {
+    const PanelGrid grid = panel_grid(layer, kernels);
+    return packed + grid.total / 2 * strassen_panel_floats(layer, grid);
 }
 
 const float* WeightSet::packed(std::size_t layer, Algorithm algorithm) const {

@@ -43,6 +43,9 @@ PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels);
 // Packed bytes of one convolution under one algorithm.
 std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels);
 
+// Of a layer that is packed for Strassen's algorithm: its scale times the powers of two that its products want.
+const float* strassen_scale(const Layer& layer, const KernelTable& kernels, const float* packed);
+
 class WeightSet {
   public:
     explicit WeightSet(std::shared_ptr<const Program> program);
@@ -71,6 +74,8 @@ class WeightSet {
         std::array<AlignedFloats, kConcreteAlgorithms> packed;
     };
     void pack(std::size_t layer, Algorithm algorithm, int threads);
+    void pack_panels(std::size_t layer, Algorithm algorithm, int threads, AlignedFloats& packed) const;
+    void pack_pairs_of_panels(std::size_t layer, int threads, AlignedFloats& packed) const;
 
     std::shared_ptr<const Program> program_;
     std::vector<Entry> entries_;

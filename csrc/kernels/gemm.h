@@ -28,15 +28,26 @@ inline index_t even_tiles(index_t rows) { return (rows + kTileRows - 1) / kTileR
 template <int Rows, int Vectors>
 using Accumulators = Vec[Rows][Vectors];
 
+// What a tile of a product does with its sums, and which rows it fetches besides the next tile's of A.
+enum class Tile {
+    sums,              // adds them up
+    sums_and_fetches,  // and fetches rows that a later product wants
+    results            // the epilogue; fetches the rows that it writes and adds
+};
+
+// Rows to fetch, some floats apart: the same two lines of each, or, with `advance`, further ones with every step.
+struct RowsAhead {
+    const float* at = nullptr;
+    index_t pitch = 0;
+    index_t advance = 0;
+};
+
 // What is read or written next, fetched meanwhile, a line a step.
 struct GemmAhead {
     const float* a;  // rows, lda floats apart
     const float* b;
     index_t b_step;
-    const float* c = nullptr;  // rows to write and to add
-    index_t ldc = 0;
-    const float* residual = nullptr;
-    index_t ldr = 0;
+    RowsAhead more[2] = {};
 };
 
 // Walks two lines of each of some rows: what they need for the next kTwoLines floats.
@@ -61,7 +72,7 @@ template <class T>
 }
 
 // acc = rows of A times columns of B, over `segments` segments of `steps` steps that lie `offsets` from a.
-template <bool Outputs, int Rows, int Vectors>
+template <bool More, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply(const float* a, index_t lda, const index_t* offsets, index_t segments,
                                             index_t steps, const float* b, const GemmAhead& ahead,
                                             Accumulators<Rows, Vectors>& acc) {
@@ -80,7 +91,10 @@ template <bool Outputs, int Rows, int Vectors>
         for (int r = 0; r < kBases; ++r) base[r] = opaque(a + *offsets + kRowsEach * r * lda);
         for (index_t left = steps; left > 0; left -= kTwoLines) {
             TwoLines next_a{ahead.a + *offsets + steps - left, lda};
-            TwoLines next_c{ahead.c, ahead.ldc}, next_residual{ahead.residual, ahead.ldr};
+            TwoLines more[2];
+            if constexpr (More)
+                for (int m = 0; m < 2; ++m)
+                    more[m] = {ahead.more[m].at + ahead.more[m].advance * (steps - left), ahead.more[m].pitch};
 #pragma GCC unroll 2
             for (index_t n = at_most(left, kTwoLines); n > 0; --n) {
                 Vec weights[Vectors];
@@ -89,9 +103,9 @@ template <bool Outputs, int Rows, int Vectors>
                 // With one vector of columns loads are the bottleneck, and fetches are loads.
                 if constexpr (Vectors > 1) {
                     next_a.fetch();
-                    if constexpr (Outputs) {
-                        next_c.fetch();
-                        next_residual.fetch();
+                    if constexpr (More) {
+                        more[0].fetch();
+                        more[1].fetch();
                     }
                     __builtin_prefetch(next_b);
                     __builtin_prefetch(next_b + kFarSteps * kTileCols, 0, 2);
@@ -137,6 +151,7 @@ struct Results {
     const float* scale;
     const float* bias;
     index_t cols;  // valid columns
+    index_t rows;  // and rows
 };
 
 // The epilogue of a tile, one vector of columns after the other so that its scale and bias stay in registers.
@@ -169,7 +184,21 @@ template <bool Residual, int Rows, int Vectors>
     }
 }
 
-// One panel of B times some rows.
+// The epilogue of the first rows of a tile, whose sums lie in memory.
+[[gnu::noinline]] inline void finish_rows(const GemmArgs& g, Results to, const float* sums, index_t rows) {
+    for (; rows > 0; --rows, sums += kTileCols, to.c += g.ldc, to.residual += g.residual ? g.ldr : 0) {
+        Accumulators<1, kTileVectors> acc;
+        for (int j = 0; j < kTileVectors; ++j) acc[0][j] = load(sums + j * kVectorFloats);
+        if (g.residual) {
+            finish_tile<true, 1, kTileVectors>(g, to, acc);
+        } else {
+            finish_tile<false, 1, kTileVectors>(g, to, acc);
+        }
+    }
+}
+
+// One panel of B times some rows. Its product may be part of several sums (strassen.h); all sums have kTileCols floats
+// a row.
 struct Panel {
     const float* a;
     const float* next_a;  // of the panel that follows
@@ -178,7 +207,11 @@ struct Panel {
     index_t chunk;            // steps, at most
     bool accumulate = false;  // to sums that are there
     float* sums;              // of chunks; where all results go if there is no epilogue
-    Results to;
+    Results to = {};
+    RowsAhead fetch[2] = {};      // by Tile::sums_and_fetches
+    float* other = nullptr;       // sums that get the product too, times this sign
+    float sign = 0.0f;            // 0: they are not there yet
+    const float* more = nullptr;  // sums that the epilogue adds
 };
 
 // A part of the reduction: some whole segments or a part of one.
@@ -187,7 +220,7 @@ struct Chunk {
     const index_t* offsets;
     index_t segments, steps;  // steps of each segment
     const float* b;
-    bool first;
+    bool first, last = false;
 };
 
 // Where the next tile of a chunk lies. Its own copies of lda and b_step spare each tile's first loads the detour
@@ -201,40 +234,63 @@ struct Walk {
     index_t row, left;
 };
 
-template <bool Epilogue, int Rows, int Vectors>
+template <int Rows, int Vectors>
+[[gnu::always_inline]] inline void add_to_other(const Panel& panel, index_t row,
+                                                const Accumulators<Rows, Vectors>& acc) {
+    float* const other = panel.other + row * kTileCols;
+    if (panel.sign == 0.0f) return store_sums<Rows, Vectors>(other, acc);
+    const Vec sign = broadcast(panel.sign);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < Vectors; ++j) {
+            float* const at = other + i * kTileCols + j * kVectorFloats;
+            store(at, load(at) + sign * acc[i][j]);
+        }
+}
+
+template <Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_tile(const GemmArgs& g, const Panel& panel, const Chunk& chunk, const Walk& at,
                                              GemmAhead ahead) {
     Accumulators<Rows, Vectors> acc;
-    if constexpr (!Epilogue) {
-        multiply<false, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b, ahead, acc);
-        if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
-        store_sums<Rows, Vectors>(at.sums, acc);
-    } else {
+    if constexpr (Kind == Tile::results) {
         Results to = panel.to;
         to.c += at.row * g.ldc;
-        ahead.c = ahead.residual = to.c;
-        ahead.ldc = ahead.ldr = g.ldc;
-        if (g.residual) {
-            ahead.residual = to.residual += at.row * g.ldr;
-            ahead.ldr = g.ldr;
-        }
+        ahead.more[0] = ahead.more[1] = {to.c, g.ldc};
+        if (g.residual) ahead.more[1] = {to.residual += at.row * g.ldr, g.ldr};
         multiply<true, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b, ahead, acc);
         if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
-        if (g.residual) {
+        if (panel.other) add_to_other<Rows, Vectors>(panel, at.row, acc);
+        if (panel.more) add_sums<Rows, Vectors>(panel.more + at.row * kTileCols, acc);
+        if (at.row + Rows > to.rows) {
+            store_sums<Rows, Vectors>(at.sums, acc);
+            finish_rows(g, to, at.sums, to.rows - at.row);
+        } else if (g.residual) {
             finish_tile<true, Rows, Vectors>(g, to, acc);
         } else {
             finish_tile<false, Rows, Vectors>(g, to, acc);
         }
+    } else {
+        constexpr bool more = Kind == Tile::sums_and_fetches;
+        if constexpr (more)
+            for (int m = 0; m < 2; ++m) {
+                ahead.more[m] = panel.fetch[m];
+                ahead.more[m].at += at.row * panel.fetch[m].pitch + (chunk.b - panel.b) / kTileCols;
+            }
+        multiply<more, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b, ahead, acc);
+        if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
+        store_sums<Rows, Vectors>(at.sums, acc);
+        if (panel.other && chunk.last) add_to_other<Rows, Vectors>(panel, at.row, acc);
     }
 }
 
-template <bool Epilogue, int Rows, int Vectors>
+template <Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_tiles(const GemmArgs& g, const Panel& panel, const Chunk& chunk, index_t tiles,
                                               Walk& at) {
     for (; tiles > 0; --tiles, --at.left) {
         const float* const next = at.a + Rows * at.lda;
-        gemm_tile<Epilogue, Rows, Vectors>(
-            g, panel, chunk, at, {.a = at.left > 1 ? next : chunk.next_a, .b = at.ahead_b, .b_step = at.b_step});
+        gemm_tile<Kind, Rows, Vectors>(g, panel, chunk, at,
+                                       {.a = at.left > 1 ? next : chunk.next_a, .b = at.ahead_b, .b_step = at.b_step});
         at.a = next;
         at.ahead_b += at.b_step * chunk.segments * chunk.steps;
         at.sums += Rows * kTileCols;
@@ -243,15 +299,15 @@ template <bool Epilogue, int Rows, int Vectors>
 }
 
 // The first `longer` tiles have Rows + 1 rows; `at` is at the first.
-template <bool Epilogue, int Rows, int Vectors>
+template <Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_chunk(const GemmArgs& g, const Panel& panel, const Chunk& chunk, index_t longer,
                                               Walk at) {
-    if constexpr (Rows < kTileRows) gemm_tiles<Epilogue, Rows + 1, Vectors>(g, panel, chunk, longer, at);
-    gemm_tiles<Epilogue, Rows, Vectors>(g, panel, chunk, at.left, at);
+    if constexpr (Rows < kTileRows) gemm_tiles<Kind, Rows + 1, Vectors>(g, panel, chunk, longer, at);
+    gemm_tiles<Kind, Rows, Vectors>(g, panel, chunk, at.left, at);
 }
 
 // The first chunks write sums, the last one as well unless there is an epilogue.
-template <bool Epilogue, int Rows, int Vectors>
+template <Tile Kind, int Rows, int Vectors>
 [[gnu::noinline]] void gemm_panel(const GemmArgs& g, const Panel& panel) {
     // Whole segments, or even parts of one.
     const index_t parts = (g.segment_length + panel.chunk - 1) / panel.chunk;
@@ -283,32 +339,32 @@ template <bool Epilogue, int Rows, int Vectors>
             segment += segments;
             step = 0;
         }
-        const bool last = segment == g.segments;
-        if (!last) chunk.next_a = panel.a + g.segment_offset[segment] + step - *chunk.offsets;
-        if (Epilogue && last) {
-            gemm_chunk<true, Rows, Vectors>(g, panel, chunk, longer, at);
+        chunk.last = segment == g.segments;
+        if (!chunk.last) chunk.next_a = panel.a + g.segment_offset[segment] + step - *chunk.offsets;
+        if (Kind != Tile::results || chunk.last) {
+            gemm_chunk<Kind, Rows, Vectors>(g, panel, chunk, longer, at);
         } else {
-            gemm_chunk<false, Rows, Vectors>(g, panel, chunk, longer, at);
+            gemm_chunk<Tile::sums, Rows, Vectors>(g, panel, chunk, longer, at);
         }
     }
 }
 
 // `rows` of the shorter tiles.
-template <bool Epilogue, int Rows = kTileRows>
+template <Tile Kind, int Rows = kTileRows>
 inline void gemm_panel_of(index_t rows, const GemmArgs& g, const Panel& panel) {
     if constexpr (Rows > 1) {
-        if (rows < Rows) return gemm_panel_of<Epilogue, Rows - 1>(rows, g, panel);
+        if (rows < Rows) return gemm_panel_of<Kind, Rows - 1>(rows, g, panel);
     }
     if (panel.to.cols > kVectorFloats) {
-        gemm_panel<Epilogue, Rows, kTileVectors>(g, panel);
+        gemm_panel<Kind, Rows, kTileVectors>(g, panel);
     } else {
-        gemm_panel<Epilogue, Rows, 1>(g, panel);
+        gemm_panel<Kind, Rows, 1>(g, panel);
     }
 }
 
-template <bool Epilogue>
+template <Tile Kind>
 inline void multiply_panel(const GemmArgs& g, const Panel& panel) {
-    gemm_panel_of<Epilogue>(panel.rows / even_tiles(panel.rows), g, panel);
+    gemm_panel_of<Kind>(panel.rows / even_tiles(panel.rows), g, panel);
 }
 
 // Rows [begin, end), few enough for the sums in L1.
@@ -329,8 +385,9 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                                  .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,
                                  .scale = g.scale + column,
                                  .bias = g.bias + column,
-                                 .cols = p + 1 == panels ? g.cols - column : kTileCols}};
-        multiply_panel<true>(g, panel);
+                                 .cols = p + 1 == panels ? g.cols - column : kTileCols,
+                                 .rows = end - begin}};
+        multiply_panel<Tile::results>(g, panel);
     }
 }
 

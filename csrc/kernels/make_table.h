@@ -15,6 +15,7 @@
 #include "kernels/peak.h"
 #include "kernels/products.h"
 #include "kernels/read.h"
+#include "kernels/strassen.h"
 #include "kernels/winograd_kinds.h"
 
 namespace resfuse {
@@ -30,6 +31,9 @@ constexpr KernelTable make_table(const char* name) {
         .winograd_products = winograd_products,
         .winograd = {f2x2_kernels(), winograd_kernels_with_edges<F4x4>(), winograd_kernels_with_edges<H4x4>()},
         .pack_direct = pack_direct,
+        .strassen_operands = strassen_operands,
+        .strassen_products = strassen_products,
+        .pack_strassen = pack_strassen,
         .copy_band = copy_band,
         .grouped = grouped,
         .norm_sums = norm_sums,

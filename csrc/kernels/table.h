@@ -36,6 +36,41 @@ struct GemmArgs {
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
 };
 
+// One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels.
+struct StrassenOperandsArgs {
+    const float* first;  // of the first pair's pixels
+    const float* second;
+    index_t pair;  // floats from a pair to the next
+    index_t pairs;
+    index_t half;   // of the channels
+    bool copies;    // also copies the two operands that are no sums
+    float* to;      // rows of operands of `half` channels
+    index_t pitch;  // floats between those rows
+};
+
+struct StrassenProductsArgs {
+    const float* operands;  // as StrassenOperandsArgs leaves them
+    index_t pitch;
+    const float* first_half;   // of the pairs' first pixels
+    const float* second_half;  // of their second ones
+    index_t pair;              // floats between pairs, of both
+    index_t half;              // of the channels
+    index_t pairs;             // few enough for sums in L1
+    bool lone;                 // the last pair lacks its second pixel
+    const float* weights;      // [panels][7][half][tile_cols]
+    index_t panels;            // of a half of the output channels
+    index_t chunk;
+    float* c;  // the first pair's first pixel
+    index_t pixel;
+    const float* residual;  // likewise, or null
+    index_t residual_pixel;
+    index_t right;  // from the first half of the output channels to the second
+    const float* scale;
+    const float* bias;
+    float floor;
+    const float* next;  // the pairs to come, as first_half, or null
+};
+
 // A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
 struct ImageView {
     const float* data;
@@ -204,6 +239,18 @@ struct PackPanelArgs {
     float* packed;
 };
 
+// The weights w[k][c] of a 1x1 convolution for Strassen's products: a panel of the first half of the output channels
+// and the panel as far into the second half.
+struct PackStrassenArgs {
+    const float* weight;
+    index_t stride_k, stride_c;
+    index_t first_k;  // of the panel in the first half
+    index_t half_k;   // channels of a half
+    index_t half_c;
+    float* packed;     // [7][half_c][tile_cols]
+    float* powers[2];  // per panel: what each channel's sums must be multiplied by, a power of two
+};
+
 // Batch normalisation in training. Tensors are rows of channels, dense: the pixels of channels_last images.
 struct NormSumsArgs {
     const float* x;
@@ -356,6 +403,9 @@ struct KernelTable {
     void (*winograd_products)(const WinogradProductsArgs&);
     WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
     void (*pack_direct)(const PackPanelArgs&);
+    void (*strassen_operands)(const StrassenOperandsArgs&);
+    void (*strassen_products)(const StrassenProductsArgs&);
+    void (*pack_strassen)(const PackStrassenArgs&);
     void (*copy_band)(const BandArgs&);
     void (*grouped)(const GroupedArgs&);
     void (*norm_sums)(const NormSumsArgs&);

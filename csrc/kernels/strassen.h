@@ -1,0 +1,193 @@
+// 1x1 convolutions with 7 products instead of 8: one level of the algorithm of V. Strassen, "Gaussian Elimination is
+// not Optimal" (Numerische Mathematik 13, 1969).
+//
+// With x1 and x2 the pixels of a pair, y1 and y2 their outputs, both cut into halves of channels, and W cut likewise
+// into W11 (first half of the outputs, of the first half of the inputs), W12 (second half of the outputs), W21 and W22:
+//
+//     M1 = (x1' + x2'')  (W11 + W22)      y1'  = M1 + M4 - M5 + M7
+//     M2 = (x2' + x2'')   W11             y1'' = M3 + M5
+//     M3 =  x1'          (W12 - W22)      y2'  = M2 + M4
+//     M4 =  x2''         (W21 - W11)      y2'' = M1 - M2 + M3 + M6
+//     M5 = (x1' + x1'')   W22
+//     M6 = (x2' - x1')   (W11 + W12)      ' is the first half of the channels,
+//     M7 = (x1'' - x2'') (W21 + W22)      '' the second
+//
+// Winograd's variant has 15 sums instead of 18, but those of W are taken when weights are packed, and its errors are
+// larger. The sums on the left, the operands, are written once per block of pairs; the products are added to the sums
+// that they are part of while they are in registers.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/gemm.h"
+
+namespace resfuse {
+namespace {
+
+constexpr index_t kStrassenProducts = 7;
+constexpr index_t kMostStrassenRows = kBlockTiles * kTileRows;
+
+// [sums of M1, M2, M5, M6, M7][x1', x2''], the last two where they are wanted.
+void strassen_operands(const StrassenOperandsArgs& g) {
+    const index_t half = g.half;
+    for (index_t i = 0; i < g.pairs; ++i) {
+        const float *const x1 = g.first + i * g.pair, *const x2 = g.second + i * g.pair;
+        float* const to = g.to + i * g.pitch;
+        for (index_t c = 0; c < half; c += kVectorFloats) {
+            const Vec x1a = load(x1 + c), x1b = load(x1 + half + c), x2a = load(x2 + c), x2b = load(x2 + half + c);
+            store(to + c, x1a + x2b);
+            store(to + half + c, x2a + x2b);
+            store(to + 2 * half + c, x1a + x1b);
+            store(to + 3 * half + c, x2a - x1a);
+            store(to + 4 * half + c, x1b - x2b);
+            if (g.copies) {
+                store(to + 5 * half + c, x1a);
+                store(to + 6 * half + c, x2b);
+            }
+        }
+    }
+}
+
+// The products of one panel of each half of the output channels.
+class StrassenPanels {
+  public:
+    StrassenPanels(const StrassenProductsArgs& s, index_t panel, float* sums) : s_(s), panel_(panel), sums_(sums) {
+        plain_.segment_offset = summed_.segment_offset = &kNoOffset;
+        plain_.segments = summed_.segments = 1;
+        plain_.segment_length = summed_.segment_length = s.half;
+        plain_.lda = s.pair;
+        summed_.lda = s.pitch;
+        for (GemmArgs* g : {&plain_, &summed_}) {
+            g->ldc = 2 * s.pixel;
+            g->residual = s.residual;
+            g->ldr = 2 * s.residual_pixel;
+            g->scale = s.scale;
+            g->bias = s.bias;
+            g->floor = s.floor;
+        }
+    }
+
+    void multiply() const {
+        float *const y1a = sums(1), *const y1b = sums(2), *const y2a = sums(3), *const y2b = sums(4);
+        const float *const m1 = s_.operands, *const m2 = m1 + s_.half, *const m5 = m2 + s_.half,
+                           *const m6 = m5 + s_.half, *const m7 = m6 + s_.half;
+        Panel p = panel(0, m1, m2, y1a);
+        p.other = y2b;
+        multiply_and_fetch(p, 0);
+        p = panel(1, m2, s_.first_half, y2a);
+        p.other = y2b;
+        p.sign = -1.0f;
+        multiply_and_fetch(p, s_.half);
+        p = panel(2, s_.first_half, s_.second_half, y1b);
+        p.other = y2b;
+        p.sign = 1.0f;
+        multiply_panel<Tile::sums>(plain_, p);
+        p = panel(3, s_.second_half, m5, sums(0), results(1, 0));
+        p.other = y1a;
+        p.sign = 1.0f;
+        p.more = y2a;
+        multiply_panel<Tile::results>(plain_, p);
+        p = panel(4, m5, m6, sums(0), results(0, 1));
+        p.other = y1a;
+        p.sign = -1.0f;
+        p.more = y1b;
+        multiply_panel<Tile::results>(summed_, p);
+        p = panel(5, m6, m7, y2b, results(1, 1));
+        p.accumulate = true;
+        multiply_panel<Tile::results>(summed_, p);
+        p = panel(6, m7, m1, y1a, results(0, 0));
+        p.accumulate = true;
+        multiply_panel<Tile::results>(summed_, p);
+    }
+
+  private:
+    static constexpr index_t kNoOffset = 0;
+
+    float* sums(index_t i) const { return sums_ + i * s_.pairs * kTileCols; }
+
+    Panel panel(index_t product, const float* a, const float* next_a, float* sums, const Results& to = {}) const {
+        return {.a = a,
+                .next_a = next_a,
+                .b = s_.weights + (panel_ * kStrassenProducts + product) * s_.half * kTileCols,
+                .rows = s_.pairs,
+                .chunk = s_.chunk,
+                .sums = sums,
+                .to = {to.c, to.residual, to.scale, to.bias, kTileCols, to.rows}};
+    }
+
+    // Of the first or second pixels, the first or second half of the output channels.
+    Results results(index_t pixel, index_t half) const {
+        const index_t column = panel_ * kTileCols + half * s_.right;
+        return {.c = s_.c + pixel * s_.pixel + column,
+                .residual = s_.residual ? s_.residual + pixel * s_.residual_pixel + column : nullptr,
+                .scale = s_.scale + column,
+                .bias = s_.bias + column,
+                .cols = kTileCols,
+                .rows = s_.pairs - (s_.lone ? pixel : 0)};
+    }
+
+    // The pairs to come lie beyond L2 more often than not, and the operands are written without anything to compute
+    // meanwhile: the first panels' products fetch them, from some channel on.
+    void multiply_and_fetch(Panel& p, index_t channel) const {
+        if (panel_ > 0 || s_.next == nullptr) return multiply_panel<Tile::sums>(summed_, p);
+        p.fetch[0] = {s_.next + channel, s_.pair, 1};
+        p.fetch[1] = {s_.next + s_.pair / 2 + channel, s_.pair, 1};
+        multiply_panel<Tile::sums_and_fetches>(summed_, p);
+    }
+
+    const StrassenProductsArgs& s_;
+    index_t panel_;
+    float* sums_;
+    GemmArgs plain_{}, summed_{};
+};
+
+void strassen_products(const StrassenProductsArgs& s) {
+    alignas(64) float sums[5 * kMostStrassenRows * kTileCols];
+    for (index_t panel = 0; panel < s.panels; ++panel) StrassenPanels(s, panel, sums).multiply();
+}
+
+// A power of two near the root mean square of `n` weights; 1 for zeros and what is not finite.
+inline double magnitude(const float* w, index_t stride, index_t n) {
+    double squares = 0.0;
+    for (index_t i = 0; i < n; ++i) squares += static_cast<double>(w[i * stride]) * static_cast<double>(w[i * stride]);
+    const double mean = squares / static_cast<double>(n);
+    if (!(mean > 0.0) || std::isinf(mean)) return 1.0;
+    constexpr int kMost = 60;
+    const int exponent = std::ilogb(mean) / 2;
+    return std::ldexp(1.0, exponent < -kMost ? -kMost : exponent > kMost ? kMost : exponent);
+}
+
+// The products mix the two halves of the output channels, and so do their errors: channels of small weights would get
+// those of large ones. All columns of W are scaled to about the same magnitude first, by powers of two.
+void pack_strassen(const PackStrassenArgs& g) {
+    const index_t second_c = g.half_c * g.stride_c;
+    double scale[2][kTileCols];
+    for (int h = 0; h < 2; ++h)
+        for (index_t k = 0; k < kTileCols; ++k) {
+            const double m =
+                magnitude(g.weight + (g.first_k + h * g.half_k + k) * g.stride_k, g.stride_c, 2 * g.half_c);
+            scale[h][k] = 1.0 / m;
+            g.powers[h][k] = static_cast<float>(m);
+        }
+    const index_t product = g.half_c * kTileCols;
+    for (index_t c = 0; c < g.half_c; ++c)
+        for (index_t k = 0; k < kTileCols; ++k) {
+            const float* const left = g.weight + (g.first_k + k) * g.stride_k + c * g.stride_c;
+            const float* const right = left + g.half_k * g.stride_k;
+            const double w11 = scale[0][k] * static_cast<double>(left[0]);
+            const double w21 = scale[0][k] * static_cast<double>(left[second_c]);
+            const double w12 = scale[1][k] * static_cast<double>(right[0]);
+            const double w22 = scale[1][k] * static_cast<double>(right[second_c]);
+            float* const to = g.packed + c * kTileCols + k;
+            to[0] = static_cast<float>(w11 + w22);
+            to[product] = static_cast<float>(w11);
+            to[2 * product] = static_cast<float>(w12 - w22);
+            to[3 * product] = static_cast<float>(w21 - w11);
+            to[4 * product] = static_cast<float>(w22);
+            to[5 * product] = static_cast<float>(w11 + w12);
+            to[6 * product] = static_cast<float>(w21 + w22);
+        }
+}
+
+}  // namespace
+}  // namespace resfuse
