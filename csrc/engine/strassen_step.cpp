@@ -83,8 +83,8 @@ class StrassenStep final : public Step {
     // As many blocks of a run as make the fewest register tiles, each thread the same number of blocks if it can be.
     index_t best_blocks(const StepContext& context) const {
         const index_t tile = context.kernels().tile_rows, total = pairs(context.images);
-        // Where the operands are no copies the pixels themselves stay in L2 as well.
-        const index_t fit = static_cast<index_t>(cache_sizes().l2 * 6 / 10 / sizeof(float)) / (7 * half_);
+        // The pairs to come, their own pixels and the weights pass through L2 as well.
+        const index_t fit = static_cast<index_t>(cache_sizes().l2 / 5 / sizeof(float)) / (7 * half_);
         const index_t most = std::clamp<index_t>(fit / tile, 2, kMostPairs / tile);
         const index_t fewest = ceil_div(total, most * tile);
         const index_t runs = lone_ ? context.images : 1;
