@@ -20,12 +20,14 @@ constexpr double kMemoryBytesPerCycle = 4.5;
 constexpr double kNotHidden = 0.3;
 // Vector operations per element and transform of a Winograd convolution, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
-// Cycles a vector of a pixel's channels in Strassen's algorithm: operands and sums; measured.
-constexpr double kOperandCycles = 5.5;
+// Cycles a vector of a pixel's channels in Strassen's algorithm: its operands, where they stay in L2 and where they are
+// so many that they do not, and its sums; measured.
+constexpr double kOperandCycles = 5.5, kFarOperandCycles = 20.0;
 constexpr double kSumCycles = 6.0;
-// Transformed weights take more memory, 7/4 (Strassen) to several times (Winograd), so that must be faster by this
-// factor at least.
-constexpr double kTransformedGain = 1.05;
+constexpr index_t kFewestStrassenTiles = 2;  // register tiles of a block, so that weights do not stream too often
+// Transformed weights take more memory, so that must be faster by these factors at least.
+constexpr double kWinogradGain = 1.05;  // several times the memory
+constexpr double kStrassenGain = 1.03;  // 7/4
 
 // Of computing and of streaming some bytes from beyond L2 meanwhile.
 double cycles_of(double compute, double bytes, double bytes_per_cycle) {
@@ -47,12 +49,19 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes
                      static_cast<double>(packed_bytes(layer, Algorithm::direct, kernels)), bytes_per_cycle);
 }
 
+// Of Strassen's algorithm, the pairs whose operands are a share of L2.
+index_t pairs_in_l2(const Layer& layer, double share) {
+    const index_t floats = 7 * (layer.in_channels / 2);
+    return static_cast<index_t>(share * static_cast<double>(cache_sizes().l2 / sizeof(float))) / floats;
+}
+
 double strassen_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
                        const KernelTable& kernels) {
     const double pairs = static_cast<double>(batch * ceil_div(out.h * out.w, 2));
     const double products = 7.0 * product_cycles(pairs, layer.in_channels / 2, layer.out_channels / 2, kernels);
+    const bool near = kFewestStrassenTiles * kernels.tile_rows <= pairs_in_l2(layer, 0.6);
     const double transforms = 2.0 * pairs / kernels.vector_floats *
-                              (kOperandCycles * static_cast<double>(layer.in_channels) +
+                              ((near ? kOperandCycles : kFarOperandCycles) * static_cast<double>(layer.in_channels) +
                                kSumCycles * static_cast<double>(layer.out_channels));
     return cycles_of(products + transforms, static_cast<double>(packed_bytes(layer, Algorithm::strassen, kernels)),
                      bytes_per_cycle);
@@ -181,7 +190,7 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
     const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, bytes_per_cycle, kernels); };
     const bool automatic = layer.algorithm == Algorithm::automatic;
     if (layer.has_strassen(kernels) && (automatic || layer.algorithm == Algorithm::strassen)) {
-        const bool direct = automatic && cycles(Algorithm::direct) < kTransformedGain * cycles(Algorithm::strassen);
+        const bool direct = automatic && cycles(Algorithm::direct) < kStrassenGain * cycles(Algorithm::strassen);
         return direct ? Algorithm::direct : Algorithm::strassen;
     }
     const index_t stride = layer.winograd_stride();
@@ -193,7 +202,7 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
         winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
                                                                                    : Algorithm::winograd_f4;
     }
-    const bool direct = automatic && cycles(Algorithm::direct) < kTransformedGain * cycles(winograd);
+    const bool direct = automatic && cycles(Algorithm::direct) < kWinogradGain * cycles(winograd);
     return direct ? Algorithm::direct : winograd;
 }
 
@@ -216,6 +225,15 @@ index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, 
 // stores do, which are slow there too.
 index_t gemm_chunk(const KernelTable& kernels) {
     return multiply_adds_per_cycle(kernels.vector_floats) < 2.0 ? 256 : 160;
+}
+
+index_t strassen_block(const Layer& layer, const KernelTable& kernels) {
+    // The pairs to come, the pixels themselves and the weights pass through L2 as well; of each panel seven sums of all
+    // pairs pass through L1.
+    constexpr double kShareOfL2 = 0.2;
+    constexpr index_t kMostPairs = 56;
+    const index_t tile = kernels.tile_rows;
+    return std::clamp(pairs_in_l2(layer, kShareOfL2) / tile, kFewestStrassenTiles, kMostPairs / tile) * tile;
 }
 
 WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,

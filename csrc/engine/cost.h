@@ -37,6 +37,9 @@ index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, 
 // Steps of a product's reduction until its sums are stored.
 index_t gemm_chunk(const KernelTable& kernels);
 
+// Pairs of pixels whose operands of Strassen's algorithm a task keeps, at most: a whole number of register tiles.
+index_t strassen_block(const Layer& layer, const KernelTable& kernels);
+
 // How a Winograd convolution's tiles are blocked; see winograd_step.cpp for the two forms.
 struct WinogradBlocking {
     bool split;           // transformed inputs shared between threads instead of private to a block

@@ -1,9 +1,14 @@
 // 1x1 convolution by one level of Strassen's algorithm (kernels/strassen.h).
 //
 // Its rows are pairs of pixels that follow each other in an image; where an image has an odd number of them, the last
-// pair's second pixel is zeros, and a task keeps to one image. A task writes the operands of a block of pairs into its
-// scratch, few enough that they stay in L2, and multiplies all panels of weights with them. Pairs are the same whatever
-// the blocks are, so results do not depend on the number of threads or on the other images.
+// pair's second pixel is zeros, and a task keeps to one image. Pairs are the same whatever the blocks are, so results
+// do not depend on the number of threads or on the other images.
+//
+// by pairs:  a task writes the operands of a block of pairs into its scratch, few enough that they stay in L2, and
+//            multiplies all panels of weights with them.
+// by panels: where all pairs are one block, weights are the larger operand and should be read by one thread only. Stage
+// 0
+//            writes the operands into scratch that all threads see; in stage 1 a task takes some panels.
 #include <algorithm>
 
 #include "engine/cost.h"
@@ -12,8 +17,6 @@
 namespace resfuse {
 
 namespace {
-
-constexpr index_t kMostPairs = 56;  // of a block: 7 sums for each panel pass through L1
 
 class StrassenStep final : public Step {
   public:
@@ -31,62 +34,58 @@ class StrassenStep final : public Step {
         pitch_ = (copies_ ? 7 : 5) * half_ + kLineFloats;
         blocks_ = best_blocks(context);
         block_ = ceil_div(pairs(context.images), blocks_);
-        thread_scratch = static_cast<std::size_t>(block_ * pitch_);
-    }
-
-    index_t tasks(int, index_t images) const override {
-        return lone_ ? images * blocks_ : ceil_div(pairs(images), block_);
-    }
-
-    void run(int, index_t task, const Wave& wave, float* scratch) const override {
-        const index_t image = lone_ ? task / blocks_ : 0;
-        const Range block =
-            lone_ ? part(pairs(1), task % blocks_, blocks_) : part(pairs(wave.images), task, tasks(0, wave.images));
-        const index_t first = image * pixels_ + 2 * block.begin;
-        const bool lone = lone_ && block.end == pairs(1);
-        write_operands(first, block.size(), lone, wave, scratch);
-
-        const index_t channels = layer_.out_channels;
-        const Tensor& y = wave.tensors[layer_.output];
-        const float* const packed = wave.weights.packed(index_, Algorithm::strassen);
-        StrassenProductsArgs s{};
-        s.operands = scratch;
-        s.pitch = pitch_;
-        s.first_half = copies_ ? scratch + 5 * half_ : input(first, wave);
-        s.second_half = copies_ ? scratch + 6 * half_ : input(first + 1, wave) + half_;
-        s.pair = copies_ ? pitch_ : 2 * in_pixel_;
-        s.half = half_;
-        s.pairs = block.size();
-        s.lone = lone;
-        s.weights = packed;
-        s.panels = channels / 2 / wave.kernels.tile_cols;
-        s.chunk = gemm_chunk(wave.kernels);
-        s.c = y.data + first * y.pixel;
-        s.pixel = y.pixel;
-        if (layer_.residual >= 0) {
-            const Tensor& residual = wave.tensors[layer_.residual];
-            s.residual = residual.data + first * residual.pixel;
-            s.residual_pixel = residual.pixel;
+        const index_t total = lone_ ? context.images * pairs(1) : pairs(context.images);
+        if (context.threads > 1 && total <= 2 * context.kernels().tile_rows) {
+            by_panels_ = true;
+            panel_parts_ = std::min<index_t>(4 * context.threads, panels(context.kernels()));
+            shared_scratch = static_cast<std::size_t>(total * pitch_);
+        } else {
+            thread_scratch = static_cast<std::size_t>(block_ * pitch_);
         }
-        s.right = channels / 2;
-        s.scale = strassen_scale(layer_, wave.kernels, packed);
-        s.bias = wave.weights.bias(index_);
-        s.floor = activation_floor(layer_.activation);
-        if (!copies_ && block.end < pairs(wave.images)) s.next = input(first + 2 * block.size(), wave);
-        wave.kernels.strassen_products(s);
+    }
+
+    int stages() const override { return by_panels_ ? 2 : 1; }
+
+    index_t tasks(int stage, index_t images) const override {
+        if (!by_panels_) return lone_ ? images * blocks_ : ceil_div(pairs(images), block_);
+        const index_t runs = lone_ ? images : 1;
+        return stage == 0 ? runs * ceil_div(pairs(images), kOperandPairs) : runs * panel_parts_;
+    }
+
+    void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
+        const Range all_panels{0, panels(wave.kernels)};
+        if (!by_panels_) {
+            const index_t per_run = lone_ ? blocks_ : tasks(0, wave.images);
+            const Pairs block{task / per_run, part(pairs(wave.images), task % per_run, per_run)};
+            write_operands(block, wave, scratch);
+            multiply(block, all_panels, wave, scratch);
+            return;
+        }
+        const index_t per_run = stage == 0 ? ceil_div(pairs(wave.images), kOperandPairs) : panel_parts_;
+        const index_t run = task / per_run;
+        float* const operands = wave.shared + run * pairs(wave.images) * pitch_;
+        if (stage == 0) {
+            const Range some = part(pairs(wave.images), task % per_run, per_run);
+            write_operands({run, some}, wave, operands + some.begin * pitch_);
+        } else {
+            multiply({run, {0, pairs(wave.images)}}, part(all_panels.end, task % per_run, per_run), wave, operands);
+        }
     }
 
   private:
-    // Of the runs that blocks are parts of: all images, or one of them.
+    static constexpr index_t kOperandPairs = 4;  // of a task that writes operands only
+
+    // Some pairs of a run: of all images, or of one.
+    struct Pairs {
+        index_t run;
+        Range range;
+    };
     index_t pairs(index_t images) const { return lone_ ? pixels_ / 2 + 1 : images * pixels_ / 2; }
 
     // As many blocks of a run as make the fewest register tiles, each thread the same number of blocks if it can be.
     index_t best_blocks(const StepContext& context) const {
         const index_t tile = context.kernels().tile_rows, total = pairs(context.images);
-        // The pairs to come, their own pixels and the weights pass through L2 as well.
-        const index_t fit = static_cast<index_t>(cache_sizes().l2 / 5 / sizeof(float)) / (7 * half_);
-        const index_t most = std::clamp<index_t>(fit / tile, 2, kMostPairs / tile);
-        const index_t fewest = ceil_div(total, most * tile);
+        const index_t fewest = ceil_div(total, strassen_block(layer_, context.kernels()));
         const index_t runs = lone_ ? context.images : 1;
         const index_t step = runs % context.threads == 0 ? 1 : context.threads;
         index_t best = 0, best_tiles = 0;
@@ -106,22 +105,63 @@ class StrassenStep final : public Step {
                pixel % out_.w * layer_.window.stride_w * x.pixel;
     }
 
-    void write_operands(index_t first, index_t pairs, bool lone, const Wave& wave, float* to) const {
+    // The first of some pairs' pixels, counted over all images.
+    index_t first_pixel(const Pairs& some) const { return some.run * pixels_ + 2 * some.range.begin; }
+
+    // Whether their last pair has one pixel only.
+    bool ends_alone(const Pairs& some) const { return lone_ && some.range.end == pairs(1); }
+
+    index_t panels(const KernelTable& kernels) const { return layer_.out_channels / 2 / kernels.tile_cols; }
+
+    void write_operands(const Pairs& some, const Wave& wave, float* to) const {
+        const index_t first = first_pixel(some), count = some.range.size();
         StrassenOperandsArgs s{.first = input(first, wave),
                                .second = input(first + 1, wave),
                                .pair = 2 * in_pixel_,
-                               .pairs = pairs,
+                               .pairs = count,
                                .half = half_,
                                .copies = copies_,
                                .to = to,
                                .pitch = pitch_};
         if (flat_) return wave.kernels.strassen_operands(s);
         s.pairs = 1;
-        for (index_t i = 0; i < pairs; ++i, s.to += pitch_) {
+        for (index_t i = 0; i < count; ++i, s.to += pitch_) {
             s.first = input(first + 2 * i, wave);
-            s.second = lone && i + 1 == pairs ? wave.zeros : input(first + 2 * i + 1, wave);
+            s.second = ends_alone(some) && i + 1 == count ? wave.zeros : input(first + 2 * i + 1, wave);
             wave.kernels.strassen_operands(s);
         }
+    }
+
+    void multiply(const Pairs& block, Range panels, const Wave& wave, const float* operands) const {
+        const index_t first = first_pixel(block), end = first + 2 * block.range.size();
+        const index_t half_out = layer_.out_channels / 2, column = panels.begin * wave.kernels.tile_cols;
+        const Tensor& y = wave.tensors[layer_.output];
+        const float* const packed = wave.weights.packed(index_, Algorithm::strassen);
+        StrassenProductsArgs s{};
+        s.operands = operands;
+        s.pitch = pitch_;
+        s.first_half = copies_ ? operands + 5 * half_ : input(first, wave);
+        s.second_half = copies_ ? operands + 6 * half_ : input(first + 1, wave) + half_;
+        s.pair = copies_ ? pitch_ : 2 * in_pixel_;
+        s.half = half_;
+        s.pairs = block.range.size();
+        s.lone = ends_alone(block);
+        s.weights = packed + panels.begin * 7 * half_ * wave.kernels.tile_cols;
+        s.panels = panels.size();
+        s.chunk = gemm_chunk(wave.kernels);
+        s.c = y.data + first * y.pixel + column;
+        s.pixel = y.pixel;
+        if (layer_.residual >= 0) {
+            const Tensor& residual = wave.tensors[layer_.residual];
+            s.residual = residual.data + first * residual.pixel + column;
+            s.residual_pixel = residual.pixel;
+        }
+        s.right = half_out;
+        s.scale = strassen_scale(layer_, wave.kernels, packed) + column;
+        s.bias = wave.weights.bias(index_) + column;
+        s.floor = activation_floor(layer_.activation);
+        if (flat_ && !copies_ && end < wave.images * pixels_) s.next = input(end, wave);
+        wave.kernels.strassen_products(s);
     }
 
     std::size_t index_;
@@ -135,6 +175,8 @@ class StrassenStep final : public Step {
     bool copies_;       // products read copies of the pixels
     index_t pitch_ = 0;
     index_t blocks_ = 1, block_ = 1;
+    bool by_panels_ = false;
+    index_t panel_parts_ = 1;
 };
 
 }  // namespace
