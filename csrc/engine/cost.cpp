@@ -228,12 +228,10 @@ index_t gemm_chunk(const KernelTable& kernels) {
 }
 
 index_t strassen_block(const Layer& layer, const KernelTable& kernels) {
-    // The pairs to come, the pixels themselves and the weights pass through L2 as well; of each panel seven sums of all
-    // pairs pass through L1.
+    // The pairs to come, the pixels themselves and the weights pass through L2 as well.
     constexpr double kShareOfL2 = 0.2;
-    constexpr index_t kMostPairs = 56;
     const index_t tile = kernels.tile_rows;
-    return std::clamp(pairs_in_l2(layer, kShareOfL2) / tile, kFewestStrassenTiles, kMostPairs / tile) * tile;
+    return std::clamp(pairs_in_l2(layer, kShareOfL2) / tile, kFewestStrassenTiles, kMostStrassenPairs / tile) * tile;
 }
 
 WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,

@@ -6,9 +6,8 @@
 //
 // by pairs:  a task writes the operands of a block of pairs into its scratch, few enough that they stay in L2, and
 //            multiplies all panels of weights with them.
-// by panels: where all pairs are one block, weights are the larger operand and should be read by one thread only. Stage
-// 0
-//            writes the operands into scratch that all threads see; in stage 1 a task takes some panels.
+// by panels: where pairs are few, weights are the larger operand and should be read by one thread only. Stage 0 writes
+//            the operands into scratch that all threads see; in stage 1 a task takes some panels.
 #include <algorithm>
 
 #include "engine/cost.h"

@@ -25,7 +25,6 @@ namespace resfuse {
 namespace {
 
 constexpr index_t kStrassenProducts = 7;
-constexpr index_t kMostStrassenRows = kBlockTiles * kTileRows;
 
 // [sums of M1, M2, M5, M6, M7][x1', x2''], the last two where they are wanted.
 void strassen_operands(const StrassenOperandsArgs& g) {
@@ -143,7 +142,7 @@ class StrassenPanels {
 };
 
 void strassen_products(const StrassenProductsArgs& s) {
-    alignas(64) float sums[5 * kMostStrassenRows * kTileCols];
+    alignas(64) float sums[5 * kMostStrassenPairs * kTileCols];
     for (index_t panel = 0; panel < s.panels; ++panel) StrassenPanels(s, panel, sums).multiply();
 }
 

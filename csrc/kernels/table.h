@@ -36,7 +36,9 @@ struct GemmArgs {
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
 };
 
-// One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels.
+// One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels, not too many: of
+// each panel seven sums of all of them pass through L1.
+constexpr index_t kMostStrassenPairs = 56;
 struct StrassenOperandsArgs {
     const float* first;  // of the first pair's pixels
     const float* second;
@@ -55,7 +57,7 @@ struct StrassenProductsArgs {
     const float* second_half;  // of their second ones
     index_t pair;              // floats between pairs, of both
     index_t half;              // of the channels
-    index_t pairs;             // few enough for sums in L1
+    index_t pairs;             // kMostStrassenPairs at most
     bool lone;                 // the last pair lacks its second pixel
     const float* weights;      // [panels][7][half][tile_cols]
     index_t panels;            // of a half of the output channels
