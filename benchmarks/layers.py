@@ -38,6 +38,8 @@ class Shape:
     def algorithms(self) -> tuple[str, ...]:
         """What can be asked for."""
         small_groups = self.groups > 1 and self.channels // self.groups < 8
+        if self.kernel == 1 and self.groups == 1:
+            return ("direct", "strassen")
         if self.kernel != 3 or small_groups or (self.groups > 1 and self.stride > 1):
             return ("direct",)
         return ("direct", "winograd_f2", "winograd_f4") if self.stride == 1 else ("direct", "winograd")
@@ -123,8 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = _core.measure_clock()
-    columns = ("torch", "direct", "winograd_f2", "winograd_f4", "winograd")
-    heads = ("torch", "direct", "f2", "f4", "stride 2", "estimate")
+    columns = ("torch", "direct", "winograd_f2", "winograd_f4", "winograd", "strassen")
+    heads = ("torch", "direct", "f2", "f4", "stride 2", "strassen", "estimate")
     line = "{:>5} {:42} " + "{:>8} " * len(heads) + " {}"
     print(line.format("batch", "effective GFLOP/s", *heads, "chosen, of the best"))
     for batch in options.batch:

@@ -196,7 +196,7 @@ def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
     networks(),
     st.sampled_from([1, 2, 5]),
     st.sampled_from(["contiguous", "channels_last", "strided"]),
-    st.sampled_from(["auto", "direct", "winograd"]),
+    st.sampled_from(["auto", "direct", "winograd", "strassen"]),
     st.integers(0, 2**31 - 1),
 )
 @fuzz

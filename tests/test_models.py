@@ -43,7 +43,7 @@ def test_torchvision_deep(name: str) -> None:
 
 
 @needs_torchvision
-@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "strassen"])
 def test_resnet18_at_full_size(algorithm: str) -> None:
     rows = _verified("resnet18", torch.randn(2, 3, 224, 224), algorithm).rows
     assert [row.part for row in rows][-1] == "output"

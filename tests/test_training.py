@@ -600,7 +600,7 @@ def convolutions(draw: st.DrawFn) -> tuple[ConvSpec, tuple[int, int, int, int], 
     out_channels = draw(st.sampled_from([1, 5, 16, 33, 48]))
     layer = ConvSpec(
         "", 0, 1, channels, out_channels, 0, kernel_size=kernel, stride=stride, dilation=dilation, padding=pads,
-        algorithm=draw(st.sampled_from(["auto", "direct", "winograd"])),
+        algorithm=draw(st.sampled_from(["auto", "direct", "winograd", "strassen"])),
     )  # fmt: skip
     return layer, pads, torch.Size([draw(st.integers(1, 4)), channels, *size])
 

@@ -22,7 +22,7 @@ constexpr double kNotHidden = 0.3;
 constexpr double kTransformOperations = 9.0;
 // Cycles a vector of a pixel's channels in Strassen's algorithm: its operands, where they stay in L2 and where they are
 // so many that they do not, and its sums; measured.
-constexpr double kOperandCycles = 5.5, kFarOperandCycles = 20.0;
+constexpr double kOperandCycles = 5.5, kFarOperandCycles = 50.0;
 constexpr double kSumCycles = 6.0;
 constexpr index_t kFewestStrassenTiles = 2;  // register tiles of a block, so that weights do not stream too often
 // Transformed weights take more memory, so that must be faster by these factors at least.
@@ -189,12 +189,15 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
     if (layer.has_small_groups(kernels.vector_floats)) return Algorithm::grouped;
     const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, bytes_per_cycle, kernels); };
     const bool automatic = layer.algorithm == Algorithm::automatic;
-    if (layer.has_strassen(kernels) && (automatic || layer.algorithm == Algorithm::strassen)) {
-        const bool direct = automatic && cycles(Algorithm::direct) < kStrassenGain * cycles(Algorithm::strassen);
-        return direct ? Algorithm::direct : Algorithm::strassen;
-    }
+    // A transformed form of `gain` times the direct one's speed at least, or any that was asked for.
+    const auto unless_direct = [&](Algorithm transformed, double gain) {
+        const bool direct = automatic && cycles(Algorithm::direct) < gain * cycles(transformed);
+        return direct ? Algorithm::direct : transformed;
+    };
+    if (layer.has_strassen(kernels) && allows_strassen(layer.algorithm))
+        return unless_direct(Algorithm::strassen, kStrassenGain);
     const index_t stride = layer.winograd_stride();
-    if (stride == 0 || !(automatic || is_winograd(layer.algorithm))) return Algorithm::direct;
+    if (stride == 0 || !allows_winograd(layer.algorithm)) return Algorithm::direct;
     Algorithm winograd = Algorithm::winograd_stride2;
     if (stride == 1) {
         if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4)
@@ -202,8 +205,7 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
         winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
                                                                                    : Algorithm::winograd_f4;
     }
-    const bool direct = automatic && cycles(Algorithm::direct) < kWinogradGain * cycles(winograd);
-    return direct ? Algorithm::direct : winograd;
+    return unless_direct(winograd, kWinogradGain);
 }
 
 index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, index_t batch, int threads) {

@@ -30,9 +30,12 @@ inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algor
     return kernels.winograd[static_cast<int>(algorithm) - static_cast<int>(Algorithm::winograd_f2)];
 }
 
-inline bool is_winograd(Algorithm algorithm) {
-    return algorithm == Algorithm::winograd || algorithm == Algorithm::winograd_f2 ||
-           algorithm == Algorithm::winograd_f4 || algorithm == Algorithm::winograd_stride2;
+// Of what is asked for.
+inline bool allows_winograd(Algorithm algorithm) {
+    return algorithm != Algorithm::direct && algorithm != Algorithm::strassen;
+}
+inline bool allows_strassen(Algorithm algorithm) {
+    return algorithm == Algorithm::automatic || algorithm == Algorithm::strassen;
 }
 
 const char* algorithm_name(Algorithm algorithm);

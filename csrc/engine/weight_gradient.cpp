@@ -232,7 +232,7 @@ class DirectGradient {
 };
 
 bool pays(const KernelTable& kernels, const WeightGradient& g) {
-    if (g.layer.algorithm == Algorithm::direct || g.layer.winograd_stride() != 1) return false;
+    if (!allows_winograd(g.layer.algorithm) || g.layer.winograd_stride() != 1) return false;
     const WinogradKernels& winograd = winograd_kernels(kernels, Algorithm::winograd_f4);
     const index_t tiles = ceil_div(g.out.h, winograd.tile) * ceil_div(g.out.w, winograd.tile);
     return 2 * tiles * winograd.points * winograd.points <= 9 * g.out.h * g.out.w;

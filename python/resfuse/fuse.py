@@ -15,7 +15,7 @@ from resfuse.lowering.steps import Lowered
 from resfuse.pooling import replace_pools
 from resfuse.runtime.spec import ConvSpec
 
-ALGORITHMS = ("auto", "direct", "winograd")
+ALGORITHMS = ("auto", "direct", "winograd", "strassen")
 
 
 def fuse(
@@ -34,9 +34,10 @@ def fuse(
         model: any module. Where torch.fx cannot trace it as a whole (Hugging Face's), the largest of its modules that
             can be traced are fused.
         inplace: change ``model`` itself instead of a shallow copy.
-        algorithm: "auto" (a cost model chooses), "direct", or "winograd" (for every 3x3
+        algorithm: "auto" (a cost model chooses), "direct", "winograd" (for every 3x3
             convolution of stride 1 or 2, and for groups of at least 8 channels at stride 1
-            that small-group kernels do not compute).
+            that small-group kernels do not compute), or "strassen" (for every 1x1 convolution
+            whose halves of channels fill vectors, in inference).
         dtype: None or torch.float32.
 
     Returns:

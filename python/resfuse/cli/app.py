@@ -41,7 +41,7 @@ def verify(
     ] = "resnet18",
     batch: Annotated[int, typer.Option(min=1)] = 2,
     size: Annotated[int, typer.Option(min=1, help="Image height and width.")] = 224,
-    algorithm: Annotated[str, typer.Option(help="auto, direct or winograd.")] = "auto",
+    algorithm: Annotated[str, typer.Option(help="auto, direct, winograd or strassen.")] = "auto",
 ) -> None:
     """Compare a fused model with fp64, block by block, beside eager torch's errors."""
     from resfuse.cli.verify import show
