@@ -283,8 +283,9 @@ void Plan::place_buffers() {
         if (!placed(b)) continue;
         const Placement& place = placements_[b];
         const Segment &from = segments_[segment_of(defined[b])], &to = segments_[segment_of(last_use[b])];
-        const std::size_t first = place.whole_batch ? from.first_step : defined[b];
-        const std::size_t last = place.whole_batch ? to.last_step : last_use[b];
+        // Segments of several waves pass their steps several times.
+        const std::size_t first = from.images < batch_ && place.whole_batch ? from.first_step : defined[b];
+        const std::size_t last = to.images < batch_ && place.whole_batch ? to.last_step : last_use[b];
         const index_t images = place.whole_batch ? batch_ : from.images;
         std::size_t& interval = interval_of[home[b]];
         if (interval == none) {
@@ -296,14 +297,14 @@ void Plan::place_buffers() {
             intervals[interval].last = std::max(intervals[interval].last, last);
         }
     }
-    std::size_t shared = 0;
-    for (const auto& step : steps_) {
-        shared = std::max(shared, step->shared_scratch);
-        thread_scratch_floats_ = std::max(thread_scratch_floats_, step->thread_scratch);
+    const std::size_t scratch = intervals.size();
+    for (std::size_t s = 0; s < steps_.size(); ++s) {
+        intervals.push_back({.first = s, .last = s, .floats = steps_[s]->shared_scratch});
+        thread_scratch_floats_ = std::max(thread_scratch_floats_, steps_[s]->thread_scratch);
     }
-    shared_scratch_offset_ = place_intervals(intervals);
+    thread_scratch_offset_ = place_intervals(intervals);
     thread_scratch_floats_ = arena_round_up(thread_scratch_floats_);
-    thread_scratch_offset_ = shared_scratch_offset_ + arena_round_up(shared);
+    for (std::size_t s = 0; s < steps_.size(); ++s) shared_scratch_offsets_.push_back(intervals[scratch + s].offset);
     workspace_floats_ = thread_scratch_offset_ + thread_scratch_floats_ * static_cast<std::size_t>(threads_);
 
     for (std::size_t b = 0; b < channels_.size(); ++b)

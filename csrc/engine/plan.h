@@ -56,7 +56,7 @@ class Plan {
     std::size_t workspace_floats() const { return workspace_floats_; }
     std::size_t thread_scratch_offset() const { return thread_scratch_offset_; }
     std::size_t thread_scratch_floats() const { return thread_scratch_floats_; }
-    std::size_t shared_scratch_offset() const { return shared_scratch_offset_; }
+    std::size_t shared_scratch_offset(std::size_t step) const { return shared_scratch_offsets_[step]; }
     index_t channels(std::size_t buffer) const { return channels_[buffer]; }
     const float* zeros() const { return zeros_.data(); }
 
@@ -95,7 +95,8 @@ class Plan {
     std::vector<Placement> placements_;
     std::vector<float> zeros_;
     std::size_t workspace_floats_ = 0;
-    std::size_t thread_scratch_offset_ = 0, thread_scratch_floats_ = 0, shared_scratch_offset_ = 0;
+    std::size_t thread_scratch_offset_ = 0, thread_scratch_floats_ = 0;
+    std::vector<std::size_t> shared_scratch_offsets_;  // per step
 };
 
 }  // namespace resfuse

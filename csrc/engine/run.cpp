@@ -63,14 +63,10 @@ class Executor {
             for (index_t begin = 0; begin < plan_.batch(); begin += segment.images) {
                 const index_t images = std::min(segment.images, plan_.batch() - begin);
                 place_tensors(tensors, begin);
-                const Wave wave{plan_.program().kernels(),
-                                weights_,
-                                images,
-                                tensors.data(),
-                                workspace_ + plan_.shared_scratch_offset(),
-                                plan_.zeros()};
+                Wave wave{plan_.program().kernels(), weights_, images, tensors.data(), workspace_, plan_.zeros()};
                 for (std::size_t s = segment.first_step; s <= segment.last_step; ++s) {
                     const Step& step = *plan_.steps()[s];
+                    wave.shared = workspace_ + plan_.shared_scratch_offset(s);
                     const double start = clocked ? now() : 0.0;
                     for (int stage = 0; stage < step.stages(); ++stage, ++stage_number) {
                         queue.work(thread, threads, step.tasks(stage, images), stage_number,
