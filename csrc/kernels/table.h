@@ -38,7 +38,7 @@ struct GemmArgs {
 
 // One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels, not too many: of
 // each panel seven sums of all of them pass through L1.
-constexpr index_t kMostStrassenPairs = 56;
+constexpr index_t kMostStrassenPairs = 112;
 struct StrassenOperandsArgs {
     const float* first;  // of the first pair's pixels
     const float* second;
