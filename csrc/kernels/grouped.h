@@ -13,6 +13,7 @@ namespace resfuse {
 namespace {
 
 constexpr int kGroupedPixels = kVectorFloats == 16 ? 14 : 8;  // whose accumulators stay in registers
+constexpr index_t kL1Floats = 8 * 1024;
 // A quarter of L1: with half of it, lines of the image that fall into the same sets push the ring out.
 constexpr index_t kRingFloats = 3 * 1024;
 
@@ -78,6 +79,10 @@ inline void grouped_tile(const GroupedArgs& g, const CopyRing& ring, const float
                          index_t strip, index_t channel, index_t lanes) {
     constexpr index_t pixel = Group * kVectorFloats;
     const index_t step = (Stride > 0 ? Stride : g.stride_w) * pixel;
+    float* const y = g.y + (oy * g.out_width + ox) * g.channels + channel;
+    // A line of each pixel, too far apart for the hardware to see.
+#pragma GCC unroll 14
+    for (int p = 0; p < Pixels; ++p) __builtin_prefetch(y + p * g.channels, 1);
     Vec acc[Pixels];
 #pragma GCC unroll 14
     for (int p = 0; p < Pixels; ++p) acc[p] = zero();
@@ -129,9 +134,11 @@ template <int Group, int Stride>
 void grouped_rows(const GroupedArgs& g) {
     constexpr index_t pixel = Group * kVectorFloats;
     const index_t span_h = (g.kernel_h - 1) * g.dilation_h + 1, span_w = (g.kernel_w - 1) * g.dilation_w + 1;
-    // A strip is as wide as L1 holds, in whole tiles.
+    // A strip is as wide as L1 holds, in whole tiles, or in halves of one where not even that fits.
     const index_t fit = (kRingFloats / (span_h * pixel) - span_w) / g.stride_w + 1;
-    const index_t width = fit > kGroupedPixels ? fit / kGroupedPixels * kGroupedPixels : kGroupedPixels;
+    const index_t ring = span_h * ((kGroupedPixels - 1) * g.stride_w + span_w) * pixel;  // of one tile
+    const index_t tile = ring > kL1Floats ? kGroupedPixels / 2 : kGroupedPixels;
+    const index_t width = fit > tile ? fit / tile * tile : tile;
     for (index_t c = g.channel_begin; c < g.channel_end; c += kVectorFloats)
         for (index_t strip = 0; strip < g.out_width; strip += width) {
             const index_t end = at_most(strip + width, g.out_width);
