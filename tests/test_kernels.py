@@ -214,6 +214,23 @@ def test_strassen_is_within_four_times_the_error_of_torch(
     check(spec, isa, [x], [weight, ones, zeros, zeros, in_channels * magnitudes**2])
 
 
+@pytest.mark.parametrize(("size", "stride"), [(6, 1), (7, 1), (9, 2), (13, 2)])
+def test_strassen_keeps_images_apart_and_threads_equal(isa: str, size: int, stride: int) -> None:
+    """A NaN stays in its image, and an image alone or among others, by any number of threads, has the same bits."""
+    layer = ConvSpec("conv", 0, 1, 128, 192, 0, stride=(stride, stride), algorithm="strassen")
+    executor = Executor(ProgramSpec((128,), (layer,), (OutputSpec(1),)), isa)
+    x, weight = torch.randn(5, 128, size, size), torch.randn(192, 128, 1, 1)
+    alone = torch.cat([executor.run([image], [weight])[0] for image in x.split(1)])
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        assert torch.equal(executor.run([x], [weight])[0], alone)
+    x[1, 3, size // 2 // stride * stride, 0] = float("nan")
+    got = executor.run([x], [weight])[0]
+    others = [0, 2, 3, 4]
+    assert torch.equal(got[others], alone[others])
+    assert got[1].isnan().any()
+
+
 @pytest.mark.parametrize(
     ("channels", "groups", "size", "batch"), [(512, 32, 14, 5), (1024, 32, 7, 3), (120, 5, 13, 1), (96, 2, 28, 1)]
 )
@@ -338,17 +355,17 @@ def test_residual_stage(isa: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("size", [5, 17])
-@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "strassen"])
 def test_pixels_a_page_long_are_spaced(isa: str, algorithm: str, size: int) -> None:
     """Buffers whose pixels are padded, through every step that reads or writes one."""
     three = {"kernel_size": (3, 3), "padding": (1, 1, 1, 1), "algorithm": algorithm}
     layers = (
-        ConvSpec("expand", 0, 1, 16, 1024, 0, activation="relu"),
+        ConvSpec("expand", 0, 1, 16, 1024, 0, activation="relu", algorithm=algorithm),
         ConvSpec("reduce", 1, 2, 1024, 16, 1, activation="relu"),
-        ConvSpec("expand and add", 2, 3, 16, 1024, 0, residual=1, activation="relu"),
+        ConvSpec("expand and add", 2, 3, 16, 1024, 0, residual=1, activation="relu", algorithm=algorithm),
         ConvSpec("3x3", 3, 4, 1024, 16, 2, **three),
         ConvSpec("back and add", 4, 5, 16, 1024, 3, residual=3, **three),
-        ConvSpec("strided", 5, 6, 1024, 1024, 4, stride=(2, 2)),
+        ConvSpec("strided", 5, 6, 1024, 1024, 4, stride=(2, 2), algorithm=algorithm),
         ConvSpec("dilated", 6, 7, 1024, 16, 2, kernel_size=(3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
         ConvSpec("groups of 4, and add", 6, 8, 1024, 1024, 5, kernel_size=(3, 3), padding=(1, 1, 1, 1), groups=256),
         MaxPoolSpec("max-pool", 6, 9, (3, 3), (2, 2), (1, 1), (1, 1, 1, 1), False),
