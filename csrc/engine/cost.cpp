@@ -51,14 +51,15 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes
 
 // Of Strassen's algorithm, the pairs whose operands are a share of L2.
 index_t pairs_in_l2(const Layer& layer, double share) {
-    const index_t floats = 7 * (layer.in_channels / 2);
+    const index_t floats = kStrassenProducts * (layer.in_channels / 2);
     return static_cast<index_t>(share * static_cast<double>(cache_sizes().l2 / sizeof(float))) / floats;
 }
 
 double strassen_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
                        const KernelTable& kernels) {
     const double pairs = static_cast<double>(batch * ceil_div(out.h * out.w, 2));
-    const double products = 7.0 * product_cycles(pairs, layer.in_channels / 2, layer.out_channels / 2, kernels);
+    const double products = static_cast<double>(kStrassenProducts) *
+                            product_cycles(pairs, layer.in_channels / 2, layer.out_channels / 2, kernels);
     const bool near = kFewestStrassenTiles * kernels.tile_rows <= pairs_in_l2(layer, 0.6);
     const double transforms = 2.0 * pairs / kernels.vector_floats *
                               ((near ? kOperandCycles : kFarOperandCycles) * static_cast<double>(layer.in_channels) +

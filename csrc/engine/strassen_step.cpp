@@ -30,7 +30,7 @@ class StrassenStep final : public Step {
           lone_(pixels_ % 2 != 0),
           flat_(layer_.window.is_pointwise() && !lone_),
           copies_(!flat_ || spaced(2 * in_pixel_) != 2 * in_pixel_) {
-        pitch_ = (copies_ ? 7 : 5) * half_ + kLineFloats;
+        pitch_ = (copies_ ? kStrassenProducts : kStrassenSums) * half_ + kLineFloats;
         blocks_ = best_blocks(context);
         block_ = ceil_div(pairs(context.images), blocks_);
         const index_t total = lone_ ? context.images * pairs(1) : pairs(context.images);
@@ -139,13 +139,13 @@ class StrassenStep final : public Step {
         StrassenProductsArgs s{};
         s.operands = operands;
         s.pitch = pitch_;
-        s.first_half = copies_ ? operands + 5 * half_ : input(first, wave);
-        s.second_half = copies_ ? operands + 6 * half_ : input(first + 1, wave) + half_;
+        s.first_half = copies_ ? operands + kStrassenSums * half_ : input(first, wave);
+        s.second_half = copies_ ? operands + (kStrassenSums + 1) * half_ : input(first + 1, wave) + half_;
         s.pair = copies_ ? pitch_ : 2 * in_pixel_;
         s.half = half_;
         s.pairs = block.range.size();
         s.lone = ends_alone(block);
-        s.weights = packed + panels.begin * 7 * half_ * wave.kernels.tile_cols;
+        s.weights = packed + panels.begin * kStrassenProducts * half_ * wave.kernels.tile_cols;
         s.panels = panels.size();
         s.chunk = gemm_chunk(wave.kernels);
         s.c = y.data + first * y.pixel + column;

@@ -12,7 +12,7 @@ namespace {
 
 // Of a panel of each half of the output channels.
 index_t strassen_panel_floats(const Layer& layer, const PanelGrid& grid) {
-    return 7 * (layer.in_channels / 2) * grid.tile_cols;
+    return kStrassenProducts * (layer.in_channels / 2) * grid.tile_cols;
 }
 
 std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {

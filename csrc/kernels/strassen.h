@@ -24,8 +24,6 @@
 namespace resfuse {
 namespace {
 
-constexpr index_t kStrassenProducts = 7;
-
 // [sums of M1, M2, M5, M6, M7][x1', x2''], the last two where they are wanted.
 void strassen_operands(const StrassenOperandsArgs& g) {
     const index_t half = g.half;
@@ -40,8 +38,8 @@ void strassen_operands(const StrassenOperandsArgs& g) {
             store(to + 3 * half + c, x2a - x1a);
             store(to + 4 * half + c, x1b - x2b);
             if (g.copies) {
-                store(to + 5 * half + c, x1a);
-                store(to + 6 * half + c, x2b);
+                store(to + kStrassenSums * half + c, x1a);
+                store(to + (kStrassenSums + 1) * half + c, x2b);
             }
         }
     }

@@ -39,6 +39,8 @@ struct GemmArgs {
 // One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels, not too many: of
 // each panel seven sums of all of them pass through L1.
 constexpr index_t kMostStrassenPairs = 112;
+constexpr index_t kStrassenProducts = 7;
+constexpr index_t kStrassenSums = 5;  // operands that are sums; the other two are halves of pixels
 struct StrassenOperandsArgs {
     const float* first;  // of the first pair's pixels
     const float* second;
