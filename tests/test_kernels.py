@@ -103,10 +103,10 @@ def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     return ProgramSpec(inputs, (layer,), (OutputSpec(output),)), extent, draw(st.sampled_from(LAYOUTS))
 
 
-@given(isas, convolutions(), st.sampled_from([1, 2, 3, 5]), st.integers(0, 2**31 - 1))
-@settings(max_examples=300)
-def test_convolution(isa: str, case: tuple[ProgramSpec, tuple[int, int], str], batch: int, seed: int) -> None:
-    spec, extent, layout = case
+def make_tensors(
+    spec: ProgramSpec, extent: tuple[int, int], layout: str, batch: int, seed: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Inputs (the second one is the residual) and parameters of a program of one convolution."""
     generator = torch.Generator().manual_seed(seed)
     layer = spec.layers[0]
     assert isinstance(layer, ConvSpec)
@@ -117,8 +117,17 @@ def test_convolution(isa: str, case: tuple[ProgramSpec, tuple[int, int], str], b
         inputs.append(make_input(tuple(shape), layout, generator))
     fan_in = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
     weight = torch.randn(k, layer.in_channels // layer.groups, *layer.kernel_size, generator=generator) / fan_in**0.5
-    statistics = [torch.rand(k, generator=generator) + 0.5 for _ in range(5)]
-    check(spec, isa, inputs, [weight, *statistics], factor=6.0 if layer.algorithm.startswith("winograd") else 4.0)
+    return inputs, [weight, *[torch.rand(k, generator=generator) + 0.5 for _ in range(5)]]
+
+
+@given(isas, convolutions(), st.sampled_from([1, 2, 3, 5]), st.integers(0, 2**31 - 1))
+@settings(max_examples=300)
+def test_convolution(isa: str, case: tuple[ProgramSpec, tuple[int, int], str], batch: int, seed: int) -> None:
+    spec, extent, layout = case
+    layer = spec.layers[0]
+    assert isinstance(layer, ConvSpec)
+    inputs, parameters = make_tensors(spec, extent, layout, batch, seed)
+    check(spec, isa, inputs, parameters, factor=6.0 if layer.algorithm.startswith("winograd") else 4.0)
 
 
 def check_three_by_three(
@@ -183,15 +192,9 @@ def test_strassen(
     spec = ProgramSpec(
         (in_channels, out_channels) if residual else (in_channels,), (layer,), (OutputSpec(layer.output),)
     )
-    generator = torch.Generator().manual_seed(seed)
-    inputs = [make_input((batch, in_channels, *extent), layout, generator)]
-    if residual:
-        shape = spec.output_shapes([inputs[0].shape, (batch, out_channels, 1, 1)])[0]
-        inputs.append(make_input(tuple(shape), layout, generator))
-    weight = torch.randn(out_channels, in_channels, 1, 1, generator=generator) / in_channels**0.5
-    statistics = [torch.rand(out_channels, generator=generator) + 0.5 for _ in range(5)]
+    inputs, parameters = make_tensors(spec, extent, layout, batch, seed)
     assert Executor(spec, isa).plan(inputs).layers()[0]["algorithm"] == "strassen"
-    check(spec, isa, inputs, [weight, *statistics])
+    check(spec, isa, inputs, parameters)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ class StrassenStep final : public Step {
     StrassenStep(const StepContext& context, std::size_t index)
         : index_(index),
           layer_(context.layers[index]),
-          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           half_(layer_.in_channels / 2),
           in_pixel_(context.pixels[static_cast<std::size_t>(layer_.input)]),
@@ -31,9 +30,8 @@ class StrassenStep final : public Step {
           flat_(layer_.window.is_pointwise() && !lone_),
           copies_(!flat_ || spaced(2 * in_pixel_) != 2 * in_pixel_) {
         pitch_ = (copies_ ? kStrassenProducts : kStrassenSums) * half_ + kLineFloats;
-        blocks_ = best_blocks(context);
-        block_ = ceil_div(pairs(context.images), blocks_);
-        const index_t total = lone_ ? context.images * pairs(1) : pairs(context.images);
+        block_ = ceil_div(pairs(context.images), best_blocks(context));
+        const index_t total = runs(context.images) * pairs(context.images);
         if (context.threads > 1 && total <= 2 * context.kernels().tile_rows) {
             by_panels_ = true;
             panel_parts_ = std::min<index_t>(4 * context.threads, panels(context.kernels()));
@@ -45,30 +43,18 @@ class StrassenStep final : public Step {
 
     int stages() const override { return by_panels_ ? 2 : 1; }
 
-    index_t tasks(int stage, index_t images) const override {
-        if (!by_panels_) return lone_ ? images * blocks_ : ceil_div(pairs(images), block_);
-        const index_t runs = lone_ ? images : 1;
-        return stage == 0 ? runs * ceil_div(pairs(images), kOperandPairs) : runs * panel_parts_;
-    }
+    index_t tasks(int stage, index_t images) const override { return runs(images) * tasks_of_run(stage, images); }
 
     void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
-        const Range all_panels{0, panels(wave.kernels)};
-        if (!by_panels_) {
-            const index_t per_run = lone_ ? blocks_ : tasks(0, wave.images);
-            const Pairs block{task / per_run, part(pairs(wave.images), task % per_run, per_run)};
-            write_operands(block, wave, scratch);
-            multiply(block, all_panels, wave, scratch);
-            return;
-        }
-        const index_t per_run = stage == 0 ? ceil_div(pairs(wave.images), kOperandPairs) : panel_parts_;
-        const index_t run = task / per_run;
-        float* const operands = wave.shared + run * pairs(wave.images) * pitch_;
-        if (stage == 0) {
-            const Range some = part(pairs(wave.images), task % per_run, per_run);
-            write_operands({run, some}, wave, operands + some.begin * pitch_);
-        } else {
-            multiply({run, {0, pairs(wave.images)}}, part(all_panels.end, task % per_run, per_run), wave, operands);
-        }
+        const index_t per_run = tasks_of_run(stage, wave.images), run = task / per_run, i = task % per_run;
+        const index_t all_pairs = pairs(wave.images), all_panels = panels(wave.kernels);
+        float* const shared = wave.shared + run * all_pairs * pitch_;
+        if (by_panels_ && stage == 1)
+            return multiply({run, {0, all_pairs}}, part(all_panels, i, per_run), wave, shared);
+        const Pairs some{run, part(all_pairs, i, per_run)};
+        if (by_panels_) return write_operands(some, wave, shared + some.range.begin * pitch_);
+        write_operands(some, wave, scratch);
+        multiply(some, {0, all_panels}, wave, scratch);
     }
 
   private:
@@ -79,14 +65,19 @@ class StrassenStep final : public Step {
         index_t run;
         Range range;
     };
+    index_t runs(index_t images) const { return lone_ ? images : 1; }
     index_t pairs(index_t images) const { return lone_ ? pixels_ / 2 + 1 : images * pixels_ / 2; }
+
+    index_t tasks_of_run(int stage, index_t images) const {
+        if (!by_panels_) return ceil_div(pairs(images), block_);
+        return stage == 0 ? ceil_div(pairs(images), kOperandPairs) : panel_parts_;
+    }
 
     // As many blocks of a run as make the fewest register tiles, each thread the same number of blocks if it can be.
     index_t best_blocks(const StepContext& context) const {
         const index_t tile = context.kernels().tile_rows, total = pairs(context.images);
         const index_t fewest = ceil_div(total, strassen_block(layer_, context.kernels()));
-        const index_t runs = lone_ ? context.images : 1;
-        const index_t step = runs % context.threads == 0 ? 1 : context.threads;
+        const index_t step = runs(context.images) % context.threads == 0 ? 1 : context.threads;
         index_t best = 0, best_tiles = 0;
         for (index_t blocks = ceil_div(fewest, step) * step; blocks <= 3 * fewest / 2 + step; blocks += step) {
             const index_t tiles = blocks * ceil_div(ceil_div(total, blocks), tile);
@@ -159,13 +150,13 @@ class StrassenStep final : public Step {
         s.scale = strassen_scale(layer_, wave.kernels, packed) + column;
         s.bias = wave.weights.bias(index_) + column;
         s.floor = activation_floor(layer_.activation);
-        if (flat_ && !copies_ && end < wave.images * pixels_) s.next = input(end, wave);
+        if (!copies_ && end < wave.images * pixels_) s.next = input(end, wave);
         wave.kernels.strassen_products(s);
     }
 
     std::size_t index_;
     const Layer& layer_;
-    Extent in_, out_;
+    Extent out_;
     index_t half_;      // of the input's channels
     index_t in_pixel_;  // floats between the input's pixels
     index_t pixels_;    // of an image of the output
@@ -173,7 +164,7 @@ class StrassenStep final : public Step {
     bool flat_;         // pairs lie one after the other
     bool copies_;       // products read copies of the pixels
     index_t pitch_ = 0;
-    index_t blocks_ = 1, block_ = 1;
+    index_t block_ = 1;
     bool by_panels_ = false;
     index_t panel_parts_ = 1;
 };

@@ -15,6 +15,11 @@ index_t strassen_panel_floats(const Layer& layer, const PanelGrid& grid) {
     return kStrassenProducts * (layer.in_channels / 2) * grid.tile_cols;
 }
 
+// All of them; the scale lies behind.
+index_t strassen_weight_floats(const Layer& layer, const PanelGrid& grid) {
+    return grid.total / 2 * strassen_panel_floats(layer, grid);
+}
+
 std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
     if (algorithm == Algorithm::grouped) {
         const index_t vectors = (layer.out_channels + kernels.vector_floats - 1) / kernels.vector_floats;
@@ -24,7 +29,7 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     const PanelGrid grid = panel_grid(layer, kernels);
     if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
     if (algorithm == Algorithm::strassen)
-        return static_cast<std::size_t>((strassen_panel_floats(layer, grid) / 2 + grid.tile_cols) * grid.total);
+        return static_cast<std::size_t>(strassen_weight_floats(layer, grid) + grid.total * grid.tile_cols);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
                                     grid.tile_cols);
@@ -172,7 +177,7 @@ void WeightSet::pack_pairs_of_panels(std::size_t index, int threads, AlignedFloa
     const Entry& entry = entries_[index];
     const PanelGrid grid = panel_grid(layer, kernels);
     const index_t panels = grid.total / 2, half_k = layer.out_channels / 2;
-    float* const scale = packed.data() + panels * strassen_panel_floats(layer, grid);
+    float* const scale = packed.data() + strassen_weight_floats(layer, grid);
 #pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
     for (index_t p = 0; p < panels; ++p) {
         const index_t first_k = p * grid.tile_cols;
@@ -189,8 +194,7 @@ void WeightSet::pack_pairs_of_panels(std::size_t index, int threads, AlignedFloa
 }
 
 const float* strassen_scale(const Layer& layer, const KernelTable& kernels, const float* packed) {
-    const PanelGrid grid = panel_grid(layer, kernels);
-    return packed + grid.total / 2 * strassen_panel_floats(layer, grid);
+    return packed + strassen_weight_floats(layer, panel_grid(layer, kernels));
 }
 
 const float* WeightSet::packed(std::size_t layer, Algorithm algorithm) const {

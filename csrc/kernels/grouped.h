@@ -13,8 +13,8 @@ namespace resfuse {
 namespace {
 
 constexpr int kGroupedPixels = kVectorFloats == 16 ? 14 : 8;  // whose accumulators stay in registers
-constexpr index_t kL1Floats = 8 * 1024;
-// A quarter of L1: with half of it, lines of the image that fall into the same sets push the ring out.
+constexpr index_t kL1Floats = 8 * 1024;                       // of the smaller L1s, 32 KiB
+// A quarter of 48 KiB: with half of it, lines of the image that fall into the same sets push the ring out.
 constexpr index_t kRingFloats = 3 * 1024;
 
 struct Interval {

@@ -102,14 +102,15 @@ class StrassenPanels {
 
     float* sums(index_t i) const { return sums_ + i * s_.pairs * kTileCols; }
 
-    Panel panel(index_t product, const float* a, const float* next_a, float* sums, const Results& to = {}) const {
+    Panel panel(index_t product, const float* a, const float* next_a, float* sums,
+                const Results& to = {.cols = kTileCols}) const {
         return {.a = a,
                 .next_a = next_a,
                 .b = s_.weights + (panel_ * kStrassenProducts + product) * s_.half * kTileCols,
                 .rows = s_.pairs,
                 .chunk = s_.chunk,
                 .sums = sums,
-                .to = {to.c, to.residual, to.scale, to.bias, kTileCols, to.rows}};
+                .to = to};
     }
 
     // Of the first or second pixels, the first or second half of the output channels.
