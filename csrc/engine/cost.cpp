@@ -12,7 +12,7 @@ namespace {
 // Shares of the peak rate of fused multiply-adds that the kernels reach; measured.
 constexpr double kGemmEfficiency = 0.9;
 constexpr double kOneVectorEfficiency = 0.65;  // loads are the bottleneck there, and the reduction is short
-constexpr double kGroupedEfficiency = 0.35;
+constexpr double kGroupedEfficiency = 0.78;
 // Bytes a core streams per cycle while it computes, from L3 and from memory; measured.
 constexpr double kCacheBytesPerCycle = 9.0;
 constexpr double kMemoryBytesPerCycle = 4.5;
@@ -24,7 +24,8 @@ constexpr double kTransformOperations = 9.0;
 // so many that they do not, and its sums; measured.
 constexpr double kOperandCycles = 5.5, kFarOperandCycles = 50.0;
 constexpr double kSumCycles = 6.0;
-constexpr index_t kFewestStrassenTiles = 2;  // register tiles of a block, so that weights do not stream too often
+constexpr index_t kFewestStrassenTiles = 2;      // register tiles of a block, so that weights do not stream too often
+constexpr double kGroupedTransformCycles = 9.0;  // a vector of outputs of F(2x2, 3x3); measured
 // Transformed weights take more memory, so that must be faster by these factors at least.
 constexpr double kWinogradGain = 1.05;  // several times the memory
 constexpr double kStrassenGain = 1.03;  // 7/4
@@ -68,11 +69,17 @@ double strassen_cycles(const Layer& layer, Extent out, index_t batch, double byt
                      bytes_per_cycle);
 }
 
-// Products elementwise, one operand from L1, weights in registers.
-double grouped_cycles(const Layer& layer, Extent out, index_t batch, const KernelTable& kernels) {
-    const index_t depth = layer.group_in() * layer.window.kernel_h * layer.window.kernel_w;
-    return static_cast<double>(batch * out.h * out.w * layer.out_channels * depth) /
-           (multiply_adds_per_cycle(kernels.vector_floats) * kernels.vector_floats * kGroupedEfficiency);
+// Of small groups: products elementwise.
+double grouped_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, const KernelTable& kernels) {
+    const index_t vectors = batch * ceil_div(layer.out_channels, kernels.vector_floats);
+    const double rate = multiply_adds_per_cycle(kernels.vector_floats) * kGroupedEfficiency;
+    if (algorithm == Algorithm::grouped) {
+        const index_t depth = layer.group_in() * layer.window.kernel_h * layer.window.kernel_w;
+        return static_cast<double>(vectors * out.h * out.w * depth) / rate;
+    }
+    // Blocks of two tiles.
+    const double outputs = static_cast<double>(vectors * ceil_div(out.h, 2) * ceil_div(out.w, 4) * 8);
+    return outputs * (static_cast<double>(4 * layer.group_in()) / rate + kGroupedTransformCycles);
 }
 
 // A blocking and the bytes that go through it from beyond L2.
@@ -179,7 +186,8 @@ double stream_bytes_per_cycle(const std::vector<Layer>& layers, const KernelTabl
 
 double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, double bytes_per_cycle,
                         const KernelTable& kernels) {
-    if (algorithm == Algorithm::grouped) return grouped_cycles(layer, out, batch, kernels);
+    if (algorithm == Algorithm::grouped || algorithm == Algorithm::grouped_f2)
+        return grouped_cycles(layer, algorithm, out, batch, kernels);
     if (algorithm == Algorithm::direct) return direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
     if (algorithm == Algorithm::strassen) return strassen_cycles(layer, out, batch, bytes_per_cycle, kernels);
     return winograd_cycles(layer, algorithm, out, batch, bytes_per_cycle, kernels);
@@ -187,9 +195,13 @@ double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, ind
 
 Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
                            const KernelTable& kernels) {
-    if (layer.has_small_groups(kernels.vector_floats)) return Algorithm::grouped;
     const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, bytes_per_cycle, kernels); };
     const bool automatic = layer.algorithm == Algorithm::automatic;
+    if (layer.has_small_groups(kernels.vector_floats)) {
+        const bool transforms = layer.has_grouped_f2() && allows_winograd(layer.algorithm) &&
+                                (!automatic || cycles(Algorithm::grouped_f2) < cycles(Algorithm::grouped));
+        return transforms ? Algorithm::grouped_f2 : Algorithm::grouped;
+    }
     // A transformed form of `gain` times the direct one's speed at least, or any that was asked for.
     const auto unless_direct = [&](Algorithm transformed, double gain) {
         const bool direct = automatic && cycles(Algorithm::direct) < gain * cycles(transformed);

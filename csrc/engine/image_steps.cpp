@@ -36,9 +36,10 @@ class ImageStep : public Step {
 
 class GroupedStep final : public Step {
   public:
-    GroupedStep(const StepContext& context, std::size_t index)
+    GroupedStep(const StepContext& context, std::size_t index, Algorithm algorithm)
         : index_(index),
           layer_(context.layers[index]),
+          algorithm_(algorithm),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           vector_(context.kernels().vector_floats),
@@ -48,12 +49,12 @@ class GroupedStep final : public Step {
         if (vectors_ >= wanted) {
             chunks_ = wanted;
         } else {
-            bands_ = std::min(wanted, out_.h);
+            bands_ = std::min(wanted, row_units());
         }
+        if (algorithm == Algorithm::grouped_f2) return;
         const Window& w = layer_.window;
         const index_t span_h = (w.kernel_h - 1) * w.dilation_h + 1, span_w = (w.kernel_w - 1) * w.dilation_w + 1;
-        thread_scratch =
-            static_cast<std::size_t>(span_h * ((out_.w - 1) * w.stride_w + span_w) * layer_.group_in() * vector_);
+        thread_scratch = static_cast<std::size_t>(span_h * ((out_.w - 1) * w.stride_w + span_w) * vector_);
     }
 
     index_t tasks(int, index_t images) const override { return images * chunks_ * bands_; }
@@ -61,34 +62,38 @@ class GroupedStep final : public Step {
     void run(int, index_t task, const Wave& wave, float* scratch) const override {
         const index_t image = task / (chunks_ * bands_);
         const Range vectors = part(vectors_, task / bands_ % chunks_, chunks_),
-                    rows = part(out_.h, task % bands_, bands_);
+                    units = part(row_units(), task % bands_, bands_),
+                    rows{units.begin * unit(), std::min(units.end * unit(), out_.h)};
         const Window& w = layer_.window;
         const Tensor& y = wave.tensors[layer_.output];
         const Tensor* residual = layer_.residual >= 0 ? &wave.tensors[layer_.residual] : nullptr;
         const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, layer_.out_channels);
-        wave.kernels.grouped({.image = image_view(wave.tensors[layer_.input], image, in_),
-                              .channels = layer_.out_channels,
-                              .group = layer_.group_in(),
-                              .kernel_h = w.kernel_h,
-                              .kernel_w = w.kernel_w,
-                              .stride_h = w.stride_h,
-                              .stride_w = w.stride_w,
-                              .dilation_h = w.dilation_h,
-                              .dilation_w = w.dilation_w,
-                              .pad_top = w.pad_top,
-                              .pad_left = w.pad_left,
-                              .weight = wave.weights.packed(index_, Algorithm::grouped),
-                              .scale = wave.weights.scale(index_),
-                              .bias = wave.weights.bias(index_),
-                              .y = y.data + image * y.image,
-                              .out_width = out_.w,
-                              .out_row_begin = rows.begin,
-                              .out_row_end = rows.end,
-                              .channel_begin = begin,
-                              .channel_end = end,
-                              .residual = residual ? residual->data + image * residual->image : nullptr,
-                              .floor = activation_floor(layer_.activation),
-                              .copies = scratch});
+        const auto kernel = algorithm_ == Algorithm::grouped_f2 ? wave.kernels.grouped_f2 : wave.kernels.grouped;
+        kernel({.image = image_view(wave.tensors[layer_.input], image, in_),
+                .channels = layer_.out_channels,
+                .group = layer_.group_in(),
+                .kernel_h = w.kernel_h,
+                .kernel_w = w.kernel_w,
+                .stride_h = w.stride_h,
+                .stride_w = w.stride_w,
+                .dilation_h = w.dilation_h,
+                .dilation_w = w.dilation_w,
+                .pad_top = w.pad_top,
+                .pad_left = w.pad_left,
+                .weight = wave.weights.packed(index_, algorithm_),
+                .scale = wave.weights.scale(index_),
+                .bias = wave.weights.bias(index_),
+                .y = y.data + image * y.image,
+                .y_pixel = y.pixel,
+                .out_width = out_.w,
+                .out_row_begin = rows.begin,
+                .out_row_end = rows.end,
+                .channel_begin = begin,
+                .channel_end = end,
+                .residual = residual ? residual->data + image * residual->image : nullptr,
+                .residual_pixel = residual ? residual->pixel : 0,
+                .floor = activation_floor(layer_.activation),
+                .rows = scratch});
         if (is_by_element(layer_.activation))
             for (index_t pixel = rows.begin * out_.w; pixel < rows.end * out_.w; ++pixel)
                 wave.kernels.activate({layer_.activation, layer_.slope},
@@ -96,8 +101,13 @@ class GroupedStep final : public Step {
     }
 
   private:
+    // Bands are of whole rows of tiles, or results would depend on where they begin.
+    index_t unit() const { return algorithm_ == Algorithm::grouped_f2 ? 2 : 1; }
+    index_t row_units() const { return ceil_div(out_.h, unit()); }
+
     std::size_t index_;
     const Layer& layer_;
+    Algorithm algorithm_;
     Extent in_, out_;
     index_t vector_, vectors_;
     index_t chunks_ = 1;  // of the channels of an image
@@ -187,8 +197,8 @@ class FusedAwayStep final : public Step {
 
 std::unique_ptr<Step> make_fused_away_step() { return std::make_unique<FusedAwayStep>(); }
 
-std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<GroupedStep>(context, layer);
+std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer, Algorithm algorithm) {
+    return std::make_unique<GroupedStep>(context, layer, algorithm);
 }
 
 std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer) {

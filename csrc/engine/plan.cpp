@@ -116,14 +116,11 @@ void Plan::space_pixels() {
     std::vector<bool> ours(channels_.size(), false);
     for (std::size_t l = 0; l < layers_.size(); ++l)
         ours[static_cast<std::size_t>(layers_[l].output)] =
-            layers_[l].kind == LayerKind::global_avg_pool ||
-            (layers_[l].kind == LayerKind::conv && algorithms_[l] != Algorithm::grouped);
+            layers_[l].kind == LayerKind::global_avg_pool || layers_[l].kind == LayerKind::conv;
     for (std::size_t l = 0; l < layers_.size(); ++l)
-        for (const int buffer : {layers_[l].input, layers_[l].residual, layers_[l].gate}) {
-            const bool reads_dense = layers_[l].kind == LayerKind::affine ||
-                                     (buffer != layers_[l].input && algorithms_[l] == Algorithm::grouped);
-            if (buffer >= 0 && reads_dense) ours[static_cast<std::size_t>(buffer)] = false;
-        }
+        if (layers_[l].kind == LayerKind::affine)
+            for (const int buffer : {layers_[l].input, layers_[l].residual, layers_[l].gate})
+                if (buffer >= 0) ours[static_cast<std::size_t>(buffer)] = false;
     for (std::size_t b = 0; b < channels_.size(); ++b) {
         Placement& place = placements_[b];
         const bool external = place.external_input >= 0 || place.external_output >= 0;
@@ -218,8 +215,8 @@ void Plan::make_steps() {
             steps_.push_back(make_pool_step(context, l));
         } else if (layer.kind == LayerKind::global_avg_pool) {
             steps_.push_back(make_global_avg_pool_step(context, l));
-        } else if (algorithms_[l] == Algorithm::grouped) {
-            steps_.push_back(make_grouped_step(context, l));
+        } else if (layer.has_small_groups(program_->kernels().vector_floats)) {
+            steps_.push_back(make_grouped_step(context, l, algorithms_[l]));
         } else if (algorithms_[l] == Algorithm::direct) {
             steps_.push_back(make_direct_step(context, l));
         } else if (algorithms_[l] == Algorithm::strassen) {

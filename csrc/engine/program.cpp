@@ -8,8 +8,9 @@ namespace resfuse {
 
 namespace {
 
-constexpr std::array<const char*, 8> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4", "winograd_stride2",
-                                                        "grouped", "strassen",    "auto",        "winograd"};
+constexpr std::array<const char*, 9> kAlgorithmNames = {"direct",           "winograd_f2", "winograd_f4",
+                                                        "winograd_stride2", "grouped",     "grouped_f2",
+                                                        "strassen",         "auto",        "winograd"};
 
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);

@@ -19,11 +19,12 @@ enum class Algorithm : int {
     winograd_f4,
     winograd_stride2,
     grouped,
+    grouped_f2,
     strassen,
     automatic,
     winograd
 };
-constexpr std::size_t kConcreteAlgorithms = 6;
+constexpr std::size_t kConcreteAlgorithms = 7;
 
 // The kernels of a Winograd algorithm.
 inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algorithm algorithm) {
@@ -97,6 +98,11 @@ struct Layer {
     bool has_small_groups(int vector_floats) const {
         return groups > 1 && in_channels == out_channels && group_in() < vector_floats &&
                vector_floats % group_in() == 0;
+    }
+    // Whether F(2x2, 3x3) computes a layer of small groups.
+    bool has_grouped_f2() const {
+        return window.kernel_h == 3 && window.kernel_w == 3 && window.stride_h == 1 && window.stride_w == 1 &&
+               window.dilation_h == 1 && window.dilation_w == 1;
     }
     index_t group_in() const { return in_channels / groups; }
     index_t group_out() const { return out_channels / groups; }

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "engine/step.h"
 #include "engine/threads.h"
 
 namespace resfuse {
@@ -20,11 +21,18 @@ index_t strassen_weight_floats(const Layer& layer, const PanelGrid& grid) {
     return grid.total / 2 * strassen_panel_floats(layer, grid);
 }
 
+// Matrices of a layer of small groups.
+index_t group_points(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
+    if (algorithm == Algorithm::grouped) return layer.window.kernel_h * layer.window.kernel_w;
+    const index_t points = winograd_kernels(kernels, Algorithm::winograd_f2).weight_points;
+    return points * points;
+}
+
 std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
-    if (algorithm == Algorithm::grouped) {
-        const index_t vectors = (layer.out_channels + kernels.vector_floats - 1) / kernels.vector_floats;
-        return static_cast<std::size_t>(vectors * kernels.vector_floats * layer.window.kernel_h *
-                                        layer.window.kernel_w * layer.group_in());
+    if (layer.has_small_groups(kernels.vector_floats)) {
+        const index_t vectors = ceil_div(layer.out_channels, kernels.vector_floats);
+        return static_cast<std::size_t>(vectors * kernels.vector_floats * group_points(layer, algorithm, kernels) *
+                                        layer.group_in());
     }
     const PanelGrid grid = panel_grid(layer, kernels);
     if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
@@ -35,17 +43,31 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
                                     grid.tile_cols);
 }
 
-// As GroupedArgs has them.
-void pack_grouped(const Layer& layer, const WeightSource& source, index_t vector, float* packed) {
-    for (index_t block = 0; block < layer.out_channels; block += vector)
-        for (index_t r = 0; r < layer.window.kernel_h; ++r)
-            for (index_t s = 0; s < layer.window.kernel_w; ++s)
-                for (index_t i = 0; i < layer.group_in(); ++i)
-                    for (index_t k = block; k < block + vector; ++k)
-                        *packed++ = k < layer.out_channels
-                                        ? source.weight[k * source.strides[0] + i * source.strides[1] +
-                                                        r * source.strides[2] + s * source.strides[3]]
-                                        : 0.0f;
+// As GroupedArgs has them. The scale stays with the epilogue.
+void pack_groups(const Layer& layer, Algorithm algorithm, const WeightSource& source, const KernelTable& kernels,
+                 float* packed) {
+    const auto pack_panel = algorithm == Algorithm::grouped_f2 ? winograd_kernels(kernels, Algorithm::winograd_f2).pack
+                                                               : kernels.pack_direct;
+    const index_t points = group_points(layer, algorithm, kernels), group = layer.group_in();
+    const index_t vector = kernels.vector_floats;
+    AlignedFloats panel(static_cast<std::size_t>(points * group * kernels.tile_cols));
+    for (index_t k = 0; k < layer.out_channels; k += vector) {
+        pack_panel({.weight = source.weight,
+                    .stride_k = source.strides[0],
+                    .stride_c = source.strides[1],
+                    .stride_h = source.strides[2],
+                    .stride_w = source.strides[3],
+                    .first_k = k,
+                    .cols = std::min(vector, layer.out_channels - k),
+                    .channels = group,
+                    .kernel_h = layer.window.kernel_h,
+                    .kernel_w = layer.window.kernel_w,
+                    .packed = panel.data()});
+        for (index_t point = 0; point < points; ++point)
+            for (index_t i = 0; i < group; ++i)
+                for (index_t lane = 0; lane < vector; ++lane)
+                    *packed++ = panel.data()[(point * group + (lane ^ i) % group) * kernels.tile_cols + lane];
+    }
 }
 
 // Per-channel values laid out as the kernels read them: by channel for small groups, by panel for all others.
@@ -136,8 +158,8 @@ void WeightSet::pack(std::size_t index, Algorithm algorithm, int threads) {
     const KernelTable& kernels = program_->kernels();
     const WeightSource& source = entries_[index].source;
     AlignedFloats packed(packed_floats(layer, algorithm, kernels));
-    if (algorithm == Algorithm::grouped) {
-        pack_grouped(layer, source, kernels.vector_floats, packed.data());
+    if (layer.has_small_groups(kernels.vector_floats)) {
+        pack_groups(layer, algorithm, source, kernels, packed.data());
     } else if (algorithm == Algorithm::strassen) {
         pack_pairs_of_panels(index, threads, packed);
     } else {

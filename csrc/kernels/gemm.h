@@ -63,14 +63,6 @@ struct TwoLines {
     }
 };
 
-// The same value, of which the compiler cannot tell that it follows from others: it would keep a pointer for each row
-// of A, more than there are registers.
-template <class T>
-[[gnu::always_inline]] inline T opaque(T value) {
-    asm("" : "+r"(value));
-    return value;
-}
-
 // acc = rows of A times columns of B, over `segments` segments of `steps` steps that lie `offsets` from a.
 template <bool More, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply(const float* a, index_t lda, const index_t* offsets, index_t segments,

@@ -8,6 +8,7 @@
 #include "kernels/global_avg_pool.h"
 #include "kernels/global_avg_pool_backward.h"
 #include "kernels/grouped.h"
+#include "kernels/grouped_f2.h"
 #include "kernels/layout.h"
 #include "kernels/max_pool.h"
 #include "kernels/max_pool_training.h"
@@ -36,6 +37,7 @@ constexpr KernelTable make_table(const char* name) {
         .pack_strassen = pack_strassen,
         .copy_band = copy_band,
         .grouped = grouped,
+        .grouped_f2 = grouped_f2,
         .norm_sums = norm_sums,
         .norm_apply = norm_apply,
         .norm_grad_sums = norm_grad_sums,

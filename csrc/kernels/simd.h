@@ -70,6 +70,22 @@ inline void store_first(float* p, Vec v, index_t n) {
 #endif
 }
 
+// The same value, of which the compiler cannot tell that it follows from others: it would keep a pointer for each row
+// of a tile, more than there are registers.
+template <class T>
+[[gnu::always_inline]] inline T opaque(T value) {
+    asm("" : "+r"(value));
+    return value;
+}
+
+// The same value, in a register: the compiler would read what several instructions need from memory for each of them.
+[[gnu::always_inline]] inline Vec in_register(Vec v) {
+#if defined(RESFUSE_X86)
+    asm("" : "+v"(v));
+#endif
+    return v;
+}
+
 // max(v, floor) with NaN kept, as torch's ReLU keeps it.
 inline Vec clamp_below(Vec v, Vec floor) {
     // The x86 maximum gives its second operand when either is NaN.

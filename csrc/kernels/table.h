@@ -165,16 +165,20 @@ struct GroupedArgs {
     index_t channels;
     index_t group;  // channels of a group: 1, or another divisor of vector_floats
     index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
-    const float* weight;  // [channels / vector_floats, rounded up][kernel_h * kernel_w][group][vector_floats]
-    const float* scale;   // channels floats
-    const float* bias;    // channels floats
+    // [channels / vector_floats, rounded up][points][group][vector_floats]: entry (i, l) is that of input channel
+    // (l ^ i) % group. Points are the kernel's taps, of F(2x2, 3x3) its 16 products.
+    const float* weight;
+    const float* scale;  // channels floats
+    const float* bias;   // channels floats
     float* y;
+    index_t y_pixel;
     index_t out_width;
-    index_t out_row_begin, out_row_end;
+    index_t out_row_begin, out_row_end;  // F(2x2, 3x3): the first one is even
     index_t channel_begin, channel_end;
-    const float* residual;  // addressed like y, or null
+    const float* residual;  // or null
+    index_t residual_pixel;
     float floor;
-    float* copies;  // scratch: span of the kernel's rows x input columns with padding x group x vector_floats
+    float* rows;  // scratch: span of the kernel's rows x input columns with padding x vector_floats; not of F(2x2, 3x3)
 };
 
 struct MaxPoolArgs {
@@ -412,6 +416,7 @@ struct KernelTable {
     void (*pack_strassen)(const PackStrassenArgs&);
     void (*copy_band)(const BandArgs&);
     void (*grouped)(const GroupedArgs&);
+    void (*grouped_f2)(const GroupedArgs&);
     void (*norm_sums)(const NormSumsArgs&);
     void (*norm_apply)(const NormApplyArgs&);
     void (*norm_grad_sums)(const NormGradSumsArgs&);

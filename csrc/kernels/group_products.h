@@ -1,0 +1,56 @@
+// What the convolutions in groups of few channels have in common.
+//
+// A vector of output channels holds whole groups, and lane l of it needs all input channels of its group, one after the
+// other: the lanes of the input vector are exchanged within groups, lane l with lane l ^ i for i below the group's
+// channels, a power of two. Weights are packed in the order that this gives.
+#pragma once
+
+#include "kernels/element.h"
+
+namespace resfuse {
+namespace {
+
+// Lane l of the result is lane l ^ Distance.
+template <int Distance, std::size_t... Lane>
+inline Vec exchange(Vec v, std::index_sequence<Lane...>) {
+    return __builtin_shufflevector(v, v, (static_cast<int>(Lane) ^ Distance)...);
+}
+
+// Of each of some pixels, the sum over the input channels of its groups.
+template <int Pixels, std::size_t... Channel>
+[[gnu::always_inline]] inline void add_group_products(const float* weight, const Vec* x, Vec* acc,
+                                                      std::index_sequence<Channel...>) {
+    constexpr auto lanes = std::make_index_sequence<kVectorFloats>{};
+    const auto add = [&]<std::size_t I>() {
+        const Vec w = in_register(load(weight + I * kVectorFloats));
+#pragma GCC unroll 14
+        for (int p = 0; p < Pixels; ++p) acc[p] += w * exchange<static_cast<int>(I)>(x[p], lanes);
+    };
+    (add.template operator()<Channel>(), ...);
+}
+
+// act(v * scale + bias + residual) of one vector of channels.
+struct GroupEpilogue {
+    Vec scale, bias, floor;
+    index_t lanes;
+
+    GroupEpilogue(const GroupedArgs& g, index_t channel, index_t lanes_)
+        : scale(load_first(g.scale + channel, lanes_)),
+          bias(load_first(g.bias + channel, lanes_)),
+          floor(broadcast(g.floor)),
+          lanes(lanes_) {}
+
+    // All lanes, without a residual.
+    [[gnu::always_inline]] inline void finish_whole(Vec v, float* y) const {
+        store(y, clamp_below(v * scale + bias, floor));
+    }
+    // `residual`: of this pixel, or null.
+    [[gnu::always_inline]] inline void finish(Vec v, const float* residual, float* y) const {
+        v = v * scale + bias;
+        if (residual) v += load_first(residual, lanes);
+        store_first(y, clamp_below(v, floor), lanes);
+    }
+};
+
+}  // namespace
+}  // namespace resfuse
