@@ -16,17 +16,35 @@ inline Vec exchange(Vec v, std::index_sequence<Lane...>) {
     return __builtin_shufflevector(v, v, (static_cast<int>(Lane) ^ Distance)...);
 }
 
-// Of each of some pixels, the sum over the input channels of its groups.
-template <int Pixels, std::size_t... Channel>
-[[gnu::always_inline]] inline void add_group_products(const float* weight, const Vec* x, Vec* acc,
-                                                      std::index_sequence<Channel...>) {
+template <int Pixels, std::size_t... Near>
+[[gnu::always_inline]] inline void add_within_four(const float* weight, const Vec* x, Vec* acc,
+                                                   std::index_sequence<Near...>) {
     constexpr auto lanes = std::make_index_sequence<kVectorFloats>{};
-    const auto add = [&]<std::size_t I>() {
-        const Vec w = in_register(load(weight + I * kVectorFloats));
+    const auto add = [&]<int Distance>() {
+        const Vec w = in_register(load(weight + Distance * kVectorFloats));
 #pragma GCC unroll 14
-        for (int p = 0; p < Pixels; ++p) acc[p] += w * exchange<static_cast<int>(I)>(x[p], lanes);
+        for (int p = 0; p < Pixels; ++p) acc[p] += w * exchange<Distance>(x[p], lanes);
     };
-    (add.template operator()<Channel>(), ...);
+    (add.template operator()<static_cast<int>(Near)>(), ...);
+}
+
+template <int Pixels, int Distance>
+[[gnu::always_inline]] inline void add_exchanged_fours(const float* weight, const Vec* x, Vec* acc) {
+    Vec fours[Pixels];
+#pragma GCC unroll 14
+    for (int p = 0; p < Pixels; ++p) fours[p] = exchange<Distance>(x[p], std::make_index_sequence<kVectorFloats>{});
+    add_within_four<Pixels>(weight + Distance * kVectorFloats, fours, acc, std::make_index_sequence<4>{});
+}
+
+// Of each of some pixels, the sum over the input channels of its groups. Exchanges by multiples of 4 come first, those
+// within four lanes behind them, so that each is one instruction without indices from memory.
+template <int Group, int Pixels>
+[[gnu::always_inline]] inline void add_group_products(const float* weight, const Vec* x, Vec* acc) {
+    constexpr int kFour = Group < 4 ? Group : 4;
+    add_within_four<Pixels>(weight, x, acc, std::make_index_sequence<kFour>{});
+    [&]<std::size_t... Far>(std::index_sequence<Far...>) {
+        (add_exchanged_fours<Pixels, 4 * static_cast<int>(Far + 1)>(weight, x, acc), ...);
+    }(std::make_index_sequence<Group / kFour - 1>{});
 }
 
 // act(v * scale + bias + residual) of one vector of channels.

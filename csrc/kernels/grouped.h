@@ -73,7 +73,7 @@ inline void grouped_tile(const GroupedArgs& g, const RowRing& ring, const float*
             Vec x[Pixels];
 #pragma GCC unroll 14
             for (int p = 0; p < Pixels; ++p) x[p] = load(row + s * g.dilation_w * kVectorFloats + p * step);
-            add_group_products<Pixels>(weight, x, acc, std::make_index_sequence<Group>{});
+            add_group_products<Group, Pixels>(weight, x, acc);
             weight += Group * kVectorFloats;
         }
     }

@@ -102,7 +102,7 @@ template <int Group>
                 x[t] = v[t][j];
                 products[t] = zero();
             }
-            add_group_products<kAbreast>(weight, x, products, std::make_index_sequence<Group>{});
+            add_group_products<Group, kAbreast>(weight, x, products);
 #pragma GCC unroll 2
             for (int t = 0; t < kAbreast; ++t) m[t][j] = products[t];
         }
