@@ -9,6 +9,7 @@ namespace resfuse {
 struct Interval {
     std::size_t first, last;  // steps, inclusive
     std::size_t floats;
+    bool halves = false;     // one half of the threads works on the first half of it, the other on the second
     std::size_t offset = 0;  // filled in by place_intervals
 };
 

@@ -124,8 +124,12 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
     const index_t split_blocks = ceil_div(tiles, split_block);
     index_t group = std::clamp<index_t>(budget / (frequencies * split_block * cols), 1, panels);
     while (group > 1 && split_blocks * ceil_div(panels, group) < 2 * threads) --group;
+    // A thread of few blocks would find all of its tiles in its own caches; those of the split form come from the other
+    // cores, which takes so many times as long.
+    constexpr double kFromOtherCores = 4.0;
+    const double far = fused_blocks <= 2 * threads && ceil_div(tiles, fused_blocks) + 2 >= rows ? kFromOtherCores : 1.0;
     const double split_traffic =
-        weights * static_cast<double>(split_blocks) + v * (1.0 + static_cast<double>(ceil_div(panels, group)));
+        weights * static_cast<double>(split_blocks) + far * v * (1.0 + static_cast<double>(ceil_div(panels, group)));
 
     if (fused_blocks < threads || split_traffic < fused_traffic)
         return {{true, ceil_div(tiles, split_blocks), group, 1}, split_traffic};

@@ -182,6 +182,9 @@ class DirectStep final : public Step {
         if (context.images * bands_ < wanted) {
             // Groups have nothing in common; bands read the rows between them twice.
             if (layer_.groups >= wanted || grid_.reduction * layer_.out_channels > kBlockFloats) {
+                // Each thread a band, whose pixels are in its caches.
+                if (layer_.groups > 1)
+                    bands_ = std::max(bands_, std::min(out_.h, ceil_div(context.threads, context.images)));
                 panel_chunks_ = std::min(grid_.total, ceil_div(wanted, context.images * bands_));
             } else {
                 bands_ = std::min(out_.h, ceil_div(wanted, context.images));

@@ -44,13 +44,12 @@ class GroupedStep final : public Step {
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           vector_(context.kernels().vector_floats),
           vectors_(ceil_div(layer_.out_channels, vector_)) {
-        // Vectors of channels have nothing in common; bands of rows read the rows between them twice.
+        // A band of rows for each thread, as the layers before and behind are cut: its pixels are in its caches then.
+        // More tasks by vectors of channels, which have nothing in common; bands read the rows between them twice.
         const index_t wanted = ceil_div(4 * context.threads, context.images);
-        if (vectors_ >= wanted) {
-            chunks_ = wanted;
-        } else {
-            bands_ = std::min(wanted, row_units());
-        }
+        bands_ = std::min(ceil_div(context.threads, context.images), row_units());
+        chunks_ = std::min(ceil_div(wanted, bands_), vectors_);
+        if (chunks_ * bands_ < wanted) bands_ = std::min(ceil_div(wanted, chunks_), row_units());
         if (algorithm == Algorithm::grouped_f2) return;
         const Window& w = layer_.window;
         const index_t span_h = (w.kernel_h - 1) * w.dilation_h + 1, span_w = (w.kernel_w - 1) * w.dilation_w + 1;
@@ -61,8 +60,8 @@ class GroupedStep final : public Step {
 
     void run(int, index_t task, const Wave& wave, float* scratch) const override {
         const index_t image = task / (chunks_ * bands_);
-        const Range vectors = part(vectors_, task / bands_ % chunks_, chunks_),
-                    units = part(row_units(), task % bands_, bands_),
+        const Range vectors = part(vectors_, task % chunks_, chunks_),
+                    units = part(row_units(), task / chunks_ % bands_, bands_),
                     rows{units.begin * unit(), std::min(units.end * unit(), out_.h)};
         const Window& w = layer_.window;
         const Tensor& y = wave.tensors[layer_.output];

@@ -287,8 +287,10 @@ void Plan::place_buffers() {
         std::size_t& interval = interval_of[home[b]];
         if (interval == none) {
             interval = intervals.size();
-            intervals.push_back(
-                {.first = first, .last = last, .floats = static_cast<std::size_t>(images * place.image_floats)});
+            intervals.push_back({.first = first,
+                                 .last = last,
+                                 .floats = static_cast<std::size_t>(images * place.image_floats),
+                                 .halves = true});
         } else {
             intervals[interval].first = std::min(intervals[interval].first, first);
             intervals[interval].last = std::max(intervals[interval].last, last);
