@@ -97,7 +97,7 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
     const index_t panels = grid.per_group, cols = grid.tile_cols, rows = kernels.tile_rows;
     const index_t sharers = ceil_div(threads, layer.groups);  // of the tiles of one group
     const std::size_t l2 = cache_sizes().l2;
-    const index_t budget = static_cast<index_t>(l2 * 6 / 10 / sizeof(float));
+    const index_t budget = static_cast<index_t>(l2 * 5 / 8 / sizeof(float));
     const auto blocks_for = [&](index_t floats_per_tile, index_t most) {
         const index_t fit = std::clamp<index_t>(budget / floats_per_tile / rows * rows, rows, most);
         index_t blocks = ceil_div(tiles, fit);
