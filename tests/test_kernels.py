@@ -54,11 +54,15 @@ def check(
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     """A program of one convolution, an image extent that fits it, a layout."""
-    kind = draw(st.sampled_from(["dense", "grouped", "small_groups", "pointwise", "winograd", "winograd_groups"]))
+    kind = draw(
+        st.sampled_from(
+            ["dense", "grouped", "small_groups", "pointwise", "winograd", "winograd_groups", "winograd_small_groups"]
+        )
+    )
     groups = draw(st.integers(2, 5)) if kind in ("grouped", "winograd_groups") else 1
     in_channels = groups * draw(st.integers(8, 40) if kind == "winograd_groups" else st.integers(1, 20))
     out_channels = groups * draw(st.integers(1, 40))
-    if kind == "small_groups":
+    if kind.endswith("small_groups"):
         groups = draw(st.integers(2, 40))
         in_channels = out_channels = groups * draw(st.sampled_from([1, 1, 2, 4, 8]))
     kernel, stride, dilation = (1, 1), (1, 1), (1, 1)
@@ -242,6 +246,33 @@ def test_winograd_in_groups_is_within_four_times_the_error_of_torch(
     isa: str, channels: int, groups: int, size: int, batch: int, algorithm: str
 ) -> None:
     assert check_three_by_three(isa, channels, groups, size, batch, 1, algorithm) == algorithm
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "size", "batch"), [(128, 32, 56, 1), (256, 32, 28, 2), (84, 21, 13, 3), (40, 20, 15, 1)]
+)
+def test_small_groups_are_within_four_times_the_error_of_torch(
+    isa: str, channels: int, groups: int, size: int, batch: int
+) -> None:
+    """ResNeXt's first stages, and channels and extents that no vector and no tile divides."""
+    algorithms = [check_three_by_three(isa, channels, groups, size, batch, 1, a) for a in ("winograd_f2", "direct")]
+    lanes = {"generic": 4, "avx2": 8, "avx512": 16}[isa]
+    if channels // groups < lanes:
+        assert algorithms == ["grouped_f2", "grouped"]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "direct"])
+@pytest.mark.parametrize("size", [9, 16])
+def test_small_groups_keep_images_apart_and_threads_equal(isa: str, algorithm: str, size: int) -> None:
+    """As many bands of rows as threads: the same bits."""
+    layer = ConvSpec("conv", 0, 1, 48, 48, 0, kernel_size=(3, 3), padding=(1,) * 4, groups=24, algorithm=algorithm)
+    executor = Executor(ProgramSpec((48,), (layer,), (OutputSpec(1),)), isa)
+    x, weight = torch.randn(3, 48, size, size), torch.randn(48, 2, 3, 3)
+    alone = torch.cat([executor.run([image], [weight])[0] for image in x.split(1)])
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        assert torch.equal(executor.run([x], [weight])[0], alone)
+        assert torch.equal(torch.cat([executor.run([image], [weight])[0] for image in x.split(1)]), alone)
 
 
 @given(
