@@ -21,6 +21,7 @@ class Row:
     ours_ms: float
     peer_ms: float
     target: float
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -132,7 +133,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                     f"{r.peer_ms:.2f}",
                     f"{r.ratio:.2f}",
                     f">= {r.target:g}" if r.target else "",
-                    "" if r.ratio >= r.target else "MISSED",
+                    "; ".join(text for text in ("" if r.ratio >= r.target else "MISSED", r.note) if text),
                 )
                 for r in _ROWS
             ],

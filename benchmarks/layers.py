@@ -37,10 +37,9 @@ class Shape:
     @property
     def algorithms(self) -> tuple[str, ...]:
         """What can be asked for."""
-        small_groups = self.groups > 1 and self.channels // self.groups < 8
         if self.kernel == 1 and self.groups == 1:
             return ("direct", "strassen")
-        if self.kernel != 3 or small_groups or (self.groups > 1 and self.stride > 1):
+        if self.kernel == 1 or (self.groups > 1 and self.stride > 1):
             return ("direct",)
         return ("direct", "winograd_f2", "winograd_f4") if self.stride == 1 else ("direct", "winograd")
 

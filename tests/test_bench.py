@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import resfuse
-from resfuse.bench.machine import Watch, measure_ceiling
+from resfuse.bench.machine import Watch, measure_ceiling, measure_handover
 from resfuse.bench.models import LAYERS, make_model
 from resfuse.bench.timing import Timing
 from tests.test_cli import run_resfuse
@@ -73,14 +73,20 @@ def test_ceiling_is_plausible() -> None:
     one = measure_ceiling(1)
     assert 1 < one.gflops < 1e4
     assert 0.1 < one.gigabytes < 1e4
+    assert one.handover_ns == 0
+
+
+def test_handover_is_plausible() -> None:
+    assert 1e-9 < measure_handover(2) < 1e-2
 
 
 def test_watch_complains() -> None:
-    clocks = iter([3e9, 2e9])
-    watch = Watch(lambda: next(clocks))
+    clocks, handovers = iter([3e9, 2e9]), iter([25e-9, 160e-9])
+    watch = Watch(2, lambda: next(clocks), lambda threads: next(handovers))
     timings = [("calm", Timing((1.0, 1.01, 1.02, 1.0))), ("noisy", Timing((1.0, 1.5, 2.0, 1.0)))]
     complaints = watch.complaints(timings)
     assert any("clock fell from 3.00 to 2.00 GHz" in text for text in complaints)
+    assert any("25 ns from core to core before and 160 ns behind" in text for text in complaints)
     assert any(text.startswith("noisy:") for text in complaints)
     assert not any(text.startswith("calm:") for text in complaints)
 

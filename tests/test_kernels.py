@@ -284,12 +284,13 @@ def test_small_groups_keep_images_apart_and_threads_equal(isa: str, algorithm: s
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.booleans(),
     st.booleans(),
-    st.tuples(st.integers(8, 50), st.integers(8, 50)),
+    st.tuples(st.integers(8, 50), st.integers(8, 130)),
     st.sampled_from(LAYOUTS),
+    st.sampled_from(["auto", "direct"]),
 )
-@settings(max_examples=60)
+@settings(max_examples=100)
 def test_convolution_and_max_pool(
-    isa, in_channels, channels, convolution, kernel, stride, pad, ceil_mode, extent, layout
+    isa, in_channels, channels, convolution, kernel, stride, pad, ceil_mode, extent, layout, algorithm
 ) -> None:
     """The stem: the pooling of rows that the convolution has just made."""
     size, step = convolution
@@ -297,7 +298,7 @@ def test_convolution_and_max_pool(
     layers = (
         ConvSpec(
             "conv", 0, 1, in_channels, channels, 0, 1, kernel_size=(size, size), stride=(step, step),
-            padding=(size // 2,) * 4, activation="relu", algorithm="direct",
+            padding=(size // 2,) * 4, activation="relu", algorithm=algorithm,
         ),
         MaxPoolSpec("pool", 1, 2, kernel, stride, (1, 1), padding, ceil_mode),
     )  # fmt: skip
@@ -307,6 +308,33 @@ def test_convolution_and_max_pool(
     check(alone, isa, [x], parameters)
     both = ProgramSpec((in_channels,), layers, (OutputSpec(1), OutputSpec(2)))
     assert torch.equal(Executor(alone, isa).run([x], parameters)[0], Executor(both, isa).run([x], parameters)[1])
+
+
+@given(
+    isas,
+    st.integers(1, 4),
+    st.integers(1, 70),
+    st.tuples(st.integers(1, 7), st.integers(1, 3)),
+    st.tuples(st.integers(7, 20), st.integers(118, 140)),
+    st.tuples(*[st.integers(0, 4)] * 4),
+    st.sampled_from(["none", "relu"]),
+    st.booleans(),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=100)
+def test_stem(isa, in_channels, channels, kernel_and_stride, extent, padding, activation, residual, layout, seed) -> None:
+    """Rows of seven taps with stride 2, of odd and even width."""
+    kernel, stride = kernel_and_stride
+    layer = ConvSpec(
+        "conv", 0, 2 if residual else 1, in_channels, channels, 0, bias=5,
+        batch_norm=BatchNormSpec(1, 2, 3, 4, 1e-3), kernel_size=(kernel, 7), stride=(stride, 2), padding=padding,
+        activation=activation, residual=1 if residual else None,
+    )  # fmt: skip
+    spec = ProgramSpec((in_channels, channels) if residual else (in_channels,), (layer,), (OutputSpec(layer.output),))
+    inputs, parameters = make_tensors(spec, extent, layout, 2, seed)
+    assert Executor(spec, isa).plan(inputs).layers()[0]["algorithm"] == "winograd_rows"
+    check(spec, isa, inputs, parameters)
 
 
 @given(

@@ -5,6 +5,7 @@
 #include "bindings/register.h"
 #include "engine/cgroup.h"
 #include "engine/dispatch.h"
+#include "engine/handover.h"
 #include "engine/heap.h"
 #include "engine/peak.h"
 #include "engine/threads.h"
@@ -39,6 +40,8 @@ void register_info(py::module_& m) {
             return measure_multiply_adds(kernels, threads);
         },
         py::arg("threads"), "Multiply-adds per second of all threads together, on registers, measured.");
+    m.def("measure_handover", &measure_handover, py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
+          "Seconds that a cache line takes from the first thread's core to the last one's, measured; 0: one thread.");
     m.def(
         "openmp_max_threads", [] { return omp_get_max_threads(); },
         "Threads of the OpenMP runtime that the core runs on.");

@@ -193,6 +193,8 @@ double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, ind
     if (algorithm == Algorithm::grouped || algorithm == Algorithm::grouped_f2)
         return grouped_cycles(layer, algorithm, out, batch, kernels);
     if (algorithm == Algorithm::direct) return direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
+    if (algorithm == Algorithm::winograd_rows)
+        return 9.0 / 14.0 * direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
     if (algorithm == Algorithm::strassen) return strassen_cycles(layer, out, batch, bytes_per_cycle, kernels);
     return winograd_cycles(layer, algorithm, out, batch, bytes_per_cycle, kernels);
 }
@@ -211,6 +213,9 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
         const bool direct = automatic && cycles(Algorithm::direct) < gain * cycles(transformed);
         return direct ? Algorithm::direct : transformed;
     };
+    // Two register tiles of pairs at least.
+    if (layer.has_winograd_rows() && allows_winograd(layer.algorithm) && out.w >= 4 * kernels.tile_rows)
+        return Algorithm::winograd_rows;
     if (layer.has_strassen(kernels) && allows_strassen(layer.algorithm))
         return unless_direct(Algorithm::strassen, kStrassenGain);
     const index_t stride = layer.winograd_stride();

@@ -6,6 +6,8 @@
 //       the channels of a few at a time.
 // gathered: where output rows are too short to fill a register tile, a task writes out the windows of a block of pixels
 //       (of any images) one after the other, and multiplies them as in flat.
+// by pairs: stems transform the rows of their band and take 9 instead of 14 products for two outputs of a row
+//       (kernels/winograd_rows.h); all else is as in the rows form.
 // Where max-pooling follows, the rows form pools its rows while they are in cache.
 // Where global average pooling follows, a task of the flat and the gathered form takes whole images: it keeps the
 // feature maps of one weight panel in cache and writes their means only.
@@ -20,21 +22,24 @@ namespace {
 
 class DirectStep final : public Step {
   public:
-    DirectStep(const StepContext& context, std::size_t index)
+    DirectStep(const StepContext& context, std::size_t index, Algorithm algorithm)
         : index_(index),
           layer_(context.layers[index]),
+          algorithm_(algorithm),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
           flat_(layer_.window.is_pointwise() && layer_.groups == 1 &&
                 context.dense[static_cast<std::size_t>(layer_.input)]),
-          gathered_(!flat_ && gathers(context)),
+          by_pairs_(algorithm == Algorithm::winograd_rows),
+          gathered_(!flat_ && !by_pairs_ && gathers(context)),
           band_(!flat_ && !gathered_ &&
-                (layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])),
+                (by_pairs_ || layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])),
           pooled_(context.pooled[index]),
           pools_(can_pool()) {
         const Window& w = layer_.window;
         band_cols_ = (out_.w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
+        if (by_pairs_) band_cols_ = 4 * pairs() + 5;
         groups_at_once_ =
             band_ ? std::clamp<index_t>(kBandChannels / layer_.group_in(), 1, layer_.groups) : layer_.groups;
         // Groups read a part of each pixel; all others read rows of pixels in one piece.
@@ -190,7 +195,7 @@ class DirectStep final : public Step {
                 bands_ = std::min(out_.h, ceil_div(wanted, context.images));
             }
         }
-        if (band_) thread_scratch = static_cast<std::size_t>(band_rows(ceil_div(out_.h, bands_)) * pitch_);
+        if (band_) thread_scratch = static_cast<std::size_t>(plan_band(ceil_div(out_.h, bands_)));
     }
 
     // A task takes a band of the max-pool's rows, in steps of a few. The rows of this layer that a step computes lie in
@@ -203,9 +208,26 @@ class DirectStep final : public Step {
         bands_ = std::clamp<index_t>(2 * context.threads / context.images, 1, pooled_out_.h);
         panel_chunks_ = 1;
         const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
-        map_ = band_ ? band_rows(rows) * pitch_ : 0;
+        map_ = band_ ? plan_band(rows) : 0;
         thread_scratch = static_cast<std::size_t>(map_ + rows * map_row());
     }
+
+    // Floats of the band of so many output rows, and of what is made of it.
+    index_t plan_band(index_t out_rows) {
+        const index_t band = band_rows(out_rows) * pitch_;
+        if (!by_pairs_) return band;
+        // A vector behind each end, which the transform may read or write.
+        v_pitch_ = band_rows(out_rows) * 2 * layer_.in_channels + kLineFloats;
+        infinity_pitch_ = band_rows(out_rows) * layer_.in_channels + kLineFloats;
+        v_ = band + kLineFloats;
+        infinity_ = v_ + (kRowFrequencies - 1) * pairs() * v_pitch_;
+        m_ = infinity_ + pairs() * infinity_pitch_;
+        return m_ + kRowFrequencies * m_frequency();
+    }
+
+    // By pairs.
+    index_t pairs() const { return ceil_div(out_.w, 2); }
+    index_t m_frequency() const { return pairs() * grid_.tile_cols; }
 
     index_t map_row() const { return out_.w * layer_.out_channels; }
 
@@ -352,7 +374,11 @@ class DirectStep final : public Step {
                             scratch, pixel_);
                 first = scratch;
             }
-            multiply_rows(image, rows, some, first, wave, to, pixel);
+            if (by_pairs_) {
+                multiply_pairs(image, rows, some, wave, scratch, to, pixel);
+            } else {
+                multiply_rows(image, rows, some, first, wave, to, pixel);
+            }
             begin = some.end;
         }
     }
@@ -384,11 +410,73 @@ class DirectStep final : public Step {
         }
     }
 
+    // By pairs, of the band in scratch. Transformed rows lie side by side in each pair, so that those of a window are
+    // one run of floats.
+    void multiply_pairs(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, float* to,
+                        index_t pixel) const {
+        const Window& w = layer_.window;
+        const index_t channels = layer_.in_channels, frequency = pairs() * v_pitch_;
+        float *const v = scratch + v_, *const infinity = scratch + infinity_, *const m = scratch + m_;
+        for (index_t i = 0; i < band_rows(rows.size()); ++i)
+            wave.kernels.winograd_row_input({.band = scratch + i * pitch_,
+                                             .pairs = pairs(),
+                                             .channels = channels,
+                                             .v = v + i * 2 * channels,
+                                             .frequency = frequency,
+                                             .pitch = v_pitch_,
+                                             .infinity = infinity + i * channels,
+                                             .infinity_pitch = infinity_pitch_});
+        const index_t none = 0;
+        GemmArgs g{};
+        g.segment_offset = &none;
+        g.segments = 1;
+        g.chunk = gemm_chunk(wave.kernels);
+        g.rows = pairs();
+        g.cols = g.ldc = grid_.tile_cols;
+        g.floor = activation_floor(Activation::none);
+        for (index_t p = panels.begin; p < panels.end; ++p) {
+            const index_t channel = grid_.channel(p);
+            for (index_t oy = rows.begin; oy < rows.end; ++oy) {
+                const index_t row = oy - rows.begin, first = row * w.stride_h * channels;
+                g.b = wave.weights.packed(index_, algorithm_) + p * winograd_rows_panel_floats(layer_, grid_);
+                for (index_t f = 0; f < kRowFrequencies; ++f) {
+                    const bool finite = f + 1 < kRowFrequencies;
+                    g.a = finite ? v + f * frequency + 2 * first : infinity + first;
+                    g.lda = finite ? v_pitch_ : infinity_pitch_;
+                    g.segment_length = w.kernel_h * (finite ? 2 : 1) * channels;
+                    g.c = m + f * m_frequency();
+                    wave.kernels.gemm(g);
+                    g.b += g.segment_length * grid_.tile_cols;
+                }
+                const float* residual = nullptr;
+                index_t residual_pixel = 0;
+                if (layer_.residual >= 0) {
+                    const Tensor& r = wave.tensors[layer_.residual];
+                    residual = r.data + image * r.image + oy * r.row + channel;
+                    residual_pixel = r.pixel;
+                }
+                wave.kernels.winograd_row_output({.m = m,
+                                                  .frequency = m_frequency(),
+                                                  .width = out_.w,
+                                                  .cols = grid_.cols(p),
+                                                  .scale = wave.weights.scale(index_) + p * grid_.tile_cols,
+                                                  .bias = wave.weights.bias(index_) + p * grid_.tile_cols,
+                                                  .residual = residual,
+                                                  .residual_pixel = residual_pixel,
+                                                  .floor = activation_floor(layer_.activation),
+                                                  .y = to + row * out_.w * pixel + channel,
+                                                  .pixel = pixel});
+            }
+        }
+    }
+
     std::size_t index_;
     const Layer& layer_;
+    Algorithm algorithm_;
     Extent in_, out_;
     PanelGrid grid_;
     bool flat_;
+    bool by_pairs_;
     bool gathered_;
     bool band_;
     const Layer* pooled_;  // the pooling layer behind, or null
@@ -398,6 +486,9 @@ class DirectStep final : public Step {
     index_t map_ = 0;        // offset of this layer's rows in the thread's scratch
     index_t windows_ = 0;    // floats of gathered windows
     index_t band_cols_ = 0;
+    // By pairs: floats between the pairs of transformed rows, and where these and their products are in scratch.
+    index_t v_pitch_ = 0, infinity_pitch_ = 0;
+    index_t v_ = 0, infinity_ = 0, m_ = 0;
     index_t groups_at_once_ = 1;     // whose channels are read together
     index_t pixel_ = 0, pitch_ = 0;  // floats between input pixels and rows as the kernel reads them
     std::vector<index_t> segments_;
@@ -409,8 +500,8 @@ class DirectStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<DirectStep>(context, layer);
+std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer, Algorithm algorithm) {
+    return std::make_unique<DirectStep>(context, layer, algorithm);
 }
 
 }  // namespace resfuse

@@ -217,8 +217,8 @@ void Plan::make_steps() {
             steps_.push_back(make_global_avg_pool_step(context, l));
         } else if (layer.has_small_groups(program_->kernels().vector_floats)) {
             steps_.push_back(make_grouped_step(context, l, algorithms_[l]));
-        } else if (algorithms_[l] == Algorithm::direct) {
-            steps_.push_back(make_direct_step(context, l));
+        } else if (algorithms_[l] == Algorithm::direct || algorithms_[l] == Algorithm::winograd_rows) {
+            steps_.push_back(make_direct_step(context, l, algorithms_[l]));
         } else if (algorithms_[l] == Algorithm::strassen) {
             steps_.push_back(make_strassen_step(context, l));
         } else {

@@ -8,9 +8,9 @@ namespace resfuse {
 
 namespace {
 
-constexpr std::array<const char*, 9> kAlgorithmNames = {"direct",           "winograd_f2", "winograd_f4",
-                                                        "winograd_stride2", "grouped",     "grouped_f2",
-                                                        "strassen",         "auto",        "winograd"};
+constexpr std::array<const char*, 10> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4", "winograd_stride2",
+                                                         "grouped", "grouped_f2",  "strassen",    "winograd_rows",
+                                                         "auto",    "winograd"};
 
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);

@@ -21,10 +21,11 @@ enum class Algorithm : int {
     grouped,
     grouped_f2,
     strassen,
+    winograd_rows,
     automatic,
     winograd
 };
-constexpr std::size_t kConcreteAlgorithms = 7;
+constexpr std::size_t kConcreteAlgorithms = 8;
 
 // The kernels of a Winograd algorithm.
 inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algorithm algorithm) {
@@ -116,6 +117,13 @@ struct Layer {
                              window.dilation_w == 1 && (groups == 1 || group_in() >= kFewestChannelsOfGroup) &&
                              (activation == Activation::none || activation == Activation::relu);
         return applies ? window.stride_h : 0;
+    }
+    // Whether F(2, 7) along rows computes this layer, a stem.
+    bool has_winograd_rows() const {
+        constexpr index_t kMostChannels = 4;
+        return kind == LayerKind::conv && groups == 1 && in_channels <= kMostChannels && window.kernel_w == 7 &&
+               window.stride_w == 2 && window.dilation_h == 1 && window.dilation_w == 1 &&
+               (activation == Activation::none || activation == Activation::relu);
     }
     // Whether Strassen's algorithm computes this layer: the halves of its channels must be whole vectors and panels.
     bool has_strassen(const KernelTable& kernels) const {

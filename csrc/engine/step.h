@@ -55,7 +55,7 @@ class Step {
     std::size_t shared_scratch = 0;  // floats
 };
 
-std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
 std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
 std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer, Algorithm algorithm);

@@ -36,6 +36,8 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     }
     const PanelGrid grid = panel_grid(layer, kernels);
     if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
+    if (algorithm == Algorithm::winograd_rows)
+        return static_cast<std::size_t>(grid.total * winograd_rows_panel_floats(layer, grid));
     if (algorithm == Algorithm::strassen)
         return static_cast<std::size_t>(strassen_weight_floats(layer, grid) + grid.total * grid.tile_cols);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
@@ -111,6 +113,10 @@ PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels) {
             layer.group_out(), kernels.tile_cols};
 }
 
+index_t winograd_rows_panel_floats(const Layer& layer, const PanelGrid& grid) {
+    return (2 * kRowFrequencies - 1) * layer.window.kernel_h * layer.in_channels * grid.tile_cols;
+}
+
 std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
     return packed_floats(layer, algorithm, kernels) * sizeof(float);
 }
@@ -174,8 +180,9 @@ void WeightSet::pack_panels(std::size_t index, Algorithm algorithm, int threads,
     const WeightSource& source = entries_[index].source;
     const PanelGrid grid = panel_grid(layer, kernels);
     const index_t panel_floats = static_cast<index_t>(packed.size()) / grid.total;
-    const auto pack_panel =
-        algorithm == Algorithm::direct ? kernels.pack_direct : winograd_kernels(kernels, algorithm).pack;
+    const auto pack_panel = algorithm == Algorithm::direct          ? kernels.pack_direct
+                            : algorithm == Algorithm::winograd_rows ? kernels.pack_winograd_rows
+                                                                    : winograd_kernels(kernels, algorithm).pack;
 #pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
     for (index_t p = 0; p < grid.total; ++p) {
         pack_panel({.weight = source.weight,

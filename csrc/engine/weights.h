@@ -40,6 +40,9 @@ struct PanelGrid {
 };
 PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels);
 
+// Of a panel of weights for Algorithm::winograd_rows.
+index_t winograd_rows_panel_floats(const Layer& layer, const PanelGrid& grid);
+
 // Packed bytes of one convolution under one algorithm.
 std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels);
 

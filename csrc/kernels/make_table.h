@@ -18,6 +18,7 @@
 #include "kernels/read.h"
 #include "kernels/strassen.h"
 #include "kernels/winograd_kinds.h"
+#include "kernels/winograd_rows.h"
 
 namespace resfuse {
 namespace {
@@ -31,6 +32,9 @@ constexpr KernelTable make_table(const char* name) {
         .gemm = gemm,
         .winograd_products = winograd_products,
         .winograd = {f2x2_kernels(), winograd_kernels_with_edges<F4x4>(), winograd_kernels_with_edges<H4x4>()},
+        .winograd_row_input = winograd_row_input,
+        .winograd_row_output = winograd_row_output,
+        .pack_winograd_rows = pack_winograd_rows,
         .pack_direct = pack_direct,
         .strassen_operands = strassen_operands,
         .strassen_products = strassen_products,

@@ -139,6 +139,34 @@ struct WinogradOutputArgs {
     float floor;
 };
 
+// F(2, 7) of stride 2 along a row of a zero-padded band (winograd_rows.h).
+constexpr int kRowFrequencies = 5;
+struct WinogradRowInputArgs {
+    const float* band;  // a row of 4 * pairs + 5 pixels; a vector behind its end is read, but not used
+    index_t pairs;      // of outputs
+    index_t channels;
+    // Element (f, pair, c) of four frequencies at f * frequency + pair * pitch + c, 2 * channels of them, of the one at
+    // infinity `channels` at pair * infinity_pitch + c; a vector is written each time.
+    float* v;
+    index_t frequency, pitch;
+    float* infinity;
+    index_t infinity_pitch;
+};
+
+struct WinogradRowOutputArgs {
+    const float* m;  // element (f, pair, k) at f * frequency + pair * tile_cols + k
+    index_t frequency;
+    index_t width;  // outputs
+    index_t cols;   // valid channels, at most tile_cols
+    const float* scale;
+    const float* bias;
+    const float* residual;  // or null
+    index_t residual_pixel;
+    float floor;
+    float* y;
+    index_t pixel;
+};
+
 // Copies rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into an NHWC band, row behind row; what lies
 // outside the image becomes `fill`.
 struct BandArgs {
@@ -410,6 +438,9 @@ struct KernelTable {
     void (*gemm)(const GemmArgs&);
     void (*winograd_products)(const WinogradProductsArgs&);
     WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
+    void (*winograd_row_input)(const WinogradRowInputArgs&);
+    void (*winograd_row_output)(const WinogradRowOutputArgs&);
+    void (*pack_winograd_rows)(const PackPanelArgs&);
     void (*pack_direct)(const PackPanelArgs&);
     void (*strassen_operands)(const StrassenOperandsArgs&);
     void (*strassen_products)(const StrassenProductsArgs&);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ _BANDWIDTH_BYTES = 256 << 20
 _NOISY_SPREAD = 0.15  # quartiles apart, of the median
 _SLOWER_CLOCK = 0.9
 _BUSY = 0.1
+_FARTHER = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Ceiling:
 
     gflops: float  # 2 x multiply-adds per second on registers, in 1e9
     gigabytes: float  # per second, read from memory
+    handover_ns: float  # of a cache line from the first thread's core to the last one's; 0: one thread
 
 
 def measure_ceiling(threads: int) -> Ceiling:
@@ -36,7 +39,14 @@ def measure_ceiling(threads: int) -> Ceiling:
         _core.read_all(memory, threads)
         seconds.append(time.perf_counter() - start)
     multiply_adds = _core.measure_multiply_adds(threads)
-    return Ceiling(2e-9 * multiply_adds, _BANDWIDTH_BYTES / statistics.median(seconds) / 1e9)
+    return Ceiling(
+        2e-9 * multiply_adds, _BANDWIDTH_BYTES / statistics.median(seconds) / 1e9, measure_handover(threads) * 1e9
+    )
+
+
+def measure_handover(threads: int) -> float:
+    """Seconds that a cache line takes from the first thread's core to the last one's: the median of five measurements."""
+    return statistics.median(_core.measure_handover(threads) for _ in range(5))
 
 
 def _processor_times() -> tuple[int, int] | None:
@@ -51,9 +61,16 @@ def _processor_times() -> tuple[int, int] | None:
 class Watch:
     """Looks at the machine before and after a benchmark."""
 
-    def __init__(self, measure_clock: Callable[[], float] = _core.measure_clock) -> None:
+    def __init__(
+        self,
+        threads: int = 1,
+        measure_clock: Callable[[], float] = _core.measure_clock,
+        handover: Callable[[int], float] = measure_handover,
+    ) -> None:
         self._measure_clock = measure_clock
+        self._measure_handover = functools.partial(handover, threads)
         self._clock = measure_clock()
+        self._handover = self._measure_handover()
         self._times = _processor_times()
 
     def complaints(self, timings: Iterable[tuple[str, Timing]]) -> list[str]:
@@ -62,6 +79,12 @@ class Watch:
         clock = self._measure_clock()
         if clock < _SLOWER_CLOCK * self._clock:
             found.append(f"the clock fell from {self._clock / 1e9:.2f} to {clock / 1e9:.2f} GHz: the machine throttles")
+        handover = self._measure_handover()
+        if max(handover, self._handover) > _FARTHER * min(handover, self._handover):
+            found.append(
+                f"a cache line took {self._handover * 1e9:.0f} ns from core to core before and {handover * 1e9:.0f} ns "
+                "behind: the host moved them from or to ones that share an L3"
+            )
         before, after = self._times, _processor_times()
         if before is not None and after is not None and after[1] > before[1]:
             stolen = (after[0] - before[0]) / (after[1] - before[1])

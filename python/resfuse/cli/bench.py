@@ -95,7 +95,7 @@ def _measure(console: Console, options: Options, peers: list[str], model: str, b
     del network, x
     # Short calls are repeated, so that each engine is timed in its steady state.
     forwards = max(1, min(50, int(0.3 * 50 * threads / max(gflop * (3 if options.train else 1), 1e-3))))
-    watch = Watch()
+    watch = Watch(threads)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -128,6 +128,7 @@ def _table(result: CaseResult, ceiling: Ceiling) -> Table:
         "kernels: " + "; ".join(f"{path} ({', '.join(names)})" for path, names in paths.items()) + "\n"
         f"this machine, measured: {ceiling.gflops:.0f} GFLOP/s of multiply-adds on registers, "
         f"{ceiling.gigabytes:.0f} GB/s read from memory"
+        + (f", {ceiling.handover_ns:.0f} ns from core to core" if ceiling.handover_ns else "")
     )
     table = Table(title=result.title, caption=caption, title_justify="left", caption_justify="left", box=None)
     for name in ("engine", "ms", "quartiles", "images/s", "GFLOP/s", "ratio", "MiB", "first s"):
