@@ -323,7 +323,9 @@ def test_convolution_and_max_pool(
     st.integers(0, 2**31 - 1),
 )
 @settings(max_examples=100)
-def test_stem(isa, in_channels, channels, kernel_and_stride, extent, padding, activation, residual, layout, seed) -> None:
+def test_stem(
+    isa, in_channels, channels, kernel_and_stride, extent, padding, activation, residual, layout, seed
+) -> None:
     """Rows of seven taps with stride 2, of odd and even width."""
     kernel, stride = kernel_and_stride
     layer = ConvSpec(

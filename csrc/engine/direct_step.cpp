@@ -180,7 +180,9 @@ class DirectStep final : public Step {
 
     void plan_rows(const StepContext& context) {
         const Window& w = layer_.window;
-        const index_t row_floats = w.stride_h * band_cols_ * groups_at_once_ * layer_.group_in();
+        // Of the band, and by pairs of its transformed rows.
+        const index_t transformed = by_pairs_ ? (2 * kRowFrequencies - 1) * pairs() : 0;
+        const index_t row_floats = w.stride_h * (band_cols_ + transformed) * groups_at_once_ * layer_.group_in();
         const index_t most_rows = std::max<index_t>(1, kBlockFloats / row_floats);
         bands_ = ceil_div(out_.h, most_rows);
         const index_t wanted = 4 * context.threads;

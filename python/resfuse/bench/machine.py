@@ -45,7 +45,7 @@ def measure_ceiling(threads: int) -> Ceiling:
 
 
 def measure_handover(threads: int) -> float:
-    """Seconds that a cache line takes from the first thread's core to the last one's: the median of five measurements."""
+    """Seconds that a cache line takes from the first thread's core to the last one's; the median of five."""
     return statistics.median(_core.measure_handover(threads) for _ in range(5))
 
 
