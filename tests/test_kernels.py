@@ -51,6 +51,12 @@ def check(
         assert_accurate(g, x, e, factor, layers)
 
 
+def program_of(layer: ConvSpec) -> ProgramSpec:
+    """A program of one convolution; a residual is its second input."""
+    inputs = (layer.in_channels,) if layer.residual is None else (layer.in_channels, layer.out_channels)
+    return ProgramSpec(inputs, (layer,), (OutputSpec(layer.output),))
+
+
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     """A program of one convolution, an image extent that fits it, a layout."""
@@ -103,8 +109,7 @@ def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
         residual=1 if residual else None,
         algorithm=algorithm,
     )
-    inputs = (in_channels, out_channels) if residual else (in_channels,)
-    return ProgramSpec(inputs, (layer,), (OutputSpec(output),)), extent, draw(st.sampled_from(LAYOUTS))
+    return program_of(layer), extent, draw(st.sampled_from(LAYOUTS))
 
 
 def make_tensors(
@@ -193,9 +198,7 @@ def test_strassen(
         batch_norm=BatchNormSpec(1, 2, 3, 4, 1e-3), kernel_size=(1, 1), stride=stride, activation=activation,
         residual=1 if residual else None, algorithm="strassen",
     )  # fmt: skip
-    spec = ProgramSpec(
-        (in_channels, out_channels) if residual else (in_channels,), (layer,), (OutputSpec(layer.output),)
-    )
+    spec = program_of(layer)
     inputs, parameters = make_tensors(spec, extent, layout, batch, seed)
     assert Executor(spec, isa).plan(inputs).layers()[0]["algorithm"] == "strassen"
     check(spec, isa, inputs, parameters)
@@ -221,16 +224,27 @@ def test_strassen_is_within_four_times_the_error_of_torch(
     check(spec, isa, [x], [weight, ones, zeros, zeros, in_channels * magnitudes**2])
 
 
+def run_apart(executor: Executor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The result, which has the same bits by any number of threads, for images alone and together."""
+
+    def alone() -> torch.Tensor:
+        return torch.cat([executor.run([image], [weight])[0] for image in x.split(1)])
+
+    result = alone()
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        assert torch.equal(executor.run([x], [weight])[0], result)
+        assert torch.equal(alone(), result)
+    return result
+
+
 @pytest.mark.parametrize(("size", "stride"), [(6, 1), (7, 1), (9, 2), (13, 2)])
 def test_strassen_keeps_images_apart_and_threads_equal(isa: str, size: int, stride: int) -> None:
     """A NaN stays in its image, and an image alone or among others, by any number of threads, has the same bits."""
     layer = ConvSpec("conv", 0, 1, 128, 192, 0, stride=(stride, stride), algorithm="strassen")
     executor = Executor(ProgramSpec((128,), (layer,), (OutputSpec(1),)), isa)
     x, weight = torch.randn(5, 128, size, size), torch.randn(192, 128, 1, 1)
-    alone = torch.cat([executor.run([image], [weight])[0] for image in x.split(1)])
-    for threads in (1, 2, 3, 7):
-        torch.set_num_threads(threads)
-        assert torch.equal(executor.run([x], [weight])[0], alone)
+    alone = run_apart(executor, x, weight)
     x[1, 3, size // 2 // stride * stride, 0] = float("nan")
     got = executor.run([x], [weight])[0]
     others = [0, 2, 3, 4]
@@ -268,11 +282,7 @@ def test_small_groups_keep_images_apart_and_threads_equal(isa: str, algorithm: s
     layer = ConvSpec("conv", 0, 1, 48, 48, 0, kernel_size=(3, 3), padding=(1,) * 4, groups=24, algorithm=algorithm)
     executor = Executor(ProgramSpec((48,), (layer,), (OutputSpec(1),)), isa)
     x, weight = torch.randn(3, 48, size, size), torch.randn(48, 2, 3, 3)
-    alone = torch.cat([executor.run([image], [weight])[0] for image in x.split(1)])
-    for threads in (1, 2, 3, 7):
-        torch.set_num_threads(threads)
-        assert torch.equal(executor.run([x], [weight])[0], alone)
-        assert torch.equal(torch.cat([executor.run([image], [weight])[0] for image in x.split(1)]), alone)
+    run_apart(executor, x, weight)
 
 
 @given(
@@ -333,7 +343,7 @@ def test_stem(
         batch_norm=BatchNormSpec(1, 2, 3, 4, 1e-3), kernel_size=(kernel, 7), stride=(stride, 2), padding=padding,
         activation=activation, residual=1 if residual else None,
     )  # fmt: skip
-    spec = ProgramSpec((in_channels, channels) if residual else (in_channels,), (layer,), (OutputSpec(layer.output),))
+    spec = program_of(layer)
     inputs, parameters = make_tensors(spec, extent, layout, 2, seed)
     assert Executor(spec, isa).plan(inputs).layers()[0]["algorithm"] == "winograd_rows"
     check(spec, isa, inputs, parameters)

@@ -8,7 +8,7 @@
 namespace resfuse {
 
 std::size_t arena_round_up(std::size_t floats) {
-    constexpr std::size_t line = 16;
+    constexpr std::size_t line = kLineFloats;
     return floats == 0 ? 0 : (floats + line - 1) / line * line + line;
 }
 

@@ -194,7 +194,7 @@ double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, ind
         return grouped_cycles(layer, algorithm, out, batch, kernels);
     if (algorithm == Algorithm::direct) return direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
     if (algorithm == Algorithm::winograd_rows)
-        return 9.0 / 14.0 * direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
+        return kRowProducts / 14.0 * direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
     if (algorithm == Algorithm::strassen) return strassen_cycles(layer, out, batch, bytes_per_cycle, kernels);
     return winograd_cycles(layer, algorithm, out, batch, bytes_per_cycle, kernels);
 }

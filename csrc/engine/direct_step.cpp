@@ -25,7 +25,6 @@ class DirectStep final : public Step {
     DirectStep(const StepContext& context, std::size_t index, Algorithm algorithm)
         : index_(index),
           layer_(context.layers[index]),
-          algorithm_(algorithm),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
@@ -181,7 +180,7 @@ class DirectStep final : public Step {
     void plan_rows(const StepContext& context) {
         const Window& w = layer_.window;
         // Of the band, and by pairs of its transformed rows.
-        const index_t transformed = by_pairs_ ? (2 * kRowFrequencies - 1) * pairs() : 0;
+        const index_t transformed = by_pairs_ ? kRowProducts * pairs() : 0;
         const index_t row_floats = w.stride_h * (band_cols_ + transformed) * groups_at_once_ * layer_.group_in();
         const index_t most_rows = std::max<index_t>(1, kBlockFloats / row_floats);
         bands_ = ceil_div(out_.h, most_rows);
@@ -401,11 +400,9 @@ class DirectStep final : public Step {
             for (index_t oy = rows.begin; oy < rows.end; ++oy) {
                 g.a = first + (oy - rows.begin) * w.stride_h * pitch_ + group_offset;
                 g.c = to + (oy - rows.begin) * out_.w * pixel + channel;
-                if (layer_.residual >= 0) {
-                    const Tensor& residual = wave.tensors[layer_.residual];
-                    g.residual = residual.data + image * residual.image + oy * residual.row + channel;
-                    g.ldr = residual.pixel;
-                }
+                const Residual residual = residual_at(wave, layer_, image, oy, channel);
+                g.residual = residual.data;
+                g.ldr = residual.pixel;
                 multiply(g, wave);
             }
             p = chunk.end;
@@ -440,7 +437,8 @@ class DirectStep final : public Step {
             const index_t channel = grid_.channel(p);
             for (index_t oy = rows.begin; oy < rows.end; ++oy) {
                 const index_t row = oy - rows.begin, first = row * w.stride_h * channels;
-                g.b = wave.weights.packed(index_, algorithm_) + p * winograd_rows_panel_floats(layer_, grid_);
+                g.b = wave.weights.packed(index_, Algorithm::winograd_rows) +
+                      p * winograd_rows_panel_floats(layer_, grid_);
                 for (index_t f = 0; f < kRowFrequencies; ++f) {
                     const bool finite = f + 1 < kRowFrequencies;
                     g.a = finite ? v + f * frequency + 2 * first : infinity + first;
@@ -450,21 +448,15 @@ class DirectStep final : public Step {
                     wave.kernels.gemm(g);
                     g.b += g.segment_length * grid_.tile_cols;
                 }
-                const float* residual = nullptr;
-                index_t residual_pixel = 0;
-                if (layer_.residual >= 0) {
-                    const Tensor& r = wave.tensors[layer_.residual];
-                    residual = r.data + image * r.image + oy * r.row + channel;
-                    residual_pixel = r.pixel;
-                }
+                const Residual residual = residual_at(wave, layer_, image, oy, channel);
                 wave.kernels.winograd_row_output({.m = m,
                                                   .frequency = m_frequency(),
                                                   .width = out_.w,
                                                   .cols = grid_.cols(p),
                                                   .scale = wave.weights.scale(index_) + p * grid_.tile_cols,
                                                   .bias = wave.weights.bias(index_) + p * grid_.tile_cols,
-                                                  .residual = residual,
-                                                  .residual_pixel = residual_pixel,
+                                                  .residual = residual.data,
+                                                  .residual_pixel = residual.pixel,
                                                   .floor = activation_floor(layer_.activation),
                                                   .y = to + row * out_.w * pixel + channel,
                                                   .pixel = pixel});
@@ -474,7 +466,6 @@ class DirectStep final : public Step {
 
     std::size_t index_;
     const Layer& layer_;
-    Algorithm algorithm_;
     Extent in_, out_;
     PanelGrid grid_;
     bool flat_;

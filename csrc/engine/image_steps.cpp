@@ -65,7 +65,7 @@ class GroupedStep final : public Step {
                     rows{units.begin * unit(), std::min(units.end * unit(), out_.h)};
         const Window& w = layer_.window;
         const Tensor& y = wave.tensors[layer_.output];
-        const Tensor* residual = layer_.residual >= 0 ? &wave.tensors[layer_.residual] : nullptr;
+        const Residual residual = residual_at(wave, layer_, image, 0, 0);
         const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, layer_.out_channels);
         const auto kernel = algorithm_ == Algorithm::grouped_f2 ? wave.kernels.grouped_f2 : wave.kernels.grouped;
         kernel({.image = image_view(wave.tensors[layer_.input], image, in_),
@@ -89,8 +89,8 @@ class GroupedStep final : public Step {
                 .out_row_end = rows.end,
                 .channel_begin = begin,
                 .channel_end = end,
-                .residual = residual ? residual->data + image * residual->image : nullptr,
-                .residual_pixel = residual ? residual->pixel : 0,
+                .residual = residual.data,
+                .residual_pixel = residual.pixel,
                 .floor = activation_floor(layer_.activation),
                 .rows = scratch});
         if (is_by_element(layer_.activation))

@@ -114,6 +114,17 @@ inline void copy_window(const Wave& wave, int buffer, index_t image, Extent exte
                             .pixel = pixel});
 }
 
+// What a layer adds to a row of an image's outputs, from a channel on: null where it adds nothing.
+struct Residual {
+    const float* data;
+    index_t pixel;
+};
+inline Residual residual_at(const Wave& wave, const Layer& layer, index_t image, index_t row, index_t channel) {
+    if (layer.residual < 0) return {nullptr, 0};
+    const Tensor& r = wave.tensors[layer.residual];
+    return {r.data + image * r.image + row * r.row + channel, r.pixel};
+}
+
 inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) {
     return {tensor.data + image * tensor.image, extent.h, extent.w, tensor.row, tensor.pixel};
 }

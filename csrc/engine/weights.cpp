@@ -45,6 +45,18 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
                                     grid.tile_cols);
 }
 
+// All but what depends on the panel.
+PackPanelArgs pack_args(const Layer& layer, const WeightSource& source) {
+    return {.weight = source.weight,
+            .stride_k = source.strides[0],
+            .stride_c = source.strides[1],
+            .stride_h = source.strides[2],
+            .stride_w = source.strides[3],
+            .channels = layer.group_in(),
+            .kernel_h = layer.window.kernel_h,
+            .kernel_w = layer.window.kernel_w};
+}
+
 // As GroupedArgs has them. The scale stays with the epilogue.
 void pack_groups(const Layer& layer, Algorithm algorithm, const WeightSource& source, const KernelTable& kernels,
                  float* packed) {
@@ -53,18 +65,12 @@ void pack_groups(const Layer& layer, Algorithm algorithm, const WeightSource& so
     const index_t points = group_points(layer, algorithm, kernels), group = layer.group_in();
     const index_t vector = kernels.vector_floats;
     AlignedFloats panel(static_cast<std::size_t>(points * group * kernels.tile_cols));
+    PackPanelArgs args = pack_args(layer, source);
+    args.packed = panel.data();
     for (index_t k = 0; k < layer.out_channels; k += vector) {
-        pack_panel({.weight = source.weight,
-                    .stride_k = source.strides[0],
-                    .stride_c = source.strides[1],
-                    .stride_h = source.strides[2],
-                    .stride_w = source.strides[3],
-                    .first_k = k,
-                    .cols = std::min(vector, layer.out_channels - k),
-                    .channels = group,
-                    .kernel_h = layer.window.kernel_h,
-                    .kernel_w = layer.window.kernel_w,
-                    .packed = panel.data()});
+        args.first_k = k;
+        args.cols = std::min(vector, layer.out_channels - k);
+        pack_panel(args);
         for (index_t point = 0; point < points; ++point)
             for (index_t i = 0; i < group; ++i)
                 for (index_t lane = 0; lane < vector; ++lane)
@@ -114,7 +120,7 @@ PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels) {
 }
 
 index_t winograd_rows_panel_floats(const Layer& layer, const PanelGrid& grid) {
-    return (2 * kRowFrequencies - 1) * layer.window.kernel_h * layer.in_channels * grid.tile_cols;
+    return kRowProducts * layer.window.kernel_h * layer.in_channels * grid.tile_cols;
 }
 
 std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
@@ -185,18 +191,12 @@ void WeightSet::pack_panels(std::size_t index, Algorithm algorithm, int threads,
                                                                     : winograd_kernels(kernels, algorithm).pack;
 #pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
     for (index_t p = 0; p < grid.total; ++p) {
-        pack_panel({.weight = source.weight,
-                    .stride_k = source.strides[0],
-                    .stride_c = source.strides[1],
-                    .stride_h = source.strides[2],
-                    .stride_w = source.strides[3],
-                    .scale = source.scale.empty() ? nullptr : source.scale.data(),
-                    .first_k = grid.channel(p),
-                    .cols = grid.cols(p),
-                    .channels = layer.group_in(),
-                    .kernel_h = layer.window.kernel_h,
-                    .kernel_w = layer.window.kernel_w,
-                    .packed = packed.data() + p * panel_floats});
+        PackPanelArgs args = pack_args(layer, source);
+        args.scale = source.scale.empty() ? nullptr : source.scale.data();
+        args.first_k = grid.channel(p);
+        args.cols = grid.cols(p);
+        args.packed = packed.data() + p * panel_floats;
+        pack_panel(args);
     }
 }
 

@@ -235,13 +235,7 @@ class WinogradStep final : public Step {
         const Tensor& y = wave.tensors[pools_ ? pooled_->output : layer_.output];
         for_each_run(block, block, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t from) {
             float* to = y.data + image * y.image + channel;
-            const float* residual = nullptr;
-            index_t residual_pixel = 0;
-            if (layer_.residual >= 0) {
-                const Tensor& r = wave.tensors[layer_.residual];
-                residual = r.data + image * r.image + channel;
-                residual_pixel = r.pixel;
-            }
+            const Residual residual = residual_at(wave, layer_, image, 0, channel);
             kernels_.output[c.row_kind][c.col_kind]({.m = m + from * grid_.tile_cols,
                                                      .frequency_stride = m_frequency_stride(),
                                                      .tile_stride = grid_.tile_cols,
@@ -249,7 +243,7 @@ class WinogradStep final : public Step {
                                                      .height = out_.h,
                                                      .width = out_.w,
                                                      .pixel = pools_ ? grid_.tile_cols : y.pixel,
-                                                     .residual_pixel = residual_pixel,
+                                                     .residual_pixel = residual.pixel,
                                                      .cols = cols,
                                                      .y0 = c.rows.begin * kernels_.tile,
                                                      .x0 = c.cols.begin * kernels_.tile,
@@ -257,7 +251,7 @@ class WinogradStep final : public Step {
                                                      .first_tile = first,
                                                      .tiles = count,
                                                      .bias = wave.weights.bias(index_) + panel * grid_.tile_cols,
-                                                     .residual = residual,
+                                                     .residual = residual.data,
                                                      .floor = activation_floor(layer_.activation)});
             // The last class completes the image.
             if (pools_ && &c == &classes_.back()) {

@@ -47,6 +47,17 @@ template <int Group, int Pixels>
     }(std::make_index_sequence<Group / kFour - 1>{});
 }
 
+// Calls f with the channels of a group as a constant: a divisor of a vector that is smaller than it.
+template <class F>
+void with_group(index_t group, F f) {
+    if (group == 1) return f.template operator()<1>();
+    if (group == 2) return f.template operator()<2>();
+    if constexpr (kVectorFloats > 4)
+        if (group == 4) return f.template operator()<4>();
+    if constexpr (kVectorFloats > 8)
+        if (group == 8) return f.template operator()<8>();
+}
+
 // act(v * scale + bias + residual) of one vector of channels.
 struct GroupEpilogue {
     Vec scale, bias, floor;

@@ -127,14 +127,9 @@ void grouped_of(const GroupedArgs& g) {
     grouped_rows<Group, 0>(g);
 }
 
-// Groups that divide a vector, and are smaller than it.
+// Any kernel, stride and dilation.
 void grouped(const GroupedArgs& g) {
-    if (g.group == 1) return grouped_of<1>(g);
-    if (g.group == 2) return grouped_of<2>(g);
-    if constexpr (kVectorFloats > 4)
-        if (g.group == 4) return grouped_of<4>(g);
-    if constexpr (kVectorFloats > 8)
-        if (g.group == 8) return grouped_of<8>(g);
+    with_group(g.group, [&]<int Group>() { grouped_of<Group>(g); });
 }
 
 }  // namespace

@@ -170,12 +170,7 @@ void grouped_f2_of(const GroupedArgs& g) {
 
 // Kernels of 3x3, stride 1, no dilation.
 void grouped_f2(const GroupedArgs& g) {
-    if (g.group == 1) return grouped_f2_of<1>(g);
-    if (g.group == 2) return grouped_f2_of<2>(g);
-    if constexpr (kVectorFloats > 4)
-        if (g.group == 4) return grouped_f2_of<4>(g);
-    if constexpr (kVectorFloats > 8)
-        if (g.group == 8) return grouped_f2_of<8>(g);
+    with_group(g.group, [&]<int Group>() { grouped_f2_of<Group>(g); });
 }
 
 }  // namespace

@@ -141,6 +141,7 @@ struct WinogradOutputArgs {
 
 // F(2, 7) of stride 2 along a row of a zero-padded band (winograd_rows.h).
 constexpr int kRowFrequencies = 5;
+constexpr int kRowProducts = 2 * kRowFrequencies - 1;  // of a tap row and channel: infinity has none of odd pixels
 struct WinogradRowInputArgs {
     const float* band;  // a row of 4 * pairs + 5 pixels; a vector behind its end is read, but not used
     index_t pairs;      // of outputs
