@@ -16,7 +16,7 @@ Isa detect_isa() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) return __builtin_cpu_is("amd") ? Isa::zen4 : Isa::avx512_bf16;
     if (avx512) return Isa::avx512;
     if (avx2) return Isa::avx2;
 #endif

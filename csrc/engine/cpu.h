@@ -6,7 +6,8 @@
 namespace resfuse {
 
 // Ordered: every level contains the ones before it.
-enum class Isa : int { generic, avx2, avx512, avx512_bf16 };
+// zen4: AVX-512 with adders beside the multipliers (AMD's cores).
+enum class Isa : int { generic, avx2, avx512, avx512_bf16, zen4 };
 
 Isa detect_isa();
 

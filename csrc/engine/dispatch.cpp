@@ -7,7 +7,7 @@
 namespace resfuse {
 
 namespace {
-constexpr std::array<const char*, 4> kNames = {"generic", "avx2", "avx512", "avx512_bf16"};
+constexpr std::array<const char*, 5> kNames = {"generic", "avx2", "avx512", "avx512_bf16", "zen4"};
 }
 
 const char* isa_name(Isa isa) { return kNames[static_cast<std::size_t>(isa)]; }
@@ -21,7 +21,7 @@ Isa parse_isa(const std::string& name) {
                                         " and what is below it");
         return isa;
     }
-    throw std::invalid_argument("RESFUSE_ISA=" + name + ": want one of generic, avx2, avx512, avx512_bf16");
+    throw std::invalid_argument("RESFUSE_ISA=" + name + ": want one of generic, avx2, avx512, avx512_bf16, zen4");
 }
 
 Isa active_isa() {
@@ -35,6 +35,7 @@ Isa active_isa() {
 const KernelTable& kernels_of(Isa isa) {
 #if defined(RESFUSE_X86)
     // avx512_bf16 adds no fp32 kernel; it is a level of its own for the half-precision kernels to come.
+    if (isa == Isa::zen4) return zen4_kernels();
     if (isa >= Isa::avx512) return avx512_kernels();
     if (isa == Isa::avx2) return avx2_kernels();
 #endif

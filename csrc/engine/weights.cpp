@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "engine/balance.h"
 #include "engine/step.h"
 #include "engine/threads.h"
 
@@ -12,13 +13,13 @@ namespace resfuse {
 namespace {
 
 // Of a panel of each half of the output channels.
-index_t strassen_panel_floats(const Layer& layer, const PanelGrid& grid) {
-    return kStrassenProducts * (layer.in_channels / 2) * grid.tile_cols;
+index_t strassen_panel_floats(const Layer& layer, const KernelTable& kernels) {
+    return kStrassenProducts * kernels.strassen_matrix_rows(layer.in_channels / 2) * kernels.tile_cols;
 }
 
-// All of them; the scale lies behind.
-index_t strassen_weight_floats(const Layer& layer, const PanelGrid& grid) {
-    return grid.total / 2 * strassen_panel_floats(layer, grid);
+// All of them; the scales lie behind.
+index_t strassen_weight_floats(const Layer& layer, const KernelTable& kernels) {
+    return panel_grid(layer, kernels).total / 2 * strassen_panel_floats(layer, kernels);
 }
 
 // Matrices of a layer of small groups.
@@ -39,7 +40,8 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     if (algorithm == Algorithm::winograd_rows)
         return static_cast<std::size_t>(grid.total * winograd_rows_panel_floats(layer, grid));
     if (algorithm == Algorithm::strassen)
-        return static_cast<std::size_t>(strassen_weight_floats(layer, grid) + grid.total * grid.tile_cols);
+        return static_cast<std::size_t>(strassen_weight_floats(layer, kernels) + layer.out_channels +
+                                        layer.in_channels);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
                                     grid.tile_cols);
@@ -206,7 +208,12 @@ void WeightSet::pack_pairs_of_panels(std::size_t index, int threads, AlignedFloa
     const Entry& entry = entries_[index];
     const PanelGrid grid = panel_grid(layer, kernels);
     const index_t panels = grid.total / 2, half_k = layer.out_channels / 2;
-    float* const scale = packed.data() + strassen_weight_floats(layer, grid);
+    float* const scale = packed.data() + strassen_weight_floats(layer, kernels);
+    float* const channel_scale = kernels.paired ? scale + layer.out_channels : nullptr;
+    const PointwiseWeights weights{entry.source.weight, entry.source.strides[0], entry.source.strides[1],
+                                   layer.out_channels, layer.in_channels};
+    output_powers(weights, threads, scale);
+    if (channel_scale) input_powers(weights, scale, threads, channel_scale);
 #pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
     for (index_t p = 0; p < panels; ++p) {
         const index_t first_k = p * grid.tile_cols;
@@ -216,14 +223,17 @@ void WeightSet::pack_pairs_of_panels(std::size_t index, int threads, AlignedFloa
                                .first_k = first_k,
                                .half_k = half_k,
                                .half_c = layer.in_channels / 2,
-                               .packed = packed.data() + p * strassen_panel_floats(layer, grid),
-                               .powers = {scale + first_k, scale + half_k + first_k}});
+                               .powers = {scale + first_k, scale + half_k + first_k},
+                               .channel_scale = channel_scale,
+                               .packed = packed.data() + p * strassen_panel_floats(layer, kernels)});
     }
     for (index_t k = 0; k < layer.out_channels; ++k) scale[k] *= entry.scale.data()[k];
 }
 
-const float* strassen_scale(const Layer& layer, const KernelTable& kernels, const float* packed) {
-    return packed + strassen_weight_floats(layer, panel_grid(layer, kernels));
+StrassenWeights strassen_weights(const Layer& layer, const KernelTable& kernels, const float* packed) {
+    const index_t panel = strassen_panel_floats(layer, kernels);
+    const float* const scale = packed + strassen_weight_floats(layer, kernels);
+    return {panel, scale, scale + layer.out_channels};
 }
 
 const float* WeightSet::packed(std::size_t layer, Algorithm algorithm) const {

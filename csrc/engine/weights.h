@@ -46,8 +46,13 @@ index_t winograd_rows_panel_floats(const Layer& layer, const PanelGrid& grid);
 // Packed bytes of one convolution under one algorithm.
 std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels);
 
-// Of a layer that is packed for Strassen's algorithm: its scale times the powers of two that its products want.
-const float* strassen_scale(const Layer& layer, const KernelTable& kernels, const float* packed);
+// Of a layer that is packed for Strassen's algorithm.
+struct StrassenWeights {
+    index_t panel;               // floats of a panel of each half of the output channels
+    const float* scale;          // the layer's times the powers of two that its products want
+    const float* channel_scale;  // of the input, for products in pairs of terms
+};
+StrassenWeights strassen_weights(const Layer& layer, const KernelTable& kernels, const float* packed);
 
 class WeightSet {
   public:

@@ -9,24 +9,24 @@
 // Algorithms", section 4.2).
 #pragma once
 
-#include "kernels/element.h"
+#include "kernels/paired_tile.h"
+#include "kernels/tile.h"
 
 namespace resfuse {
 namespace {
 
-// 28 accumulators of 32 registers (AVX-512); 12 of 16 elsewhere.
-constexpr int kTileRows = kVectorFloats == 16 ? 14 : 6;
-constexpr int kTileVectors = 2;
-constexpr int kTileCols = kTileVectors * kVectorFloats;
-constexpr index_t kAheadSteps = 64;  // from a chunk's begin to the weights that are fetched meanwhile
-constexpr index_t kFarSteps = 384;   // from there to those that are fetched into L2: the weights of late layers stream
-constexpr index_t kBlockTiles = 8;   // of rows, whose sums stay in L1
+constexpr index_t kBlockTiles = 8;  // of rows, whose sums stay in L1
+
+// How a product is computed: term by term, or in pairs of terms (paired_tile.h).
+enum class Form { plain, paired };
+template <Form F>
+constexpr int kRowsOf = F == Form::paired ? kPairedTileRows : kTileRows;
 
 // Register tiles of about the same height: 20 rows are 10 + 10, not 14 + 6.
-inline index_t even_tiles(index_t rows) { return (rows + kTileRows - 1) / kTileRows; }
-
-template <int Rows, int Vectors>
-using Accumulators = Vec[Rows][Vectors];
+template <Form F>
+inline index_t even_tiles(index_t rows) {
+    return (rows + kRowsOf<F> - 1) / kRowsOf<F>;
+}
 
 // What a tile of a product does with its sums, and which rows it fetches besides the next tile's of A.
 enum class Tile {
@@ -34,90 +34,6 @@ enum class Tile {
     sums_and_fetches,  // and fetches rows that a later product wants
     results            // the epilogue; fetches the rows that it writes and adds
 };
-
-// Rows to fetch, some floats apart: the same two lines of each, or, with `advance`, further ones with every step.
-struct RowsAhead {
-    const float* at = nullptr;
-    index_t pitch = 0;
-    index_t advance = 0;
-};
-
-// What is read or written next, fetched meanwhile, a line a step.
-struct GemmAhead {
-    const float* a;  // rows, lda floats apart
-    const float* b;
-    index_t b_step;
-    RowsAhead more[2] = {};
-};
-
-// Walks two lines of each of some rows: what they need for the next kTwoLines floats.
-constexpr index_t kTwoLines = 2 * kLineFloats;
-struct TwoLines {
-    const float* at;
-    index_t pitch;
-    index_t step = kLineFloats;
-    [[gnu::always_inline]] inline void fetch() {
-        __builtin_prefetch(at);
-        at += step;
-        step = pitch - step;
-    }
-};
-
-// acc = rows of A times columns of B, over `segments` segments of `steps` steps that lie `offsets` from a.
-template <bool More, int Rows, int Vectors>
-[[gnu::always_inline]] inline void multiply(const float* a, index_t lda, const index_t* offsets, index_t segments,
-                                            index_t steps, const float* b, const GemmAhead& ahead,
-                                            Accumulators<Rows, Vectors>& acc) {
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < Vectors; ++j) acc[i][j] = zero();
-    constexpr int kRowsEach = 4;  // of one base pointer: all that x86 can address with lda and 3 * lda
-    constexpr int kBases = (Rows + kRowsEach - 1) / kRowsEach;
-    const index_t lda3 = opaque(3 * lda);
-    const float* next_b = ahead.b;
-    const index_t b_step = ahead.b_step;
-    const index_t second_line = b_step > kLineFloats ? kLineFloats : 0;  // of the step, if this tile is alone
-    for (const index_t* const end = offsets + segments; offsets < end; ++offsets) {
-        const float* base[kBases];
-#pragma GCC unroll 4
-        for (int r = 0; r < kBases; ++r) base[r] = opaque(a + *offsets + kRowsEach * r * lda);
-        for (index_t left = steps; left > 0; left -= kTwoLines) {
-            TwoLines next_a{ahead.a + *offsets + steps - left, lda};
-            TwoLines more[2];
-            if constexpr (More)
-                for (int m = 0; m < 2; ++m)
-                    more[m] = {ahead.more[m].at + ahead.more[m].advance * (steps - left), ahead.more[m].pitch};
-#pragma GCC unroll 2
-            for (index_t n = at_most(left, kTwoLines); n > 0; --n) {
-                Vec weights[Vectors];
-#pragma GCC unroll 2
-                for (int j = 0; j < Vectors; ++j) weights[j] = load(b + j * kVectorFloats);
-                // With one vector of columns loads are the bottleneck, and fetches are loads.
-                if constexpr (Vectors > 1) {
-                    next_a.fetch();
-                    if constexpr (More) {
-                        more[0].fetch();
-                        more[1].fetch();
-                    }
-                    __builtin_prefetch(next_b);
-                    __builtin_prefetch(next_b + kFarSteps * kTileCols, 0, 2);
-                    __builtin_prefetch(next_b + kFarSteps * kTileCols + second_line, 0, 2);
-                    next_b += b_step;
-                }
-#pragma GCC unroll 16
-                for (int i = 0; i < Rows; ++i) {
-                    const float* const row = base[i / kRowsEach];
-                    const Vec value = broadcast(i % kRowsEach == 3 ? row[lda3] : row[i % kRowsEach * lda]);
-#pragma GCC unroll 2
-                    for (int j = 0; j < Vectors; ++j) acc[i][j] += value * weights[j];
-                }
-#pragma GCC unroll 4
-                for (int r = 0; r < kBases; ++r) base[r] = opaque(base[r] + 1);
-                b += kTileCols;
-            }
-        }
-    }
-}
 
 // Sums so far, kTileCols floats a row, and those of one more chunk.
 template <int Rows, int Vectors>
@@ -142,12 +58,20 @@ struct Results {
     const float* residual;
     const float* scale;
     const float* bias;
-    index_t cols;  // valid columns
-    index_t rows;  // and rows
+    index_t cols;                      // valid columns
+    index_t rows;                      // and rows
+    const float* row_scale = nullptr;  // of the paired form
 };
 
+// A part of row i as it would be if the rows of A had not been scaled.
+template <Form F>
+[[gnu::always_inline]] inline Vec scaled_row(const GemmArgs& g, const Results& to, index_t i, Vec v) {
+    if constexpr (F == Form::paired) return times_broadcast(to.row_scale + i * g.row_scale_pitch, v);
+    return v;
+}
+
 // The epilogue of a tile, one vector of columns after the other so that its scale and bias stay in registers.
-template <bool Residual, int Rows, int Vectors>
+template <Form F, bool Residual, int Rows, int Vectors>
 [[gnu::always_inline]] inline void finish_tile(const GemmArgs& g, const Results& to,
                                                const Accumulators<Rows, Vectors>& acc) {
     const Vec floor = broadcast(g.floor);
@@ -161,14 +85,14 @@ template <bool Residual, int Rows, int Vectors>
         if (n >= kVectorFloats) {
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
-                Vec v = acc[i][j] * scale + bias;
+                Vec v = scaled_row<F>(g, to, i, acc[i][j]) * scale + bias;
                 if constexpr (Residual) v += load(to.residual + i * g.ldr + column);
                 store(to.c + i * g.ldc + column, clamp_below(v, floor));
             }
         } else {
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
-                Vec v = acc[i][j] * scale + bias;
+                Vec v = scaled_row<F>(g, to, i, acc[i][j]) * scale + bias;
                 if constexpr (Residual) v += load_first(to.residual + i * g.ldr + column, n);
                 store_first(to.c + i * g.ldc + column, clamp_below(v, floor), n);
             }
@@ -177,14 +101,16 @@ template <bool Residual, int Rows, int Vectors>
 }
 
 // The epilogue of the first rows of a tile, whose sums lie in memory.
-[[gnu::noinline]] inline void finish_rows(const GemmArgs& g, Results to, const float* sums, index_t rows) {
-    for (; rows > 0; --rows, sums += kTileCols, to.c += g.ldc, to.residual += g.residual ? g.ldr : 0) {
+template <Form F>
+[[gnu::noinline]] void finish_rows(const GemmArgs& g, Results to, const float* sums, index_t rows) {
+    for (; rows > 0; --rows, sums += kTileCols, to.c += g.ldc, to.residual += g.residual ? g.ldr : 0,
+                     to.row_scale += F == Form::paired ? g.row_scale_pitch : 0) {
         Accumulators<1, kTileVectors> acc;
         for (int j = 0; j < kTileVectors; ++j) acc[0][j] = load(sums + j * kVectorFloats);
         if (g.residual) {
-            finish_tile<true, 1, kTileVectors>(g, to, acc);
+            finish_tile<F, true, 1, kTileVectors>(g, to, acc);
         } else {
-            finish_tile<false, 1, kTileVectors>(g, to, acc);
+            finish_tile<F, false, 1, kTileVectors>(g, to, acc);
         }
     }
 }
@@ -212,6 +138,7 @@ struct Chunk {
     const index_t* offsets;
     index_t segments, steps;  // steps of each segment
     const float* b;
+    index_t correction = 0;  // of the paired form
     bool first, last = false;
 };
 
@@ -241,7 +168,20 @@ template <int Rows, int Vectors>
         }
 }
 
-template <Tile Kind, int Rows, int Vectors>
+// acc = the rows of a tile times the columns of a chunk.
+template <Form F, Tile Kind, int Rows, int Vectors>
+[[gnu::always_inline]] inline void multiply_tile(const Chunk& chunk, const Walk& at, const GemmAhead& ahead,
+                                                 Accumulators<Rows, Vectors>& acc) {
+    if constexpr (F == Form::paired) {
+        constexpr int kMoreLines = Kind == Tile::sums ? 0 : Kind == Tile::results ? 2 : 3;
+        multiply_paired<kMoreLines, Rows, Vectors>(at.a, at.lda, chunk.correction, chunk.steps, chunk.b, ahead, acc);
+    } else {
+        multiply<Kind != Tile::sums, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b,
+                                                    ahead, acc);
+    }
+}
+
+template <Form F, Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_tile(const GemmArgs& g, const Panel& panel, const Chunk& chunk, const Walk& at,
                                              GemmAhead ahead) {
     Accumulators<Rows, Vectors> acc;
@@ -250,39 +190,39 @@ template <Tile Kind, int Rows, int Vectors>
         to.c += at.row * g.ldc;
         ahead.more[0] = ahead.more[1] = {to.c, g.ldc};
         if (g.residual) ahead.more[1] = {to.residual += at.row * g.ldr, g.ldr};
-        multiply<true, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b, ahead, acc);
+        if constexpr (F == Form::paired) to.row_scale += at.row * g.row_scale_pitch;
+        multiply_tile<F, Kind, Rows, Vectors>(chunk, at, ahead, acc);
         if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
         if (panel.other) add_to_other<Rows, Vectors>(panel, at.row, acc);
         if (panel.more) add_sums<Rows, Vectors>(panel.more + at.row * kTileCols, acc);
         if (at.row + Rows > to.rows) {
             store_sums<Rows, Vectors>(at.sums, acc);
-            finish_rows(g, to, at.sums, to.rows - at.row);
+            finish_rows<F>(g, to, at.sums, to.rows - at.row);
         } else if (g.residual) {
-            finish_tile<true, Rows, Vectors>(g, to, acc);
+            finish_tile<F, true, Rows, Vectors>(g, to, acc);
         } else {
-            finish_tile<false, Rows, Vectors>(g, to, acc);
+            finish_tile<F, false, Rows, Vectors>(g, to, acc);
         }
     } else {
-        constexpr bool more = Kind == Tile::sums_and_fetches;
-        if constexpr (more)
+        if constexpr (Kind == Tile::sums_and_fetches)
             for (int m = 0; m < 2; ++m) {
                 ahead.more[m] = panel.fetch[m];
                 ahead.more[m].at += at.row * panel.fetch[m].pitch + (chunk.b - panel.b) / kTileCols;
             }
-        multiply<more, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b, ahead, acc);
+        multiply_tile<F, Kind, Rows, Vectors>(chunk, at, ahead, acc);
         if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
         store_sums<Rows, Vectors>(at.sums, acc);
         if (panel.other && chunk.last) add_to_other<Rows, Vectors>(panel, at.row, acc);
     }
 }
 
-template <Tile Kind, int Rows, int Vectors>
+template <Form F, Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_tiles(const GemmArgs& g, const Panel& panel, const Chunk& chunk, index_t tiles,
                                               Walk& at) {
     for (; tiles > 0; --tiles, --at.left) {
         const float* const next = at.a + Rows * at.lda;
-        gemm_tile<Kind, Rows, Vectors>(g, panel, chunk, at,
-                                       {.a = at.left > 1 ? next : chunk.next_a, .b = at.ahead_b, .b_step = at.b_step});
+        gemm_tile<F, Kind, Rows, Vectors>(
+            g, panel, chunk, at, {.a = at.left > 1 ? next : chunk.next_a, .b = at.ahead_b, .b_step = at.b_step});
         at.a = next;
         at.ahead_b += at.b_step * chunk.segments * chunk.steps;
         at.sums += Rows * kTileCols;
@@ -291,25 +231,31 @@ template <Tile Kind, int Rows, int Vectors>
 }
 
 // The first `longer` tiles have Rows + 1 rows; `at` is at the first.
-template <Tile Kind, int Rows, int Vectors>
+template <Form F, Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_chunk(const GemmArgs& g, const Panel& panel, const Chunk& chunk, index_t longer,
                                               Walk at) {
-    if constexpr (Rows < kTileRows) gemm_tiles<Kind, Rows + 1, Vectors>(g, panel, chunk, longer, at);
-    gemm_tiles<Kind, Rows, Vectors>(g, panel, chunk, at.left, at);
+    if constexpr (Rows < kRowsOf<F>) gemm_tiles<F, Kind, Rows + 1, Vectors>(g, panel, chunk, longer, at);
+    gemm_tiles<F, Kind, Rows, Vectors>(g, panel, chunk, at.left, at);
+}
+
+// Of a segment that is longer than a chunk.
+inline index_t even_part(index_t length, index_t chunk) {
+    const index_t parts = (length + chunk - 1) / chunk;
+    return ((length + parts - 1) / parts + kTwoLines - 1) / kTwoLines * kTwoLines;
 }
 
 // The first chunks write sums, the last one as well unless there is an epilogue.
-template <Tile Kind, int Rows, int Vectors>
+template <Form F, Tile Kind, int Rows, int Vectors>
 [[gnu::noinline]] void gemm_panel(const GemmArgs& g, const Panel& panel) {
     // Whole segments, or even parts of one.
-    const index_t parts = (g.segment_length + panel.chunk - 1) / panel.chunk;
-    const index_t part = ((g.segment_length + parts - 1) / parts + kTwoLines - 1) / kTwoLines * kTwoLines;
-    const index_t segments_each = parts > 1 ? 1 : panel.chunk / g.segment_length;
+    constexpr bool paired = F == Form::paired;
+    const index_t part = paired ? paired_part(g.segment_length) : even_part(g.segment_length, panel.chunk);
+    const index_t segments_each = paired || part < g.segment_length ? 1 : panel.chunk / g.segment_length;
     const float* b = panel.b;
-    const index_t tiles = even_tiles(panel.rows), longer = panel.rows - tiles * Rows;
+    const index_t tiles = even_tiles<F>(panel.rows), longer = panel.rows - tiles * Rows;
     const index_t lda = g.lda;
     const index_t b_step = (kTileCols + tiles - 1) / tiles;  // all tiles together fetch a chunk
-    for (index_t segment = 0, step = 0; segment < g.segments;) {
+    for (index_t segment = 0, step = 0, number = 0; segment < g.segments; ++number) {
         const index_t segments = at_most(segments_each, g.segments - segment);
         const index_t steps = at_most(part, g.segment_length - step);
         const Walk at{.a = panel.a + step,
@@ -324,8 +270,9 @@ template <Tile Kind, int Rows, int Vectors>
                     .segments = segments,
                     .steps = steps,
                     .b = b,
+                    .correction = g.segment_length - step + number,
                     .first = segment == 0 && step == 0 && !panel.accumulate};
-        b += segments * steps * kTileCols;
+        b += (segments * steps + (paired ? 1 : 0)) * kTileCols;
         step += steps;
         if (step == g.segment_length) {
             segment += segments;
@@ -334,29 +281,29 @@ template <Tile Kind, int Rows, int Vectors>
         chunk.last = segment == g.segments;
         if (!chunk.last) chunk.next_a = panel.a + g.segment_offset[segment] + step - *chunk.offsets;
         if (Kind != Tile::results || chunk.last) {
-            gemm_chunk<Kind, Rows, Vectors>(g, panel, chunk, longer, at);
+            gemm_chunk<F, Kind, Rows, Vectors>(g, panel, chunk, longer, at);
         } else {
-            gemm_chunk<Tile::sums, Rows, Vectors>(g, panel, chunk, longer, at);
+            gemm_chunk<F, Tile::sums, Rows, Vectors>(g, panel, chunk, longer, at);
         }
     }
 }
 
 // `rows` of the shorter tiles.
-template <Tile Kind, int Rows = kTileRows>
+template <Form F, Tile Kind, int Rows = kRowsOf<F>>
 inline void gemm_panel_of(index_t rows, const GemmArgs& g, const Panel& panel) {
     if constexpr (Rows > 1) {
-        if (rows < Rows) return gemm_panel_of<Kind, Rows - 1>(rows, g, panel);
+        if (rows < Rows) return gemm_panel_of<F, Kind, Rows - 1>(rows, g, panel);
     }
     if (panel.to.cols > kVectorFloats) {
-        gemm_panel<Kind, Rows, kTileVectors>(g, panel);
+        gemm_panel<F, Kind, Rows, kTileVectors>(g, panel);
     } else {
-        gemm_panel<Kind, Rows, 1>(g, panel);
+        gemm_panel<F, Kind, Rows, 1>(g, panel);
     }
 }
 
-template <Tile Kind>
+template <Form F, Tile Kind>
 inline void multiply_panel(const GemmArgs& g, const Panel& panel) {
-    gemm_panel_of<Kind>(panel.rows / even_tiles(panel.rows), g, panel);
+    gemm_panel_of<F, Kind>(panel.rows / even_tiles<F>(panel.rows), g, panel);
 }
 
 // Rows [begin, end), few enough for the sums in L1.
@@ -379,11 +326,11 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                                  .bias = g.bias + column,
                                  .cols = p + 1 == panels ? g.cols - column : kTileCols,
                                  .rows = end - begin}};
-        multiply_panel<Tile::results>(g, panel);
+        multiply_panel<Form::plain, Tile::results>(g, panel);
     }
 }
 
-void gemm(const GemmArgs& g) {
+inline void gemm(const GemmArgs& g) {
     constexpr index_t block = kBlockTiles * kTileRows;
     const index_t blocks = (g.rows + block - 1) / block;
     for (index_t i = 0; i < blocks; ++i) gemm_block(g, g.rows * i / blocks, g.rows * (i + 1) / blocks);

@@ -17,15 +17,14 @@
 // that they are part of while they are in registers.
 #pragma once
 
-#include <cmath>
-
 #include "kernels/gemm.h"
+#include "kernels/paired_rows.h"
 
 namespace resfuse {
 namespace {
 
 // [sums of M1, M2, M5, M6, M7][x1', x2''], the last two where they are wanted.
-void strassen_operands(const StrassenOperandsArgs& g) {
+inline void strassen_operands(const StrassenOperandsArgs& g) {
     const index_t half = g.half;
     for (index_t i = 0; i < g.pairs; ++i) {
         const float *const x1 = g.first + i * g.pair, *const x2 = g.second + i * g.pair;
@@ -45,7 +44,34 @@ void strassen_operands(const StrassenOperandsArgs& g) {
     }
 }
 
+// The same seven, scaled for products in pairs of terms.
+inline void strassen_paired_operands(const StrassenOperandsArgs& g) {
+    const index_t half = g.half, part = paired_part(half), operand = half + kPairedTail;
+    for (index_t i = 0; i < g.pairs; ++i) {
+        const float* const rows[2] = {g.first + i * g.pair, g.second + i * g.pair};
+        const auto [x1, x2] = rows;
+        float* const to = g.to + i * g.pitch;
+        const RowScale s = row_scale(rows, g.channel_scale, 2 * half);
+        to[operand - 1] = s.back;
+        const Vec scale = broadcast(s.scale);
+        for (index_t begin = 0, chunk = 0; begin < half; begin += part, ++chunk) {
+            OwnSums<kStrassenProducts> own;
+            for (index_t c = begin, end = at_most(half, begin + part); c < end; c += kVectorFloats) {
+                const Vec a = scale * load(g.channel_scale + c), b = scale * load(g.channel_scale + half + c);
+                const Vec x1a = a * load(x1 + c), x1b = b * load(x1 + half + c);
+                const Vec x2a = a * load(x2 + c), x2b = b * load(x2 + half + c);
+                const Vec operands[] = {x1a + x2b, x2a + x2b, x1a + x1b, x2a - x1a, x1b - x2b, x1a, x2b};
+#pragma GCC unroll 8
+                for (int n = 0; n < kStrassenProducts; ++n) store(to + n * operand + c, operands[n]);
+                own.add(operands);
+            }
+            own.finish(to + half + chunk, operand);
+        }
+    }
+}
+
 // The products of one panel of each half of the output channels.
+template <Form F>
 class StrassenPanels {
   public:
     StrassenPanels(const StrassenProductsArgs& s, index_t panel, float* sums) : s_(s), panel_(panel), sums_(sums) {
@@ -55,6 +81,7 @@ class StrassenPanels {
         plain_.lda = s.pair;
         summed_.lda = s.pitch;
         for (GemmArgs* g : {&plain_, &summed_}) {
+            g->row_scale_pitch = s.pitch;
             g->ldc = 2 * s.pixel;
             g->residual = s.residual;
             g->ldr = 2 * s.residual_pixel;
@@ -66,8 +93,8 @@ class StrassenPanels {
 
     void multiply() const {
         float *const y1a = sums(1), *const y1b = sums(2), *const y2a = sums(3), *const y2b = sums(4);
-        const float *const m1 = s_.operands, *const m2 = m1 + s_.half, *const m5 = m2 + s_.half,
-                           *const m6 = m5 + s_.half, *const m7 = m6 + s_.half;
+        const float *const m1 = s_.operands, *const m2 = m1 + operand(), *const m5 = m2 + operand(),
+                           *const m6 = m5 + operand(), *const m7 = m6 + operand();
         Panel p = panel(0, m1, m2, y1a);
         p.other = y2b;
         multiply_and_fetch(p, 0);
@@ -78,27 +105,29 @@ class StrassenPanels {
         p = panel(2, s_.first_half, s_.second_half, y1b);
         p.other = y2b;
         p.sign = 1.0f;
-        multiply_panel<Tile::sums>(plain_, p);
+        multiply_panel<F, Tile::sums>(plain_, p);
         p = panel(3, s_.second_half, m5, sums(0), results(1, 0));
         p.other = y1a;
         p.sign = 1.0f;
         p.more = y2a;
-        multiply_panel<Tile::results>(plain_, p);
+        multiply_panel<F, Tile::results>(plain_, p);
         p = panel(4, m5, m6, sums(0), results(0, 1));
         p.other = y1a;
         p.sign = -1.0f;
         p.more = y1b;
-        multiply_panel<Tile::results>(summed_, p);
+        multiply_panel<F, Tile::results>(summed_, p);
         p = panel(5, m6, m7, y2b, results(1, 1));
         p.accumulate = true;
-        multiply_panel<Tile::results>(summed_, p);
+        multiply_panel<F, Tile::results>(summed_, p);
         p = panel(6, m7, m1, y1a, results(0, 0));
         p.accumulate = true;
-        multiply_panel<Tile::results>(summed_, p);
+        multiply_panel<F, Tile::results>(summed_, p);
     }
 
   private:
     static constexpr index_t kNoOffset = 0;
+
+    index_t operand() const { return s_.half + (F == Form::paired ? kPairedTail : 0); }
 
     float* sums(index_t i) const { return sums_ + i * s_.pairs * kTileCols; }
 
@@ -106,7 +135,7 @@ class StrassenPanels {
                 const Results& to = {.cols = kTileCols}) const {
         return {.a = a,
                 .next_a = next_a,
-                .b = s_.weights + (panel_ * kStrassenProducts + product) * s_.half * kTileCols,
+                .b = s_.weights + (panel_ * kStrassenProducts + product) * matrix_rows<F>(s_.half) * kTileCols,
                 .rows = s_.pairs,
                 .chunk = s_.chunk,
                 .sums = sums,
@@ -121,17 +150,18 @@ class StrassenPanels {
                 .scale = s_.scale + column,
                 .bias = s_.bias + column,
                 .cols = kTileCols,
-                .rows = s_.pairs - (s_.lone ? pixel : 0)};
+                .rows = s_.pairs - (s_.lone ? pixel : 0),
+                .row_scale = s_.operands + s_.half + kPairedTail - 1};
     }
 
     // The pairs to come lie beyond L2 more often than not, and the operands are written without anything to compute
     // meanwhile: the last panels' products fetch them, from some channel on. (The first ones' would leave them the time
     // to be evicted again: 2 to 6 % slower.)
     void multiply_and_fetch(Panel& p, index_t channel) const {
-        if (panel_ + 1 < s_.panels || s_.next == nullptr) return multiply_panel<Tile::sums>(summed_, p);
+        if (panel_ + 1 < s_.panels || s_.next == nullptr) return multiply_panel<F, Tile::sums>(summed_, p);
         p.fetch[0] = {s_.next + channel, s_.pair, 1};
         p.fetch[1] = {s_.next + s_.pair / 2 + channel, s_.pair, 1};
-        multiply_panel<Tile::sums_and_fetches>(summed_, p);
+        multiply_panel<F, Tile::sums_and_fetches>(summed_, p);
     }
 
     const StrassenProductsArgs& s_;
@@ -140,44 +170,31 @@ class StrassenPanels {
     GemmArgs plain_{}, summed_{};
 };
 
+template <Form F>
 void strassen_products(const StrassenProductsArgs& s) {
     alignas(64) float sums[5 * kMostStrassenPairs * kTileCols];
-    for (index_t panel = 0; panel < s.panels; ++panel) StrassenPanels(s, panel, sums).multiply();
-}
-
-// A power of two near the root mean square of `n` weights; 1 for zeros and what is not finite.
-inline double magnitude(const float* w, index_t stride, index_t n) {
-    double squares = 0.0;
-    for (index_t i = 0; i < n; ++i) squares += static_cast<double>(w[i * stride]) * static_cast<double>(w[i * stride]);
-    const double mean = squares / static_cast<double>(n);
-    if (!(mean > 0.0) || std::isinf(mean)) return 1.0;
-    constexpr int kMost = 60;
-    const int exponent = std::ilogb(mean) / 2;
-    return std::ldexp(1.0, exponent < -kMost ? -kMost : exponent > kMost ? kMost : exponent);
+    for (index_t panel = 0; panel < s.panels; ++panel) StrassenPanels<F>(s, panel, sums).multiply();
 }
 
 // The products mix the two halves of the output channels, and so do their errors: channels of small weights would get
-// those of large ones. All columns of W are scaled to about the same magnitude first, by powers of two.
+// those of large ones. All columns of W are scaled to about the same magnitude first, for products in pairs all rows
+// too, by powers of two.
+template <Form F>
 void pack_strassen(const PackStrassenArgs& g) {
-    const index_t second_c = g.half_c * g.stride_c;
-    double scale[2][kTileCols];
-    for (int h = 0; h < 2; ++h)
-        for (index_t k = 0; k < kTileCols; ++k) {
-            const double m =
-                magnitude(g.weight + (g.first_k + h * g.half_k + k) * g.stride_k, g.stride_c, 2 * g.half_c);
-            scale[h][k] = 1.0 / m;
-            g.powers[h][k] = static_cast<float>(m);
-        }
-    const index_t product = g.half_c * kTileCols;
-    for (index_t c = 0; c < g.half_c; ++c)
+    const index_t second_c = g.half_c * g.stride_c, product = matrix_rows<F>(g.half_c) * kTileCols;
+    for (index_t c = 0; c < g.half_c; ++c) {
+        const MatrixStep at = matrix_step<F>(c, g.half_c);
+        const double first = g.channel_scale ? g.channel_scale[c] : 1.0;
+        const double second = g.channel_scale ? g.channel_scale[g.half_c + c] : 1.0;
         for (index_t k = 0; k < kTileCols; ++k) {
             const float* const left = g.weight + (g.first_k + k) * g.stride_k + c * g.stride_c;
             const float* const right = left + g.half_k * g.stride_k;
-            const double w11 = scale[0][k] * static_cast<double>(left[0]);
-            const double w21 = scale[0][k] * static_cast<double>(left[second_c]);
-            const double w12 = scale[1][k] * static_cast<double>(right[0]);
-            const double w22 = scale[1][k] * static_cast<double>(right[second_c]);
-            float* const to = g.packed + c * kTileCols + k;
+            const double scale[2] = {at.sign / g.powers[0][k], at.sign / g.powers[1][k]};
+            const double w11 = scale[0] / first * static_cast<double>(left[0]);
+            const double w21 = scale[0] / second * static_cast<double>(left[second_c]);
+            const double w12 = scale[1] / first * static_cast<double>(right[0]);
+            const double w22 = scale[1] / second * static_cast<double>(right[second_c]);
+            float* const to = g.packed + at.row * kTileCols + k;
             to[0] = static_cast<float>(w11 + w22);
             to[product] = static_cast<float>(w11);
             to[2 * product] = static_cast<float>(w12 - w22);
@@ -186,6 +203,9 @@ void pack_strassen(const PackStrassenArgs& g) {
             to[5 * product] = static_cast<float>(w11 + w12);
             to[6 * product] = static_cast<float>(w21 + w22);
         }
+    }
+    if constexpr (F == Form::paired)
+        for (index_t p = 0; p < kStrassenProducts; ++p) sum_weights(g.packed + p * product, g.half_c);
 }
 
 }  // namespace

@@ -33,8 +33,15 @@ struct GemmArgs {
     const float* bias;      // tile_cols floats a panel, or null
     const float* residual;  // addressed like c with ldr, or null
     index_t ldr;
-    float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
+    float floor;              // lower clamp of the epilogue: 0 for ReLU, -inf for none
+    index_t row_scale_pitch;  // of the paired form: floats between the factors that rows are multiplied by
 };
+
+// Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and what lies
+// behind each row.
+constexpr index_t kPairedChunk = 192;
+constexpr index_t kPairedTail = kLineFloats;
+constexpr index_t kMostPairedDepth = (kPairedTail - 1) * kPairedChunk;
 
 // One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels, not too many: of
 // each panel seven sums of all of them pass through L1.
@@ -46,10 +53,11 @@ struct StrassenOperandsArgs {
     const float* second;
     index_t pair;  // floats from a pair to the next
     index_t pairs;
-    index_t half;   // of the channels
-    bool copies;    // also copies the two operands that are no sums
-    float* to;      // rows of operands of `half` channels
-    index_t pitch;  // floats between those rows
+    index_t half;                // of the channels
+    bool copies;                 // also copies the two operands that are no sums
+    const float* channel_scale;  // of the paired form
+    float* to;                   // rows of operands of `half` channels
+    index_t pitch;               // floats between those rows
 };
 
 struct StrassenProductsArgs {
@@ -284,8 +292,9 @@ struct PackStrassenArgs {
     index_t first_k;  // of the panel in the first half
     index_t half_k;   // channels of a half
     index_t half_c;
-    float* packed;     // [7][half_c][tile_cols]
-    float* powers[2];  // per panel: what each channel's sums must be multiplied by, a power of two
+    const float* powers[2];      // per panel: of each output channel, a power of two like its weights
+    const float* channel_scale;  // likewise of each input channel, or null
+    float* packed;               // [7][half_c, in the paired form and a row per chunk][tile_cols]
 };
 
 // Batch normalisation in training. Tensors are rows of channels, dense: the pixels of channels_last images.
@@ -446,6 +455,10 @@ struct KernelTable {
     void (*strassen_operands)(const StrassenOperandsArgs&);
     void (*strassen_products)(const StrassenProductsArgs&);
     void (*pack_strassen)(const PackStrassenArgs&);
+    index_t (*strassen_matrix_rows)(index_t half);
+    // Whether these are products in pairs of terms (paired_tile.h), and their register tile's rows.
+    bool paired;
+    int paired_tile_rows;
     void (*copy_band)(const BandArgs&);
     void (*grouped)(const GroupedArgs&);
     void (*grouped_f2)(const GroupedArgs&);
@@ -473,6 +486,7 @@ const KernelTable& generic_kernels();
 #if defined(RESFUSE_X86)
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const KernelTable& zen4_kernels();
 #endif
 
 }  // namespace resfuse

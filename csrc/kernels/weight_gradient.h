@@ -84,7 +84,7 @@ inline void outer_tile_of(index_t rows, const OuterProductArgs& g, const float* 
 
 // A piece of one panel stays in L1 for all tiles, which share the fetching.
 void outer_product(const OuterProductArgs& g) {
-    const index_t tiles = even_tiles(g.rows);
+    const index_t tiles = even_tiles<Form::plain>(g.rows);
     const index_t all_steps = g.panels * tiles * (g.steps > kTileRows ? g.steps - kTileRows : 1);
     Ahead ahead{g.next_a ? g.next_a : g.a, g.next_b ? g.next_b : g.b, (g.next_a_floats + all_steps - 1) / all_steps,
                 (g.next_b_floats + all_steps - 1) / all_steps};

@@ -1,0 +1,172 @@
+// What products in pairs of terms (paired_tile.h) want of their operands: rows are scaled and followed by their own
+// sums, weights follow theirs.
+#pragma once
+
+#include <bit>
+
+#include "kernels/gemm.h"
+
+namespace resfuse {
+namespace {
+
+// Sign of the pair of terms i and i + 1 of a chunk, 0 where no pair begins; in the last vector of a chunk none does
+// that has no third term behind it.
+struct PairSigns {
+    float within[kPairPattern];
+    float last[kPairPattern];
+};
+constexpr PairSigns make_pair_signs() {
+    PairSigns signs{};
+    for (index_t i = 0; i < kPairPattern; i += kTriple) {
+        const float sign = i / kTriple % 2 == 0 ? 1.0f : -1.0f;
+        signs.within[i] = sign;
+        signs.last[i] = (i + kTriple - 1) % kLineFloats < kTriple - 1 ? 0.0f : sign;
+    }
+    return signs;
+}
+constexpr PairSigns kPairSigns = make_pair_signs();
+
+// v and the first float of what follows, without its own first.
+inline Vec shifted(Vec v, Vec next) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vec>(_mm512_alignr_epi32(reinterpret_cast<__m512i>(next), reinterpret_cast<__m512i>(v), 1));
+#else
+    Vec result;
+    for (int i = 0; i < kVectorFloats; ++i) result[i] = i + 1 < kVectorFloats ? v[i + 1] : next[0];
+    return result;
+#endif
+}
+
+inline float sum_of(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(v);
+#else
+    float sum = 0.0f;
+    for (int i = 0; i < kVectorFloats; ++i) sum += v[i];
+    return sum;
+#endif
+}
+
+// Sums of the products of each row's own pairs, of N rows at once, vector by vector.
+template <int N>
+class OwnSums {
+  public:
+    [[gnu::always_inline]] inline OwnSums() {
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) previous_[n] = sums_[n] = zero();
+    }
+
+    [[gnu::always_inline]] inline void add(const Vec (&v)[N]) {
+        const Vec signs = load(kPairSigns.within + phase_);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+            sums_[n] += previous_[n] * (signs * shifted(previous_[n], v[n]));
+            previous_[n] = v[n];
+        }
+        phase_ = next_phase();
+    }
+
+    // What a chunk's products start with, of rows `pitch` floats apart.
+    [[gnu::always_inline]] inline void finish(float* to, index_t pitch) {
+        const Vec signs = load(kPairSigns.last + phase_);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n)
+            to[n * pitch] = -sum_of(sums_[n] + previous_[n] * (signs * shifted(previous_[n], zero())));
+    }
+
+  private:
+    index_t next_phase() const {
+        const index_t next = phase_ + kVectorFloats;
+        return next == kPairPattern ? 0 : next;
+    }
+
+    Vec previous_[N], sums_[N];
+    index_t phase_ = kPairPattern - kVectorFloats;  // of the previous vector
+};
+
+// Powers of two: what a row is multiplied by, and what takes that back.
+struct RowScale {
+    float scale, back;
+};
+
+inline float power_of_two(int exponent) { return std::bit_cast<float>((exponent + 127) << 23); }
+inline int exponent_of(float x) { return (std::bit_cast<int>(x) >> 23 & 0xff) - 127; }
+
+// Of rows whose squares are too large or too small for a sum of them, of zeros and of what is not finite.
+[[gnu::noinline]] inline RowScale unusual_scale(const float* const* rows, int count, const float* channel_scale,
+                                                index_t depth) {
+    float most = 0.0f;
+    for (int r = 0; r < count; ++r)
+        for (index_t c = 0; c < depth; ++c) {
+            const float x = __builtin_fabsf(rows[r][c] * channel_scale[c]);
+            if (!(x <= most)) most = x;
+        }
+    if (most == 0.0f) return {1.0f, 0.0f};
+    const int exponent = exponent_of(most);
+    if (exponent > 127) return {1.0f, 1.0f};
+    const int most_of_both = 126;
+    const int e = exponent < -most_of_both ? -most_of_both : exponent > most_of_both ? most_of_both : exponent;
+    return {power_of_two(-e), power_of_two(e)};
+}
+
+// The root mean square becomes 1 to 2. `rows` are one row of operands, of one or two pixels.
+template <int Rows>
+[[gnu::always_inline]] inline RowScale row_scale(const float* const (&rows)[Rows], const float* channel_scale,
+                                                 index_t depth) {
+    Vec squares[2] = {zero(), zero()};
+    for (index_t c = 0; c < depth; c += kVectorFloats) {
+        const Vec scale = load(channel_scale + c);
+#pragma GCC unroll 2
+        for (int r = 0; r < Rows; ++r) {
+            const Vec x = load(rows[r] + c) * scale;
+            squares[r] += x * x;
+        }
+    }
+    const float mean = sum_of(squares[0] + squares[1]) / static_cast<float>(Rows * depth);
+    constexpr float kLeast = 1e-30f, kMost = 1e30f;
+    if (!(mean > kLeast && mean < kMost)) return unusual_scale(rows, Rows, channel_scale, depth);
+    const int exponent = exponent_of(mean) >> 1;
+    return {power_of_two(-exponent), power_of_two(exponent)};
+}
+
+// Where a step of the reduction lies among the rows of a matrix of weights, and with which sign.
+struct MatrixStep {
+    index_t row;
+    double sign;
+};
+template <Form F>
+inline MatrixStep matrix_step(index_t step, index_t depth) {
+    if constexpr (F == Form::plain) return {step, 1.0};
+    const index_t part = paired_part(depth), chunk = step / part, i = step % part;
+    const index_t length = at_most(part, depth - chunk * part), triple = i / kTriple;
+    const bool in_pair = i % kTriple < kTriple - 1 && (triple + 1) * kTriple <= length;
+    return {step + chunk + 1, in_pair && triple % 2 != 0 ? -1.0 : 1.0};
+}
+
+// Rows of a matrix of weights that reduces `depth` steps.
+template <Form F>
+constexpr index_t matrix_rows(index_t depth) {
+    return F == Form::plain ? depth : depth + (depth + paired_part(depth) - 1) / paired_part(depth);
+}
+
+// Fills in the rows that chunks begin with, once all others are there.
+inline void sum_weights(float* panel, index_t depth) {
+    const index_t part = paired_part(depth);
+    for (index_t begin = 0; begin < depth; begin += part, panel += kTileCols) {
+        const index_t length = at_most(part, depth - begin);
+        double sums[kTileCols] = {};
+        float* const start = panel;
+        panel += kTileCols;
+        for (index_t i = 0; i + kTriple <= length; i += kTriple)
+            for (index_t k = 0; k < kTileCols; ++k) {
+                const float* const pair = panel + i * kTileCols + k;
+                const double product = static_cast<double>(pair[0]) * static_cast<double>(pair[kTileCols]);
+                sums[k] += i / kTriple % 2 == 0 ? -product : product;
+            }
+        for (index_t k = 0; k < kTileCols; ++k) start[k] = static_cast<float>(sums[k]);
+        panel += (length - 1) * kTileCols;
+    }
+}
+
+}  // namespace
+}  // namespace resfuse
