@@ -24,6 +24,9 @@ constexpr double kTransformOperations = 9.0;
 // so many that they do not, and its sums; measured.
 constexpr double kOperandCycles = 5.5, kFarOperandCycles = 50.0;
 constexpr double kSumCycles = 6.0;
+// Terms of a sum that products in pairs compute in the time of a multiply-add, and cycles a vector of a pixel's
+// channels as a row of theirs; measured.
+constexpr double kTermsPerMultiplyAdd = 1.4, kPairedRowCycles = 6.0;
 constexpr index_t kFewestStrassenTiles = 2;      // register tiles of a block, so that weights do not stream too often
 constexpr double kGroupedTransformCycles = 9.0;  // a vector of outputs of F(2x2, 3x3); measured
 // Transformed weights take more memory, so that must be faster by these factors at least.
@@ -48,6 +51,16 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes
     const double pixels = static_cast<double>(batch * out.h * out.w * layer.groups);
     return cycles_of(product_cycles(pixels, panel_grid(layer, kernels).reduction, layer.group_out(), kernels),
                      static_cast<double>(packed_bytes(layer, Algorithm::direct, kernels)), bytes_per_cycle);
+}
+
+double paired_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
+                     const KernelTable& kernels) {
+    const double pixels = static_cast<double>(batch * out.h * out.w);
+    const double products =
+        product_cycles(pixels, layer.in_channels, layer.out_channels, kernels) / kTermsPerMultiplyAdd;
+    const double rows = pixels / kernels.vector_floats * kPairedRowCycles * static_cast<double>(layer.in_channels);
+    return cycles_of(products + rows, static_cast<double>(packed_bytes(layer, Algorithm::paired, kernels)),
+                     bytes_per_cycle);
 }
 
 // Of Strassen's algorithm, the pairs whose operands are a share of L2.
@@ -195,6 +208,7 @@ double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, ind
     if (algorithm == Algorithm::direct) return direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
     if (algorithm == Algorithm::winograd_rows)
         return kRowProducts / 14.0 * direct_cycles(layer, out, batch, bytes_per_cycle, kernels);
+    if (algorithm == Algorithm::paired) return paired_cycles(layer, out, batch, bytes_per_cycle, kernels);
     if (algorithm == Algorithm::strassen) return strassen_cycles(layer, out, batch, bytes_per_cycle, kernels);
     return winograd_cycles(layer, algorithm, out, batch, bytes_per_cycle, kernels);
 }
@@ -216,6 +230,7 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
     // Two register tiles of pairs at least.
     if (layer.has_winograd_rows() && allows_winograd(layer.algorithm) && out.w >= 4 * kernels.tile_rows)
         return Algorithm::winograd_rows;
+    if (layer.has_paired(kernels) && allows_paired(layer.algorithm)) return Algorithm::paired;
     if (layer.has_strassen(kernels) && allows_strassen(layer.algorithm))
         return unless_direct(Algorithm::strassen, kStrassenGain);
     const index_t stride = layer.winograd_stride();
@@ -256,6 +271,14 @@ index_t strassen_block(const Layer& layer, const KernelTable& kernels) {
     constexpr double kShareOfL2 = 0.2;
     const index_t tile = kernels.tile_rows;
     return std::clamp(pairs_in_l2(layer, kShareOfL2) / tile, kFewestStrassenTiles, kMostStrassenPairs / tile) * tile;
+}
+
+index_t paired_block(const Layer& layer, index_t total, int threads, const KernelTable& kernels) {
+    constexpr double kShareOfL2 = 0.2;
+    const index_t tile = kernels.paired_tile_rows, row = layer.in_channels + kPairedTail;
+    const index_t fit = static_cast<index_t>(kShareOfL2 * static_cast<double>(cache_sizes().l2 / sizeof(float))) / row;
+    const index_t most = std::clamp<index_t>(fit / tile, 2, 8) * tile;
+    return ceil_div(total, ceil_div(ceil_div(total, most), threads) * threads);
 }
 
 WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,

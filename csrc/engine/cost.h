@@ -40,6 +40,9 @@ index_t gemm_chunk(const KernelTable& kernels);
 // Pairs of pixels whose operands of Strassen's algorithm a task keeps, at most: a whole number of register tiles.
 index_t strassen_block(const Layer& layer, const KernelTable& kernels);
 
+// Of products in pairs of terms, the pixels whose rows a task keeps: of `total` for some threads.
+index_t paired_block(const Layer& layer, index_t total, int threads, const KernelTable& kernels);
+
 // How a Winograd convolution's tiles are blocked; see winograd_step.cpp for the two forms.
 struct WinogradBlocking {
     bool split;           // transformed inputs shared between threads instead of private to a block

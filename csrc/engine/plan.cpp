@@ -221,6 +221,8 @@ void Plan::make_steps() {
             steps_.push_back(make_direct_step(context, l, algorithms_[l]));
         } else if (algorithms_[l] == Algorithm::strassen) {
             steps_.push_back(make_strassen_step(context, l));
+        } else if (algorithms_[l] == Algorithm::paired) {
+            steps_.push_back(make_paired_step(context, l));
         } else {
             steps_.push_back(make_winograd_step(context, l, algorithms_[l]));
         }

@@ -22,10 +22,11 @@ enum class Algorithm : int {
     grouped_f2,
     strassen,
     winograd_rows,
+    paired,
     automatic,
     winograd
 };
-constexpr std::size_t kConcreteAlgorithms = 8;
+constexpr std::size_t kConcreteAlgorithms = 9;
 
 // The kernels of a Winograd algorithm.
 inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algorithm algorithm) {
@@ -34,7 +35,10 @@ inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algor
 
 // Of what is asked for.
 inline bool allows_winograd(Algorithm algorithm) {
-    return algorithm != Algorithm::direct && algorithm != Algorithm::strassen;
+    return algorithm != Algorithm::direct && algorithm != Algorithm::strassen && algorithm != Algorithm::paired;
+}
+inline bool allows_paired(Algorithm algorithm) {
+    return algorithm == Algorithm::automatic || algorithm == Algorithm::paired;
 }
 inline bool allows_strassen(Algorithm algorithm) {
     return algorithm == Algorithm::automatic || algorithm == Algorithm::strassen;
@@ -124,6 +128,12 @@ struct Layer {
         return kind == LayerKind::conv && groups == 1 && in_channels <= kMostChannels && window.kernel_w == 7 &&
                window.stride_w == 2 && window.dilation_h == 1 && window.dilation_w == 1 &&
                (activation == Activation::none || activation == Activation::relu);
+    }
+    // Whether products in pairs of terms compute this layer.
+    bool has_paired(const KernelTable& kernels) const {
+        return kernels.paired && kind == LayerKind::conv && groups == 1 && window.kernel_h == 1 &&
+               window.kernel_w == 1 && !window.has_padding() && in_channels % kLineFloats == 0 &&
+               in_channels <= kMostPairedDepth && (activation == Activation::none || activation == Activation::relu);
     }
     // Whether Strassen's algorithm computes this layer: the halves of its channels must be whole vectors and panels.
     bool has_strassen(const KernelTable& kernels) const {

@@ -58,6 +58,7 @@ class Step {
 std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
 std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
 std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
 std::unique_ptr<Step> make_affine_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer);

@@ -28,10 +28,7 @@ class StrassenStep final : public Step {
           pixels_(out_.h * out_.w),
           lone_(pixels_ % 2 != 0),
           flat_(layer_.window.is_pointwise() && !lone_),
-          operand_(half_ + (context.kernels().paired ? kPairedTail : 0)),
-          copies_(context.kernels().paired || !flat_ || spaced(2 * in_pixel_) != 2 * in_pixel_) {
-        pitch_ =
-            (copies_ ? kStrassenProducts : kStrassenSums) * operand_ + (context.kernels().paired ? 0 : kLineFloats);
+          pitch_(kStrassenProducts * half_ + kLineFloats) {
         block_ = ceil_div(pairs(context.images), best_blocks(context));
         const index_t total = runs(context.images) * pairs(context.images);
         if (context.threads > 1 && total <= 2 * context.kernels().tile_rows) {
@@ -105,8 +102,9 @@ class StrassenStep final : public Step {
 
     index_t panels(const KernelTable& kernels) const { return layer_.out_channels / 2 / kernels.tile_cols; }
 
-    StrassenWeights packed(const Wave& wave) const {
-        return strassen_weights(layer_, wave.kernels, wave.weights.packed(index_, Algorithm::strassen));
+    BalancedWeights packed(const Wave& wave) const {
+        return balanced_weights(layer_, Algorithm::strassen, wave.kernels,
+                                wave.weights.packed(index_, Algorithm::strassen));
     }
 
     void write_operands(const Pairs& some, const Wave& wave, float* to) const {
@@ -116,7 +114,6 @@ class StrassenStep final : public Step {
                                .pair = 2 * in_pixel_,
                                .pairs = count,
                                .half = half_,
-                               .copies = copies_,
                                .channel_scale = packed(wave).channel_scale,
                                .to = to,
                                .pitch = pitch_};
@@ -133,13 +130,10 @@ class StrassenStep final : public Step {
         const index_t first = first_pixel(block), end = first + 2 * block.range.size();
         const index_t half_out = layer_.out_channels / 2, column = panels.begin * wave.kernels.tile_cols;
         const Tensor& y = wave.tensors[layer_.output];
-        const StrassenWeights weights = packed(wave);
+        const BalancedWeights weights = packed(wave);
         StrassenProductsArgs s{};
         s.operands = operands;
         s.pitch = pitch_;
-        s.first_half = copies_ ? operands + kStrassenSums * operand_ : input(first, wave);
-        s.second_half = copies_ ? operands + (kStrassenSums + 1) * operand_ : input(first + 1, wave) + half_;
-        s.pair = copies_ ? pitch_ : 2 * in_pixel_;
         s.half = half_;
         s.pairs = block.range.size();
         s.lone = ends_alone(block);
@@ -157,7 +151,8 @@ class StrassenStep final : public Step {
         s.scale = weights.scale + column;
         s.bias = wave.weights.bias(index_) + column;
         s.floor = activation_floor(layer_.activation);
-        if (flat_ && spaced(2 * in_pixel_) == 2 * in_pixel_ && end < wave.images * pixels_) s.next = input(end, wave);
+        if (flat_ && end < wave.images * pixels_) s.next = input(end, wave);
+        s.next_pair = 2 * in_pixel_;
         wave.kernels.strassen_products(s);
     }
 
@@ -169,9 +164,7 @@ class StrassenStep final : public Step {
     index_t pixels_;    // of an image of the output
     bool lone_;         // the last pixel has no partner
     bool flat_;         // pairs lie one after the other
-    index_t operand_;   // floats of an operand
-    bool copies_;       // products read copies of the pixels
-    index_t pitch_ = 0;
+    index_t pitch_;     // between pairs' operands
     index_t block_ = 1;
     bool by_panels_ = false;
     index_t panel_parts_ = 1;

@@ -12,15 +12,18 @@ namespace resfuse {
 
 namespace {
 
-// Of a panel of each half of the output channels.
-index_t strassen_panel_floats(const Layer& layer, const KernelTable& kernels) {
-    return kStrassenProducts * kernels.strassen_matrix_rows(layer.in_channels / 2) * kernels.tile_cols;
+// Panels of a layer whose weights are balanced: of Strassen's algorithm one for both halves of the output channels.
+index_t balanced_panels(Algorithm algorithm, const PanelGrid& grid) {
+    return algorithm == Algorithm::strassen ? grid.total / 2 : grid.total;
 }
 
-// All of them; the scales lie behind.
-index_t strassen_weight_floats(const Layer& layer, const KernelTable& kernels) {
-    return panel_grid(layer, kernels).total / 2 * strassen_panel_floats(layer, kernels);
+index_t balanced_panel_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
+    const index_t rows = algorithm == Algorithm::strassen ? kStrassenProducts * (layer.in_channels / 2)
+                                                          : kernels.paired_matrix_rows(layer.in_channels);
+    return rows * kernels.tile_cols;
 }
+
+bool is_balanced(Algorithm algorithm) { return algorithm == Algorithm::strassen || algorithm == Algorithm::paired; }
 
 // Matrices of a layer of small groups.
 index_t group_points(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
@@ -39,9 +42,10 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     if (algorithm == Algorithm::direct) return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
     if (algorithm == Algorithm::winograd_rows)
         return static_cast<std::size_t>(grid.total * winograd_rows_panel_floats(layer, grid));
-    if (algorithm == Algorithm::strassen)
-        return static_cast<std::size_t>(strassen_weight_floats(layer, kernels) + layer.out_channels +
-                                        layer.in_channels);
+    if (is_balanced(algorithm))
+        return static_cast<std::size_t>(balanced_panels(algorithm, grid) *
+                                            balanced_panel_floats(layer, algorithm, kernels) +
+                                        grid.total * grid.tile_cols + layer.in_channels);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
                                     grid.tile_cols);
@@ -174,8 +178,8 @@ void WeightSet::pack(std::size_t index, Algorithm algorithm, int threads) {
     AlignedFloats packed(packed_floats(layer, algorithm, kernels));
     if (layer.has_small_groups(kernels.vector_floats)) {
         pack_groups(layer, algorithm, source, kernels, packed.data());
-    } else if (algorithm == Algorithm::strassen) {
-        pack_pairs_of_panels(index, threads, packed);
+    } else if (is_balanced(algorithm)) {
+        pack_balanced(index, algorithm, threads, packed);
     } else {
         pack_panels(index, algorithm, threads, packed);
     }
@@ -202,38 +206,56 @@ void WeightSet::pack_panels(std::size_t index, Algorithm algorithm, int threads,
     }
 }
 
-void WeightSet::pack_pairs_of_panels(std::size_t index, int threads, AlignedFloats& packed) const {
+void WeightSet::pack_balanced(std::size_t index, Algorithm algorithm, int threads, AlignedFloats& packed) const {
     const Layer& layer = program_->layers()[index];
     const KernelTable& kernels = program_->kernels();
-    const Entry& entry = entries_[index];
+    const WeightSource& source = entries_[index].source;
+    const float* const entry_scale = entries_[index].scale.data();
     const PanelGrid grid = panel_grid(layer, kernels);
-    const index_t panels = grid.total / 2, half_k = layer.out_channels / 2;
-    float* const scale = packed.data() + strassen_weight_floats(layer, kernels);
-    float* const channel_scale = kernels.paired ? scale + layer.out_channels : nullptr;
-    const PointwiseWeights weights{entry.source.weight, entry.source.strides[0], entry.source.strides[1],
-                                   layer.out_channels, layer.in_channels};
+    const index_t panel_floats = balanced_panel_floats(layer, algorithm, kernels);
+    const index_t panels = balanced_panels(algorithm, grid), half_k = layer.out_channels / 2;
+    float* const scale = packed.data() + panels * panel_floats;
+    float* const channel_scale = scale + grid.total * grid.tile_cols;
+    const PointwiseWeights weights{source.weight, source.strides[0], source.strides[1], layer.out_channels,
+                                   layer.in_channels};
+    std::fill(scale, channel_scale, 1.0f);
     output_powers(weights, threads, scale);
-    if (channel_scale) input_powers(weights, scale, threads, channel_scale);
+    input_powers(weights, scale, threads, channel_scale);
 #pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
     for (index_t p = 0; p < panels; ++p) {
         const index_t first_k = p * grid.tile_cols;
-        kernels.pack_strassen({.weight = entry.source.weight,
-                               .stride_k = entry.source.strides[0],
-                               .stride_c = entry.source.strides[1],
-                               .first_k = first_k,
-                               .half_k = half_k,
-                               .half_c = layer.in_channels / 2,
-                               .powers = {scale + first_k, scale + half_k + first_k},
-                               .channel_scale = channel_scale,
-                               .packed = packed.data() + p * strassen_panel_floats(layer, kernels)});
+        float* const panel = packed.data() + p * panel_floats;
+        if (algorithm == Algorithm::strassen) {
+            kernels.pack_strassen({.weight = source.weight,
+                                   .stride_k = source.strides[0],
+                                   .stride_c = source.strides[1],
+                                   .first_k = first_k,
+                                   .half_k = half_k,
+                                   .half_c = layer.in_channels / 2,
+                                   .powers = {scale + first_k, scale + half_k + first_k},
+                                   .channel_scale = channel_scale,
+                                   .packed = panel});
+        } else {
+            kernels.pack_paired({.weight = source.weight,
+                                 .stride_k = source.strides[0],
+                                 .stride_c = source.strides[1],
+                                 .first_k = first_k,
+                                 .cols = grid.cols(p),
+                                 .depth = layer.in_channels,
+                                 .powers = scale + first_k,
+                                 .channel_scale = channel_scale,
+                                 .packed = panel});
+        }
     }
-    for (index_t k = 0; k < layer.out_channels; ++k) scale[k] *= entry.scale.data()[k];
+    for (index_t k = 0; k < layer.out_channels; ++k) scale[k] *= entry_scale[k];
 }
 
-StrassenWeights strassen_weights(const Layer& layer, const KernelTable& kernels, const float* packed) {
-    const index_t panel = strassen_panel_floats(layer, kernels);
-    const float* const scale = packed + strassen_weight_floats(layer, kernels);
-    return {panel, scale, scale + layer.out_channels};
+BalancedWeights balanced_weights(const Layer& layer, Algorithm algorithm, const KernelTable& kernels,
+                                 const float* packed) {
+    const PanelGrid grid = panel_grid(layer, kernels);
+    const index_t panel = balanced_panel_floats(layer, algorithm, kernels);
+    const float* const scale = packed + balanced_panels(algorithm, grid) * panel;
+    return {panel, scale, scale + grid.total * grid.tile_cols};
 }
 
 const float* WeightSet::packed(std::size_t layer, Algorithm algorithm) const {

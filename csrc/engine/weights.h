@@ -46,13 +46,14 @@ index_t winograd_rows_panel_floats(const Layer& layer, const PanelGrid& grid);
 // Packed bytes of one convolution under one algorithm.
 std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTable& kernels);
 
-// Of a layer that is packed for Strassen's algorithm.
-struct StrassenWeights {
-    index_t panel;               // floats of a panel of each half of the output channels
+// Of a layer that is packed for Strassen's algorithm or products in pairs of terms.
+struct BalancedWeights {
+    index_t panel;               // floats of a panel, of Strassen's of each half of the output channels
     const float* scale;          // the layer's times the powers of two that its products want
     const float* channel_scale;  // of the input, for products in pairs of terms
 };
-StrassenWeights strassen_weights(const Layer& layer, const KernelTable& kernels, const float* packed);
+BalancedWeights balanced_weights(const Layer& layer, Algorithm algorithm, const KernelTable& kernels,
+                                 const float* packed);
 
 class WeightSet {
   public:
@@ -83,7 +84,7 @@ class WeightSet {
     };
     void pack(std::size_t layer, Algorithm algorithm, int threads);
     void pack_panels(std::size_t layer, Algorithm algorithm, int threads, AlignedFloats& packed) const;
-    void pack_pairs_of_panels(std::size_t layer, int threads, AlignedFloats& packed) const;
+    void pack_balanced(std::size_t layer, Algorithm algorithm, int threads, AlignedFloats& packed) const;
 
     std::shared_ptr<const Program> program_;
     std::vector<Entry> entries_;

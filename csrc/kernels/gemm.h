@@ -22,6 +22,12 @@ enum class Form { plain, paired };
 template <Form F>
 constexpr int kRowsOf = F == Form::paired ? kPairedTileRows : kTileRows;
 
+// Rows of a matrix of weights that reduces `depth` steps.
+template <Form F>
+constexpr index_t matrix_rows(index_t depth) {
+    return F == Form::plain ? depth : depth + (depth + paired_part(depth) - 1) / paired_part(depth);
+}
+
 // Register tiles of about the same height: 20 rows are 10 + 10, not 14 + 6.
 template <Form F>
 inline index_t even_tiles(index_t rows) {
@@ -173,8 +179,7 @@ template <Form F, Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_tile(const Chunk& chunk, const Walk& at, const GemmAhead& ahead,
                                                  Accumulators<Rows, Vectors>& acc) {
     if constexpr (F == Form::paired) {
-        constexpr int kMoreLines = Kind == Tile::sums ? 0 : Kind == Tile::results ? 2 : 3;
-        multiply_paired<kMoreLines, Rows, Vectors>(at.a, at.lda, chunk.correction, chunk.steps, chunk.b, ahead, acc);
+        multiply_paired<Rows, Vectors>(at.a, at.lda, chunk.correction, chunk.steps, chunk.b, ahead, acc);
     } else {
         multiply<Kind != Tile::sums, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b,
                                                     ahead, acc);
@@ -307,8 +312,9 @@ inline void multiply_panel(const GemmArgs& g, const Panel& panel) {
 }
 
 // Rows [begin, end), few enough for the sums in L1.
+template <Form F>
 inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
-    alignas(64) float sums[kBlockTiles * kTileRows * kTileCols];
+    alignas(64) float sums[kBlockTiles * kRowsOf<F> * kTileCols];
     const index_t reduction = g.segments * g.segment_length;
     const index_t panels = (g.cols + kTileCols - 1) / kTileCols;
     const float* const a = g.a + begin * g.lda;
@@ -316,7 +322,7 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
         const index_t column = p * kTileCols;
         const Panel panel{.a = a,
                           .next_a = a,
-                          .b = g.b + p * reduction * kTileCols,
+                          .b = g.b + p * matrix_rows<F>(reduction) * kTileCols,
                           .rows = end - begin,
                           .chunk = g.chunk,
                           .sums = sums,
@@ -325,15 +331,17 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                                  .scale = g.scale + column,
                                  .bias = g.bias + column,
                                  .cols = p + 1 == panels ? g.cols - column : kTileCols,
-                                 .rows = end - begin}};
-        multiply_panel<Form::plain, Tile::results>(g, panel);
+                                 .rows = end - begin,
+                                 .row_scale = g.row_scale + begin * g.row_scale_pitch}};
+        multiply_panel<F, Tile::results>(g, panel);
     }
 }
 
-inline void gemm(const GemmArgs& g) {
-    constexpr index_t block = kBlockTiles * kTileRows;
+template <Form F>
+void gemm(const GemmArgs& g) {
+    constexpr index_t block = kBlockTiles * kRowsOf<F>;
     const index_t blocks = (g.rows + block - 1) / block;
-    for (index_t i = 0; i < blocks; ++i) gemm_block(g, g.rows * i / blocks, g.rows * (i + 1) / blocks);
+    for (index_t i = 0; i < blocks; ++i) gemm_block<F>(g, g.rows * i / blocks, g.rows * (i + 1) / blocks);
 }
 
 }  // namespace

@@ -109,24 +109,73 @@ inline int exponent_of(float x) { return (std::bit_cast<int>(x) >> 23 & 0xff) - 
     return {power_of_two(-e), power_of_two(e)};
 }
 
-// The root mean square becomes 1 to 2. `rows` are one row of operands, of one or two pixels.
-template <int Rows>
-[[gnu::always_inline]] inline RowScale row_scale(const float* const (&rows)[Rows], const float* channel_scale,
-                                                 index_t depth) {
-    Vec squares[2] = {zero(), zero()};
+// Sums of the squares of rows, their channels scaled.
+template <int N>
+[[gnu::always_inline]] inline void sum_squares(const float* const (&rows)[N], const float* channel_scale, index_t depth,
+                                               float (&sums)[N]) {
+    Vec squares[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) squares[n] = zero();
     for (index_t c = 0; c < depth; c += kVectorFloats) {
         const Vec scale = load(channel_scale + c);
-#pragma GCC unroll 2
-        for (int r = 0; r < Rows; ++r) {
-            const Vec x = load(rows[r] + c) * scale;
-            squares[r] += x * x;
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+            const Vec x = load(rows[n] + c) * scale;
+            squares[n] += x * x;
         }
     }
-    const float mean = sum_of(squares[0] + squares[1]) / static_cast<float>(Rows * depth);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sums[n] = sum_of(squares[n]);
+}
+
+// The root mean square of `rows` of `depth` floats, of one row of operands, becomes 1 to 2.
+[[gnu::always_inline]] inline RowScale row_scale(float sum_of_squares, const float* const* rows, int count,
+                                                 const float* channel_scale, index_t depth) {
+    const float mean = sum_of_squares / static_cast<float>(count * depth);
     constexpr float kLeast = 1e-30f, kMost = 1e30f;
-    if (!(mean > kLeast && mean < kMost)) return unusual_scale(rows, Rows, channel_scale, depth);
+    if (!(mean > kLeast && mean < kMost)) return unusual_scale(rows, count, channel_scale, depth);
     const int exponent = exponent_of(mean) >> 1;
     return {power_of_two(-exponent), power_of_two(exponent)};
+}
+
+// N pixels as rows of products in pairs: several at once, so that their chains of sums overlap.
+template <int N>
+[[gnu::always_inline]] inline void write_rows(const PairedRowsArgs& g, index_t first) {
+    const index_t part = paired_part(g.depth);
+    const float* rows[N];
+    float* const to = g.to + first * g.pitch;
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) rows[n] = g.x + (first + n) * g.pixel;
+    float squares[N];
+    sum_squares(rows, g.channel_scale, g.depth, squares);
+    Vec scale[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+        const RowScale s = row_scale(squares[n], rows + n, 1, g.channel_scale, g.depth);
+        to[n * g.pitch + g.depth + kPairedTail - 1] = s.back;
+        scale[n] = broadcast(s.scale);
+    }
+    for (index_t begin = 0, chunk = 0; begin < g.depth; begin += part, ++chunk) {
+        OwnSums<N> own;
+        for (index_t c = begin, end = at_most(g.depth, begin + part); c < end; c += kVectorFloats) {
+            const Vec channel = load(g.channel_scale + c);
+            Vec x[N];
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) {
+                x[n] = scale[n] * channel * load(rows[n] + c);
+                store(to + n * g.pitch + c, x[n]);
+            }
+            own.add(x);
+        }
+        own.finish(to + g.depth + chunk, g.pitch);
+    }
+}
+
+inline void paired_rows(const PairedRowsArgs& g) {
+    constexpr int kAtOnce = 4;
+    index_t i = 0;
+    for (; i + kAtOnce <= g.rows; i += kAtOnce) write_rows<kAtOnce>(g, i);
+    for (; i < g.rows; ++i) write_rows<1>(g, i);
 }
 
 // Where a step of the reduction lies among the rows of a matrix of weights, and with which sign.
@@ -134,19 +183,11 @@ struct MatrixStep {
     index_t row;
     double sign;
 };
-template <Form F>
 inline MatrixStep matrix_step(index_t step, index_t depth) {
-    if constexpr (F == Form::plain) return {step, 1.0};
     const index_t part = paired_part(depth), chunk = step / part, i = step % part;
     const index_t length = at_most(part, depth - chunk * part), triple = i / kTriple;
     const bool in_pair = i % kTriple < kTriple - 1 && (triple + 1) * kTriple <= length;
     return {step + chunk + 1, in_pair && triple % 2 != 0 ? -1.0 : 1.0};
-}
-
-// Rows of a matrix of weights that reduces `depth` steps.
-template <Form F>
-constexpr index_t matrix_rows(index_t depth) {
-    return F == Form::plain ? depth : depth + (depth + paired_part(depth) - 1) / paired_part(depth);
 }
 
 // Fills in the rows that chunks begin with, once all others are there.
@@ -166,6 +207,18 @@ inline void sum_weights(float* panel, index_t depth) {
         for (index_t k = 0; k < kTileCols; ++k) start[k] = static_cast<float>(sums[k]);
         panel += (length - 1) * kTileCols;
     }
+}
+
+inline void pack_paired(const PackPairedArgs& g) {
+    for (index_t c = 0; c < g.depth; ++c) {
+        const MatrixStep at = matrix_step(c, g.depth);
+        for (index_t k = 0; k < kTileCols; ++k) {
+            const double w = k < g.cols ? g.weight[(g.first_k + k) * g.stride_k + c * g.stride_c] : 0.0f;
+            g.packed[at.row * kTileCols + k] =
+                static_cast<float>(at.sign * w / (static_cast<double>(g.powers[k]) * g.channel_scale[c]));
+        }
+    }
+    sum_weights(g.packed, g.depth);
 }
 
 }  // namespace

@@ -95,7 +95,8 @@ template <bool Negative, int Rows, int Vectors>
 }
 
 // acc = rows of A times columns of B, a chunk of `steps` steps; `correction` floats behind A the row's own sums lie.
-template <int MoreLines, int Rows, int Vectors>
+// Weights are fetched into L2 only: loads are the bottleneck next to the sums, and what the hardware fetches suffices.
+template <int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_paired(const float* a, index_t lda, index_t correction, index_t steps,
                                                    const float* b, const GemmAhead& ahead,
                                                    Accumulators<Rows, Vectors>& acc) {
@@ -111,42 +112,14 @@ template <int MoreLines, int Rows, int Vectors>
             acc[i][j] = add_broadcast(base[i / 4] + correction + (i % 4 == 3 ? lda3 : i % 4 * lda),
                                       load(b + j * kVectorFloats));
     b += kTileCols;
-    const float* next_b = ahead.b;
-    const index_t b_step = ahead.b_step;
-    index_t left = steps;
-    for (; left > 0; left -= kPairPattern) {
-        const float* next_a = ahead.a + steps - left;
-        const float* more[2] = {b, b};
-        index_t more_pitch[2] = {};
-        if constexpr (MoreLines > 0)
-            for (int m = 0; m < 2; ++m)
-                if (left == steps || ahead.more[m].advance) {
-                    more[m] = ahead.more[m].at + ahead.more[m].advance * (steps - left);
-                    more_pitch[m] = ahead.more[m].pitch;
-                }
-        const auto fetch = [&]() __attribute__((always_inline)) {
-#pragma GCC unroll 3
-            for (int line = 0; line < 3; ++line) __builtin_prefetch(next_a + line * kLineFloats);
-            next_a += lda;
-            if constexpr (MoreLines > 0)
-#pragma GCC unroll 2
-                for (int m = 0; m < 2; ++m) {
-#pragma GCC unroll 3
-                    for (int line = 0; line < MoreLines; ++line) __builtin_prefetch(more[m] + line * kLineFloats);
-                    more[m] += more_pitch[m];
-                }
-#pragma GCC unroll 3
-            for (int line = 0; line < 3; ++line) {
-                __builtin_prefetch(next_b);
-                __builtin_prefetch(next_b + kFarSteps * kTileCols, 0, 2);
-                next_b += b_step;
-            }
-        };
+    const float* next_b = ahead.b + kFarSteps * kTileCols;
+    const index_t b_floats = kSignedTriples * ahead.b_step;
+    for (index_t left = steps; left > 0; left -= kPairPattern) {
         index_t n = at_most(left, kPairPattern);
         for (; n >= kSignedTriples; n -= kSignedTriples) {
-            fetch();
+            for (index_t at = 0; at < b_floats; at += kLineFloats) __builtin_prefetch(next_b + at, 0, 2);
+            next_b += b_floats;
             add_triple<false, Rows, Vectors>(base, lda, lda3, 0, b, acc);
-            fetch();
             add_triple<true, Rows, Vectors>(base, lda, lda3, kTriple, b + kTriple * kTileCols, acc);
             b += kSignedTriples * kTileCols;
 #pragma GCC unroll 4

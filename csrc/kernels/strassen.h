@@ -18,116 +18,80 @@
 #pragma once
 
 #include "kernels/gemm.h"
-#include "kernels/paired_rows.h"
 
 namespace resfuse {
 namespace {
 
-// [sums of M1, M2, M5, M6, M7][x1', x2''], the last two where they are wanted.
-inline void strassen_operands(const StrassenOperandsArgs& g) {
+// In the order M1, M2, M5, M6, M7, M3, M4.
+void strassen_operands(const StrassenOperandsArgs& g) {
     const index_t half = g.half;
     for (index_t i = 0; i < g.pairs; ++i) {
         const float *const x1 = g.first + i * g.pair, *const x2 = g.second + i * g.pair;
         float* const to = g.to + i * g.pitch;
         for (index_t c = 0; c < half; c += kVectorFloats) {
-            const Vec x1a = load(x1 + c), x1b = load(x1 + half + c), x2a = load(x2 + c), x2b = load(x2 + half + c);
-            store(to + c, x1a + x2b);
-            store(to + half + c, x2a + x2b);
-            store(to + 2 * half + c, x1a + x1b);
-            store(to + 3 * half + c, x2a - x1a);
-            store(to + 4 * half + c, x1b - x2b);
-            if (g.copies) {
-                store(to + kStrassenSums * half + c, x1a);
-                store(to + (kStrassenSums + 1) * half + c, x2b);
-            }
-        }
-    }
-}
-
-// The same seven, scaled for products in pairs of terms.
-inline void strassen_paired_operands(const StrassenOperandsArgs& g) {
-    const index_t half = g.half, part = paired_part(half), operand = half + kPairedTail;
-    for (index_t i = 0; i < g.pairs; ++i) {
-        const float* const rows[2] = {g.first + i * g.pair, g.second + i * g.pair};
-        const auto [x1, x2] = rows;
-        float* const to = g.to + i * g.pitch;
-        const RowScale s = row_scale(rows, g.channel_scale, 2 * half);
-        to[operand - 1] = s.back;
-        const Vec scale = broadcast(s.scale);
-        for (index_t begin = 0, chunk = 0; begin < half; begin += part, ++chunk) {
-            OwnSums<kStrassenProducts> own;
-            for (index_t c = begin, end = at_most(half, begin + part); c < end; c += kVectorFloats) {
-                const Vec a = scale * load(g.channel_scale + c), b = scale * load(g.channel_scale + half + c);
-                const Vec x1a = a * load(x1 + c), x1b = b * load(x1 + half + c);
-                const Vec x2a = a * load(x2 + c), x2b = b * load(x2 + half + c);
-                const Vec operands[] = {x1a + x2b, x2a + x2b, x1a + x1b, x2a - x1a, x1b - x2b, x1a, x2b};
+            const Vec a = load(g.channel_scale + c), b = load(g.channel_scale + half + c);
+            const Vec x1a = a * load(x1 + c), x1b = b * load(x1 + half + c);
+            const Vec x2a = a * load(x2 + c), x2b = b * load(x2 + half + c);
+            const Vec operands[] = {x1a + x2b, x2a + x2b, x1a + x1b, x2a - x1a, x1b - x2b, x1a, x2b};
 #pragma GCC unroll 8
-                for (int n = 0; n < kStrassenProducts; ++n) store(to + n * operand + c, operands[n]);
-                own.add(operands);
-            }
-            own.finish(to + half + chunk, operand);
+            for (int n = 0; n < kStrassenProducts; ++n) store(to + n * half + c, operands[n]);
         }
     }
 }
 
 // The products of one panel of each half of the output channels.
-template <Form F>
 class StrassenPanels {
   public:
     StrassenPanels(const StrassenProductsArgs& s, index_t panel, float* sums) : s_(s), panel_(panel), sums_(sums) {
-        plain_.segment_offset = summed_.segment_offset = &kNoOffset;
-        plain_.segments = summed_.segments = 1;
-        plain_.segment_length = summed_.segment_length = s.half;
-        plain_.lda = s.pair;
-        summed_.lda = s.pitch;
-        for (GemmArgs* g : {&plain_, &summed_}) {
-            g->row_scale_pitch = s.pitch;
-            g->ldc = 2 * s.pixel;
-            g->residual = s.residual;
-            g->ldr = 2 * s.residual_pixel;
-            g->scale = s.scale;
-            g->bias = s.bias;
-            g->floor = s.floor;
-        }
+        args_.segment_offset = &kNoOffset;
+        args_.segments = 1;
+        args_.segment_length = s.half;
+        args_.lda = s.pitch;
+        args_.ldc = 2 * s.pixel;
+        args_.residual = s.residual;
+        args_.ldr = 2 * s.residual_pixel;
+        args_.scale = s.scale;
+        args_.bias = s.bias;
+        args_.floor = s.floor;
     }
 
     void multiply() const {
         float *const y1a = sums(1), *const y1b = sums(2), *const y2a = sums(3), *const y2b = sums(4);
-        const float *const m1 = s_.operands, *const m2 = m1 + operand(), *const m5 = m2 + operand(),
-                           *const m6 = m5 + operand(), *const m7 = m6 + operand();
+        const float *const m1 = operand(0), *const m2 = operand(1), *const m5 = operand(2), *const m6 = operand(3),
+                           *const m7 = operand(4), *const m3 = operand(5), *const m4 = operand(6);
         Panel p = panel(0, m1, m2, y1a);
         p.other = y2b;
         multiply_and_fetch(p, 0);
-        p = panel(1, m2, s_.first_half, y2a);
+        p = panel(1, m2, m3, y2a);
         p.other = y2b;
         p.sign = -1.0f;
         multiply_and_fetch(p, s_.half);
-        p = panel(2, s_.first_half, s_.second_half, y1b);
+        p = panel(2, m3, m4, y1b);
         p.other = y2b;
         p.sign = 1.0f;
-        multiply_panel<F, Tile::sums>(plain_, p);
-        p = panel(3, s_.second_half, m5, sums(0), results(1, 0));
+        multiply_panel<Form::plain, Tile::sums>(args_, p);
+        p = panel(3, m4, m5, sums(0), results(1, 0));
         p.other = y1a;
         p.sign = 1.0f;
         p.more = y2a;
-        multiply_panel<F, Tile::results>(plain_, p);
+        multiply_panel<Form::plain, Tile::results>(args_, p);
         p = panel(4, m5, m6, sums(0), results(0, 1));
         p.other = y1a;
         p.sign = -1.0f;
         p.more = y1b;
-        multiply_panel<F, Tile::results>(summed_, p);
+        multiply_panel<Form::plain, Tile::results>(args_, p);
         p = panel(5, m6, m7, y2b, results(1, 1));
         p.accumulate = true;
-        multiply_panel<F, Tile::results>(summed_, p);
+        multiply_panel<Form::plain, Tile::results>(args_, p);
         p = panel(6, m7, m1, y1a, results(0, 0));
         p.accumulate = true;
-        multiply_panel<F, Tile::results>(summed_, p);
+        multiply_panel<Form::plain, Tile::results>(args_, p);
     }
 
   private:
     static constexpr index_t kNoOffset = 0;
 
-    index_t operand() const { return s_.half + (F == Form::paired ? kPairedTail : 0); }
+    const float* operand(index_t i) const { return s_.operands + i * s_.half; }
 
     float* sums(index_t i) const { return sums_ + i * s_.pairs * kTileCols; }
 
@@ -135,7 +99,7 @@ class StrassenPanels {
                 const Results& to = {.cols = kTileCols}) const {
         return {.a = a,
                 .next_a = next_a,
-                .b = s_.weights + (panel_ * kStrassenProducts + product) * matrix_rows<F>(s_.half) * kTileCols,
+                .b = s_.weights + (panel_ * kStrassenProducts + product) * s_.half * kTileCols,
                 .rows = s_.pairs,
                 .chunk = s_.chunk,
                 .sums = sums,
@@ -150,51 +114,46 @@ class StrassenPanels {
                 .scale = s_.scale + column,
                 .bias = s_.bias + column,
                 .cols = kTileCols,
-                .rows = s_.pairs - (s_.lone ? pixel : 0),
-                .row_scale = s_.operands + s_.half + kPairedTail - 1};
+                .rows = s_.pairs - (s_.lone ? pixel : 0)};
     }
 
     // The pairs to come lie beyond L2 more often than not, and the operands are written without anything to compute
     // meanwhile: the last panels' products fetch them, from some channel on. (The first ones' would leave them the time
     // to be evicted again: 2 to 6 % slower.)
     void multiply_and_fetch(Panel& p, index_t channel) const {
-        if (panel_ + 1 < s_.panels || s_.next == nullptr) return multiply_panel<F, Tile::sums>(summed_, p);
-        p.fetch[0] = {s_.next + channel, s_.pair, 1};
-        p.fetch[1] = {s_.next + s_.pair / 2 + channel, s_.pair, 1};
-        multiply_panel<F, Tile::sums_and_fetches>(summed_, p);
+        if (panel_ + 1 < s_.panels || s_.next == nullptr) return multiply_panel<Form::plain, Tile::sums>(args_, p);
+        p.fetch[0] = {s_.next + channel, s_.next_pair, 1};
+        p.fetch[1] = {s_.next + s_.next_pair / 2 + channel, s_.next_pair, 1};
+        multiply_panel<Form::plain, Tile::sums_and_fetches>(args_, p);
     }
 
     const StrassenProductsArgs& s_;
     index_t panel_;
     float* sums_;
-    GemmArgs plain_{}, summed_{};
+    GemmArgs args_{};
 };
 
-template <Form F>
 void strassen_products(const StrassenProductsArgs& s) {
     alignas(64) float sums[5 * kMostStrassenPairs * kTileCols];
-    for (index_t panel = 0; panel < s.panels; ++panel) StrassenPanels<F>(s, panel, sums).multiply();
+    for (index_t panel = 0; panel < s.panels; ++panel) StrassenPanels(s, panel, sums).multiply();
 }
 
 // The products mix the two halves of the output channels, and so do their errors: channels of small weights would get
-// those of large ones. All columns of W are scaled to about the same magnitude first, for products in pairs all rows
-// too, by powers of two.
-template <Form F>
+// those of large ones. All columns of W are scaled to about the same magnitude first, and all rows, as sums of channels
+// lose what of one is too small for the other, by powers of two.
 void pack_strassen(const PackStrassenArgs& g) {
-    const index_t second_c = g.half_c * g.stride_c, product = matrix_rows<F>(g.half_c) * kTileCols;
+    const index_t second_c = g.half_c * g.stride_c, product = g.half_c * kTileCols;
     for (index_t c = 0; c < g.half_c; ++c) {
-        const MatrixStep at = matrix_step<F>(c, g.half_c);
-        const double first = g.channel_scale ? g.channel_scale[c] : 1.0;
-        const double second = g.channel_scale ? g.channel_scale[g.half_c + c] : 1.0;
+        const double first = g.channel_scale[c], second = g.channel_scale[g.half_c + c];
         for (index_t k = 0; k < kTileCols; ++k) {
             const float* const left = g.weight + (g.first_k + k) * g.stride_k + c * g.stride_c;
             const float* const right = left + g.half_k * g.stride_k;
-            const double scale[2] = {at.sign / g.powers[0][k], at.sign / g.powers[1][k]};
+            const double scale[2] = {1.0 / g.powers[0][k], 1.0 / g.powers[1][k]};
             const double w11 = scale[0] / first * static_cast<double>(left[0]);
             const double w21 = scale[0] / second * static_cast<double>(left[second_c]);
             const double w12 = scale[1] / first * static_cast<double>(right[0]);
             const double w22 = scale[1] / second * static_cast<double>(right[second_c]);
-            float* const to = g.packed + at.row * kTileCols + k;
+            float* const to = g.packed + c * kTileCols + k;
             to[0] = static_cast<float>(w11 + w22);
             to[product] = static_cast<float>(w11);
             to[2 * product] = static_cast<float>(w12 - w22);
@@ -204,8 +163,6 @@ void pack_strassen(const PackStrassenArgs& g) {
             to[6 * product] = static_cast<float>(w21 + w22);
         }
     }
-    if constexpr (F == Form::paired)
-        for (index_t p = 0; p < kStrassenProducts; ++p) sum_weights(g.packed + p * product, g.half_c);
 }
 
 }  // namespace

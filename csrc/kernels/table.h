@@ -33,8 +33,10 @@ struct GemmArgs {
     const float* bias;      // tile_cols floats a panel, or null
     const float* residual;  // addressed like c with ldr, or null
     index_t ldr;
-    float floor;              // lower clamp of the epilogue: 0 for ReLU, -inf for none
-    index_t row_scale_pitch;  // of the paired form: floats between the factors that rows are multiplied by
+    float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
+    // Of the paired form: what rows are multiplied by, and the floats between these factors.
+    const float* row_scale;
+    index_t row_scale_pitch;
 };
 
 // Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and what lies
@@ -42,35 +44,48 @@ struct GemmArgs {
 constexpr index_t kPairedChunk = 192;
 constexpr index_t kPairedTail = kLineFloats;
 constexpr index_t kMostPairedDepth = (kPairedTail - 1) * kPairedChunk;
+struct PairedRowsArgs {
+    const float* x;
+    index_t pixel;  // floats between rows
+    index_t rows, depth;
+    const float* channel_scale;
+    float* to;
+    index_t pitch;
+};
+
+// The weights w[k][c] of a 1x1 convolution.
+struct PackPairedArgs {
+    const float* weight;
+    index_t stride_k, stride_c;
+    index_t first_k, cols, depth;
+    const float* powers;         // of each output channel of the panel, a power of two like its weights
+    const float* channel_scale;  // likewise of each input channel
+    float* packed;               // [depth and a row per chunk][tile_cols]
+};
 
 // One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels, not too many: of
 // each panel seven sums of all of them pass through L1.
 constexpr index_t kMostStrassenPairs = 112;
 constexpr index_t kStrassenProducts = 7;
-constexpr index_t kStrassenSums = 5;  // operands that are sums; the other two are halves of pixels
 struct StrassenOperandsArgs {
     const float* first;  // of the first pair's pixels
     const float* second;
     index_t pair;  // floats from a pair to the next
     index_t pairs;
-    index_t half;                // of the channels
-    bool copies;                 // also copies the two operands that are no sums
-    const float* channel_scale;  // of the paired form
-    float* to;                   // rows of operands of `half` channels
-    index_t pitch;               // floats between those rows
+    index_t half;  // of the channels
+    const float* channel_scale;
+    float* to;      // rows of seven operands
+    index_t pitch;  // floats between those rows
 };
 
 struct StrassenProductsArgs {
     const float* operands;  // as StrassenOperandsArgs leaves them
     index_t pitch;
-    const float* first_half;   // of the pairs' first pixels
-    const float* second_half;  // of their second ones
-    index_t pair;              // floats between pairs, of both
-    index_t half;              // of the channels
-    index_t pairs;             // kMostStrassenPairs at most
-    bool lone;                 // the last pair lacks its second pixel
-    const float* weights;      // [panels][7][half][tile_cols]
-    index_t panels;            // of a half of the output channels
+    index_t half;          // of the channels
+    index_t pairs;         // kMostStrassenPairs at most
+    bool lone;             // the last pair lacks its second pixel
+    const float* weights;  // [panels][7][half][tile_cols]
+    index_t panels;        // of a half of the output channels
     index_t chunk;
     float* c;  // the first pair's first pixel
     index_t pixel;
@@ -80,7 +95,8 @@ struct StrassenProductsArgs {
     const float* scale;
     const float* bias;
     float floor;
-    const float* next;  // the pairs to come, as first_half, or null
+    const float* next;  // the pairs to come, of pixels, or null
+    index_t next_pair;  // floats between them
 };
 
 // A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
@@ -293,8 +309,8 @@ struct PackStrassenArgs {
     index_t half_k;   // channels of a half
     index_t half_c;
     const float* powers[2];      // per panel: of each output channel, a power of two like its weights
-    const float* channel_scale;  // likewise of each input channel, or null
-    float* packed;               // [7][half_c, in the paired form and a row per chunk][tile_cols]
+    const float* channel_scale;  // likewise of each input channel
+    float* packed;               // [7][half_c][tile_cols]
 };
 
 // Batch normalisation in training. Tensors are rows of channels, dense: the pixels of channels_last images.
@@ -455,10 +471,13 @@ struct KernelTable {
     void (*strassen_operands)(const StrassenOperandsArgs&);
     void (*strassen_products)(const StrassenProductsArgs&);
     void (*pack_strassen)(const PackStrassenArgs&);
-    index_t (*strassen_matrix_rows)(index_t half);
-    // Whether these are products in pairs of terms (paired_tile.h), and their register tile's rows.
+    // Whether these are products in pairs of terms (paired_tile.h). Without them what follows is null.
     bool paired;
     int paired_tile_rows;
+    void (*paired_rows)(const PairedRowsArgs&);
+    void (*paired_gemm)(const GemmArgs&);
+    void (*pack_paired)(const PackPairedArgs&);
+    index_t (*paired_matrix_rows)(index_t depth);
     void (*copy_band)(const BandArgs&);
     void (*grouped)(const GroupedArgs&);
     void (*grouped_f2)(const GroupedArgs&);

@@ -1,5 +1,5 @@
 // AVX-512 on cores that have adders beside their multipliers: products in pairs of terms (kernels/paired_tile.h).
-#include "kernels/strassen.h"
+#include "kernels/paired_rows.h"
 
 namespace resfuse {
 
@@ -7,12 +7,12 @@ const KernelTable& zen4_kernels() {
     static const KernelTable table = [] {
         KernelTable t = avx512_kernels();
         t.name = "zen4";
-        t.strassen_operands = strassen_paired_operands;
-        t.strassen_products = strassen_products<Form::paired>;
-        t.pack_strassen = pack_strassen<Form::paired>;
-        t.strassen_matrix_rows = matrix_rows<Form::paired>;
         t.paired = true;
         t.paired_tile_rows = kPairedTileRows;
+        t.paired_rows = paired_rows;
+        t.paired_gemm = gemm<Form::paired>;
+        t.pack_paired = pack_paired;
+        t.paired_matrix_rows = matrix_rows<Form::paired>;
         return t;
     }();
     return table;

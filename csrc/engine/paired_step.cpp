@@ -1,0 +1,129 @@
+// 1x1 convolution by products in pairs of terms (kernels/paired_tile.h). Its rows are pixels.
+//
+// by rows:   a task writes a block of rows, scaled and followed by their own sums, into its scratch, few enough that
+//            they stay in L2, and multiplies all panels of weights with them.
+// by panels: where rows are few, weights are the larger operand and should be read by one thread only. Stage 0 writes
+//            the rows into scratch that all threads see; in stage 1 a task takes some panels.
+#include <algorithm>
+
+#include "engine/cost.h"
+#include "engine/step.h"
+
+namespace resfuse {
+
+namespace {
+
+class PairedStep final : public Step {
+  public:
+    PairedStep(const StepContext& context, std::size_t index)
+        : index_(index),
+          layer_(context.layers[index]),
+          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
+          grid_(panel_grid(layer_, context.kernels())),
+          pixels_(out_.h * out_.w),
+          pitch_(layer_.in_channels + kPairedTail) {
+        const index_t total = context.images * pixels_;
+        constexpr index_t kFewTiles = 5;
+        if (context.threads > 1 && total <= kFewTiles * context.kernels().paired_tile_rows) {
+            by_panels_ = true;
+            panel_parts_ = std::min<index_t>(4 * context.threads, grid_.total);
+            shared_scratch = static_cast<std::size_t>(total * pitch_);
+        } else {
+            block_ = paired_block(layer_, total, context.threads, context.kernels());
+            thread_scratch = static_cast<std::size_t>(block_ * pitch_);
+        }
+    }
+
+    int stages() const override { return by_panels_ ? 2 : 1; }
+
+    index_t tasks(int stage, index_t images) const override {
+        if (!by_panels_) return ceil_div(images * pixels_, block_);
+        return stage == 0 ? ceil_div(images * pixels_, kRowsWritten) : panel_parts_;
+    }
+
+    void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
+        const index_t total = wave.images * pixels_, count = tasks(stage, wave.images);
+        const Range panels{0, grid_.total};
+        if (by_panels_ && stage == 1) return multiply({0, total}, part(panels.end, task, count), wave, wave.shared);
+        const Range rows = part(total, task, count);
+        if (by_panels_) return write(rows, wave, wave.shared + rows.begin * pitch_);
+        write(rows, wave, scratch);
+        multiply(rows, panels, wave, scratch);
+    }
+
+  private:
+    static constexpr index_t kRowsWritten = 8;  // by a task that writes rows only
+
+    BalancedWeights packed(const Wave& wave) const {
+        return balanced_weights(layer_, Algorithm::paired, wave.kernels,
+                                wave.weights.packed(index_, Algorithm::paired));
+    }
+
+    // Pixels of the output, counted over all images.
+    void write(Range rows, const Wave& wave, float* to) const {
+        const Tensor& x = wave.tensors[layer_.input];
+        PairedRowsArgs r{.x = x.data + rows.begin * x.pixel,
+                         .pixel = x.pixel,
+                         .rows = rows.size(),
+                         .depth = layer_.in_channels,
+                         .channel_scale = packed(wave).channel_scale,
+                         .to = to,
+                         .pitch = pitch_};
+        if (layer_.window.is_pointwise()) return wave.kernels.paired_rows(r);
+        // Row by row of the image.
+        r.pixel = layer_.window.stride_w * x.pixel;
+        for (index_t i = rows.begin; i < rows.end; i += r.rows, r.to += r.rows * pitch_) {
+            const index_t pixel = i % pixels_;
+            r.rows = std::min(rows.end - i, out_.w - pixel % out_.w);
+            r.x = x.data + i / pixels_ * x.image + pixel / out_.w * layer_.window.stride_h * x.row +
+                  pixel % out_.w * r.pixel;
+            wave.kernels.paired_rows(r);
+        }
+    }
+
+    void multiply(Range rows, Range panels, const Wave& wave, const float* operands) const {
+        const index_t column = panels.begin * grid_.tile_cols, no_offset = 0;
+        const BalancedWeights weights = packed(wave);
+        const Tensor& y = wave.tensors[layer_.output];
+        GemmArgs g{};
+        g.a = operands;
+        g.lda = pitch_;
+        g.segment_offset = &no_offset;
+        g.segments = 1;
+        g.segment_length = layer_.in_channels;
+        g.b = wave.weights.packed(index_, Algorithm::paired) + panels.begin * weights.panel;
+        g.c = y.data + rows.begin * y.pixel + column;
+        g.ldc = y.pixel;
+        g.rows = rows.size();
+        g.cols = grid_.cols(panels.begin, panels.size());
+        g.scale = weights.scale + column;
+        g.bias = wave.weights.bias(index_) + column;
+        g.floor = activation_floor(layer_.activation);
+        g.row_scale = operands + layer_.in_channels + kPairedTail - 1;
+        g.row_scale_pitch = pitch_;
+        if (layer_.residual >= 0) {
+            const Tensor& residual = wave.tensors[layer_.residual];
+            g.residual = residual.data + rows.begin * residual.pixel + column;
+            g.ldr = residual.pixel;
+        }
+        wave.kernels.paired_gemm(g);
+    }
+
+    std::size_t index_;
+    const Layer& layer_;
+    Extent out_;
+    PanelGrid grid_;
+    index_t pixels_;  // of an image of the output
+    index_t pitch_;   // of rows
+    index_t block_ = 1;
+    bool by_panels_ = false;
+    index_t panel_parts_ = 1;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<PairedStep>(context, layer);
+}
+
+}  // namespace resfuse
