@@ -38,7 +38,7 @@ class Shape:
     def algorithms(self) -> tuple[str, ...]:
         """What can be asked for."""
         if self.kernel == 1 and self.groups == 1:
-            return ("direct", "strassen")
+            return ("direct", "strassen", "paired")
         if self.kernel == 1 or (self.groups > 1 and self.stride > 1):
             return ("direct",)
         return ("direct", "winograd_f2", "winograd_f4") if self.stride == 1 else ("direct", "winograd")
@@ -124,8 +124,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = _core.measure_clock()
-    columns = ("torch", "direct", "winograd_f2", "winograd_f4", "winograd", "strassen")
-    heads = ("torch", "direct", "f2", "f4", "stride 2", "strassen", "estimate")
+    columns = ("torch", "direct", "winograd_f2", "winograd_f4", "winograd", "strassen", "paired")
+    heads = ("torch", "direct", "f2", "f4", "stride 2", "strassen", "paired", "estimate")
     line = "{:>5} {:42} " + "{:>8} " * len(heads) + " {}"
     print(line.format("batch", "effective GFLOP/s", *heads, "chosen, of the best"))
     for batch in options.batch:

@@ -169,6 +169,7 @@ def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
 
 @given(
     isas,
+    st.sampled_from(["strassen", "paired"]),
     st.integers(1, 6),
     st.integers(1, 4),
     st.tuples(st.integers(1, 13), st.integers(1, 13)),
@@ -180,8 +181,9 @@ def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
     st.integers(0, 2**31 - 1),
 )
 @settings(max_examples=200)
-def test_strassen(
+def test_pointwise_algorithms(
     isa: str,
+    algorithm: str,
     in_units: int,
     out_units: int,
     extent: tuple[int, int],
@@ -193,14 +195,18 @@ def test_strassen(
     seed: int,
 ) -> None:
     in_channels, out_channels = 32 * in_units, 64 * out_units
+    if algorithm == "paired":
+        in_channels, out_channels = 16 * in_units, 21 * out_units
     layer = ConvSpec(
         "conv", 0, 2 if residual else 1, in_channels, out_channels, 0, bias=5,
         batch_norm=BatchNormSpec(1, 2, 3, 4, 1e-3), kernel_size=(1, 1), stride=stride, activation=activation,
-        residual=1 if residual else None, algorithm="strassen",
+        residual=1 if residual else None, algorithm=algorithm,
     )  # fmt: skip
     spec = program_of(layer)
     inputs, parameters = make_tensors(spec, extent, layout, batch, seed)
-    assert Executor(spec, isa).plan(inputs).layers()[0]["algorithm"] == "strassen"
+    # Products in pairs are of one level only; the others fall back to direct ones.
+    expected = "direct" if algorithm == "paired" and isa != "zen4" else algorithm
+    assert Executor(spec, isa).plan(inputs).layers()[0]["algorithm"] == expected
     check(spec, isa, inputs, parameters)
 
 
@@ -208,18 +214,22 @@ def test_strassen(
     ("in_channels", "out_channels", "size", "batch", "stride"),
     [(256, 128, 56, 1, 1), (128, 512, 28, 2, 1), (256, 512, 56, 1, 2), (1024, 256, 14, 3, 1), (512, 2048, 7, 2, 1)],
 )
-def test_strassen_is_within_four_times_the_error_of_torch(
-    isa: str, in_channels: int, out_channels: int, size: int, batch: int, stride: int
+@pytest.mark.parametrize("algorithm", ["strassen", "paired"])
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_pointwise_algorithms_are_within_four_times_the_error_of_torch(
+    isa: str, algorithm: str, spread: float, in_channels: int, out_channels: int, size: int, batch: int, stride: int
 ) -> None:
-    """With input like a ReLU's, and channels of very different weights."""
+    """With input like a ReLU's, output channels of very different weights, and input channels that differ by some
+    powers of two, which their weights take back."""
     layer = ConvSpec(
         "conv", 0, 1, in_channels, out_channels, 0, batch_norm=BatchNormSpec(1, 2, 3, 4, 0.0), kernel_size=(1, 1),
-        stride=(stride, stride), algorithm="strassen",
+        stride=(stride, stride), algorithm=algorithm,
     )  # fmt: skip
     spec = ProgramSpec((in_channels,), (layer,), (OutputSpec(1),))
-    x = torch.relu(torch.randn(batch, in_channels, size, size))
+    channels = 2.0 ** (spread * torch.randn(in_channels))[:, None, None]
+    x = torch.relu(torch.randn(batch, in_channels, size, size)) * channels
     magnitudes = 10.0 ** torch.empty(out_channels).uniform_(-3, 3)
-    weight = torch.randn(out_channels, in_channels, 1, 1) * magnitudes[:, None, None, None]
+    weight = torch.randn(out_channels, in_channels, 1, 1) * magnitudes[:, None, None, None] / channels
     ones, zeros = torch.ones(out_channels), torch.zeros(out_channels)
     check(spec, isa, [x], [weight, ones, zeros, zeros, in_channels * magnitudes**2])
 
@@ -239,10 +249,13 @@ def run_apart(executor: Executor, x: torch.Tensor, weight: torch.Tensor) -> torc
 
 
 @pytest.mark.parametrize(("size", "stride"), [(6, 1), (7, 1), (9, 2), (13, 2)])
-def test_strassen_keeps_images_apart_and_threads_equal(isa: str, size: int, stride: int) -> None:
+@pytest.mark.parametrize("algorithm", ["strassen", "paired"])
+def test_pointwise_algorithms_keep_images_apart_and_threads_equal(
+    isa: str, algorithm: str, size: int, stride: int
+) -> None:
     """A NaN stays in its image, and an image alone or among others, by any number of threads, has the same bits."""
-    layer = ConvSpec("conv", 0, 1, 128, 192, 0, stride=(stride, stride), algorithm="strassen")
-    executor = Executor(ProgramSpec((128,), (layer,), (OutputSpec(1),)), isa)
+    layer = ConvSpec("conv", 0, 1, 128, 192, 0, stride=(stride, stride), algorithm=algorithm)
+    executor = Executor(program_of(layer), isa)
     x, weight = torch.randn(5, 128, size, size), torch.randn(192, 128, 1, 1)
     alone = run_apart(executor, x, weight)
     x[1, 3, size // 2 // stride * stride, 0] = float("nan")
@@ -250,6 +263,29 @@ def test_strassen_keeps_images_apart_and_threads_equal(isa: str, size: int, stri
     others = [0, 2, 3, 4]
     assert torch.equal(got[others], alone[others])
     assert got[1].isnan().any()
+
+
+def test_products_in_pairs_take_pixels_of_any_magnitude(isa: str) -> None:
+    """Each pixel has the precision of its own magnitude; zeros give the bias, and what is not finite stays so."""
+    layer = ConvSpec("conv", 0, 1, 96, 64, 0, bias=1, algorithm="paired")
+    executor = Executor(program_of(layer), isa)
+    x, weight = torch.randn(1, 96, 1, 9), torch.randn(64, 96, 1, 1) / 10
+    magnitudes = torch.tensor([1e-45, 1e-30, 1e-20, 1e-6, 1.0, 1e6, 1e20, 1e30, 0.0])
+    bias = torch.zeros(64)
+    x *= magnitudes
+    got = executor.run([x], [weight, bias])[0]
+    exact = torch.nn.functional.conv2d(x.double(), weight.double())
+    eager = torch.nn.functional.conv2d(x, weight)
+    for pixel in range(1, 8):
+        assert_accurate(got[..., pixel] / magnitudes[pixel], exact[..., pixel] / magnitudes[pixel].double(),
+                        eager[..., pixel] / magnitudes[pixel])  # fmt: skip
+    assert torch.isfinite(got).all()
+    bias.normal_()
+    assert torch.equal(executor.run([x], [weight, bias])[0][0, :, 0, 8], bias)
+    x[0, 5, 0, 2], x[0, 7, 0, 3], x[0, 90, 0, 4] = float("inf"), float("-inf"), float("nan")
+    got = executor.run([x], [weight, bias])[0]
+    assert not torch.isfinite(got[..., 2:5]).any()
+    assert torch.isfinite(got[..., 5:]).all() and torch.isfinite(got[..., :2]).all()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +306,7 @@ def test_small_groups_are_within_four_times_the_error_of_torch(
 ) -> None:
     """ResNeXt's first stages, and channels and extents that no vector and no tile divides."""
     algorithms = [check_three_by_three(isa, channels, groups, size, batch, 1, a) for a in ("winograd_f2", "direct")]
-    lanes = {"generic": 4, "avx2": 8, "avx512": 16}[isa]
+    lanes = {"generic": 4, "avx2": 8, "avx512": 16, "zen4": 16}[isa]
     if channels // groups < lanes:
         assert algorithms == ["grouped_f2", "grouped"]
 
@@ -313,7 +349,7 @@ def test_convolution_and_max_pool(
         MaxPoolSpec("pool", 1, 2, kernel, stride, (1, 1), padding, ceil_mode),
     )  # fmt: skip
     x = make_input((3, in_channels, *extent), layout, torch.Generator().manual_seed(channels))
-    parameters = [torch.randn(channels, in_channels, size, size) / size, torch.randn(channels)]
+    parameters = [torch.randn(channels, in_channels, size, size) / size, torch.rand(channels)]
     alone = ProgramSpec((in_channels,), layers, (OutputSpec(2),))
     check(alone, isa, [x], parameters)
     both = ProgramSpec((in_channels,), layers, (OutputSpec(1), OutputSpec(2)))
@@ -429,7 +465,7 @@ def test_residual_stage(isa: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("size", [5, 17])
-@pytest.mark.parametrize("algorithm", ["direct", "winograd", "strassen"])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "strassen", "paired"])
 def test_pixels_a_page_long_are_spaced(isa: str, algorithm: str, size: int) -> None:
     """Buffers whose pixels are padded, through every step that reads or writes one."""
     three = {"kernel_size": (3, 3), "padding": (1, 1, 1, 1), "algorithm": algorithm}

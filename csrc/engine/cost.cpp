@@ -32,6 +32,7 @@ constexpr double kGroupedTransformCycles = 9.0;  // a vector of outputs of F(2x2
 // Transformed weights take more memory, so that must be faster by these factors at least.
 constexpr double kWinogradGain = 1.05;  // several times the memory
 constexpr double kStrassenGain = 1.03;  // 7/4
+constexpr double kPairedGain = 1.05;    // not more, but rows are copied
 
 // Of computing and of streaming some bytes from beyond L2 meanwhile.
 double cycles_of(double compute, double bytes, double bytes_per_cycle) {
@@ -230,7 +231,8 @@ Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double
     // Two register tiles of pairs at least.
     if (layer.has_winograd_rows() && allows_winograd(layer.algorithm) && out.w >= 4 * kernels.tile_rows)
         return Algorithm::winograd_rows;
-    if (layer.has_paired(kernels) && allows_paired(layer.algorithm)) return Algorithm::paired;
+    if (layer.has_paired(kernels) && allows_paired(layer.algorithm))
+        return unless_direct(Algorithm::paired, kPairedGain);
     if (layer.has_strassen(kernels) && allows_strassen(layer.algorithm))
         return unless_direct(Algorithm::strassen, kStrassenGain);
     const index_t stride = layer.winograd_stride();

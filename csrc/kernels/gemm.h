@@ -179,7 +179,8 @@ template <Form F, Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_tile(const Chunk& chunk, const Walk& at, const GemmAhead& ahead,
                                                  Accumulators<Rows, Vectors>& acc) {
     if constexpr (F == Form::paired) {
-        multiply_paired<Rows, Vectors>(at.a, at.lda, chunk.correction, chunk.steps, chunk.b, ahead, acc);
+        multiply_paired<Kind == Tile::results, Rows, Vectors>(at.a, at.lda, chunk.correction, chunk.steps, chunk.b,
+                                                              ahead, acc);
     } else {
         multiply<Kind != Tile::sums, Rows, Vectors>(at.a, at.lda, chunk.offsets, chunk.segments, chunk.steps, chunk.b,
                                                     ahead, acc);

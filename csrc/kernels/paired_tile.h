@@ -96,7 +96,7 @@ template <bool Negative, int Rows, int Vectors>
 
 // acc = rows of A times columns of B, a chunk of `steps` steps; `correction` floats behind A the row's own sums lie.
 // Weights are fetched into L2 only: loads are the bottleneck next to the sums, and what the hardware fetches suffices.
-template <int Rows, int Vectors>
+template <bool More, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_paired(const float* a, index_t lda, index_t correction, index_t steps,
                                                    const float* b, const GemmAhead& ahead,
                                                    Accumulators<Rows, Vectors>& acc) {
@@ -114,11 +114,23 @@ template <int Rows, int Vectors>
     b += kTileCols;
     const float* next_b = ahead.b + kFarSteps * kTileCols;
     const index_t b_floats = kSignedTriples * ahead.b_step;
+    RowsAhead more[2] = {ahead.more[0], ahead.more[1]};
+    int more_rows = More ? Rows : 0;
     for (index_t left = steps; left > 0; left -= kPairPattern) {
         index_t n = at_most(left, kPairPattern);
         for (; n >= kSignedTriples; n -= kSignedTriples) {
             for (index_t at = 0; at < b_floats; at += kLineFloats) __builtin_prefetch(next_b + at, 0, 2);
             next_b += b_floats;
+            if constexpr (More)
+                if (more_rows > 0) {
+                    --more_rows;
+#pragma GCC unroll 2
+                    for (RowsAhead& m : more) {
+                        __builtin_prefetch(m.at);
+                        __builtin_prefetch(m.at + kLineFloats);
+                        m.at += m.pitch;
+                    }
+                }
             add_triple<false, Rows, Vectors>(base, lda, lda3, 0, b, acc);
             add_triple<true, Rows, Vectors>(base, lda, lda3, kTriple, b + kTriple * kTileCols, acc);
             b += kSignedTriples * kTileCols;

@@ -73,9 +73,10 @@ void add_layer(Bytes& bytes, Program& program) {
         layer.activation = static_cast<Activation>(bytes.between(0, 7));
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
         constexpr std::array kAlgorithms = {Algorithm::automatic,   Algorithm::direct,      Algorithm::winograd,
-                                            Algorithm::winograd_f2, Algorithm::winograd_f4, Algorithm::strassen};
-        layer.algorithm = kAlgorithms[static_cast<std::size_t>(bytes.between(0, 5))];
-        if (layer.algorithm == Algorithm::strassen) {
+                                            Algorithm::winograd_f2, Algorithm::winograd_f4, Algorithm::strassen,
+                                            Algorithm::paired};
+        layer.algorithm = kAlgorithms[static_cast<std::size_t>(bytes.between(0, 6))];
+        if (layer.algorithm == Algorithm::strassen || layer.algorithm == Algorithm::paired) {
             layer.window.kernel_h = layer.window.kernel_w = 1;
             layer.window.pad_top = layer.window.pad_left = layer.window.pad_bottom = layer.window.pad_right = 0;
             layer.out_channels = 64;  // so that the layer behind it can be one too
