@@ -15,7 +15,7 @@ double power_near(double squares, index_t n) {
     const double mean = squares / static_cast<double>(n);
     if (!(mean > 0.0) || std::isinf(mean)) return 1.0;
     constexpr int kMost = 60;
-    return std::ldexp(1.0, std::clamp(std::ilogb(mean) / 2, -kMost, kMost));
+    return std::ldexp(1.0, std::clamp((std::ilogb(mean) + 1) >> 1, -kMost, kMost));
 }
 
 double square(double x) { return x * x; }

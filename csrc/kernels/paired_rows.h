@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <utility>
 
 #include "kernels/gemm.h"
 
@@ -26,25 +27,23 @@ constexpr PairSigns make_pair_signs() {
 }
 constexpr PairSigns kPairSigns = make_pair_signs();
 
-// v and the first float of what follows, without its own first.
-inline Vec shifted(Vec v, Vec next) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<Vec>(_mm512_alignr_epi32(reinterpret_cast<__m512i>(next), reinterpret_cast<__m512i>(v), 1));
-#else
-    Vec result;
-    for (int i = 0; i < kVectorFloats; ++i) result[i] = i + 1 < kVectorFloats ? v[i + 1] : next[0];
-    return result;
-#endif
+// Lanes [First, First + kVectorFloats) of v and what follows.
+template <int First, int... Lanes>
+[[gnu::always_inline]] inline Vec lanes_from(Vec v, Vec next, std::integer_sequence<int, Lanes...>) {
+    return __builtin_shufflevector(v, next, (First + Lanes)...);
+}
+template <int First>
+[[gnu::always_inline]] inline Vec lanes_from(Vec v, Vec next) {
+    return lanes_from<First>(v, next, std::make_integer_sequence<int, kVectorFloats>{});
 }
 
-inline float sum_of(Vec v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps(v);
-#else
-    float sum = 0.0f;
-    for (int i = 0; i < kVectorFloats; ++i) sum += v[i];
-    return sum;
-#endif
+template <int Lanes = kVectorFloats / 2>
+[[gnu::always_inline]] inline float sum_of(Vec v) {
+    if constexpr (Lanes == 0) {
+        return v[0];
+    } else {
+        return sum_of<Lanes / 2>(v + lanes_from<Lanes>(v, v));
+    }
 }
 
 // Sums of the products of each row's own pairs, of N rows at once, vector by vector.
@@ -60,7 +59,7 @@ class OwnSums {
         const Vec signs = load(kPairSigns.within + phase_);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
-            sums_[n] += previous_[n] * (signs * shifted(previous_[n], v[n]));
+            sums_[n] += previous_[n] * (signs * lanes_from<1>(previous_[n], v[n]));
             previous_[n] = v[n];
         }
         phase_ = next_phase();
@@ -71,7 +70,7 @@ class OwnSums {
         const Vec signs = load(kPairSigns.last + phase_);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n)
-            to[n * pitch] = -sum_of(sums_[n] + previous_[n] * (signs * shifted(previous_[n], zero())));
+            to[n * pitch] = -sum_of(sums_[n] + previous_[n] * (signs * lanes_from<1>(previous_[n], zero())));
     }
 
   private:
@@ -128,13 +127,13 @@ template <int N>
     for (int n = 0; n < N; ++n) sums[n] = sum_of(squares[n]);
 }
 
-// The root mean square of `rows` of `depth` floats, of one row of operands, becomes 1 to 2.
+// The root mean square of `rows` of `depth` floats, of one row of operands, comes near 1.
 [[gnu::always_inline]] inline RowScale row_scale(float sum_of_squares, const float* const* rows, int count,
                                                  const float* channel_scale, index_t depth) {
     const float mean = sum_of_squares / static_cast<float>(count * depth);
     constexpr float kLeast = 1e-30f, kMost = 1e30f;
     if (!(mean > kLeast && mean < kMost)) return unusual_scale(rows, count, channel_scale, depth);
-    const int exponent = exponent_of(mean) >> 1;
+    const int exponent = (exponent_of(mean) + 1) >> 1;
     return {power_of_two(-exponent), power_of_two(exponent)};
 }
 
@@ -181,13 +180,13 @@ inline void paired_rows(const PairedRowsArgs& g) {
 // Where a step of the reduction lies among the rows of a matrix of weights, and with which sign.
 struct MatrixStep {
     index_t row;
-    double sign;
+    float sign;
 };
 inline MatrixStep matrix_step(index_t step, index_t depth) {
     const index_t part = paired_part(depth), chunk = step / part, i = step % part;
     const index_t length = at_most(part, depth - chunk * part), triple = i / kTriple;
     const bool in_pair = i % kTriple < kTriple - 1 && (triple + 1) * kTriple <= length;
-    return {step + chunk + 1, in_pair && triple % 2 != 0 ? -1.0 : 1.0};
+    return {step + chunk + 1, in_pair && triple % 2 != 0 ? -1.0f : 1.0f};
 }
 
 // Fills in the rows that chunks begin with, once all others are there.
@@ -212,10 +211,10 @@ inline void sum_weights(float* panel, index_t depth) {
 inline void pack_paired(const PackPairedArgs& g) {
     for (index_t c = 0; c < g.depth; ++c) {
         const MatrixStep at = matrix_step(c, g.depth);
+        const float row = at.sign / g.channel_scale[c];
         for (index_t k = 0; k < kTileCols; ++k) {
-            const double w = k < g.cols ? g.weight[(g.first_k + k) * g.stride_k + c * g.stride_c] : 0.0f;
-            g.packed[at.row * kTileCols + k] =
-                static_cast<float>(at.sign * w / (static_cast<double>(g.powers[k]) * g.channel_scale[c]));
+            const float w = k < g.cols ? g.weight[(g.first_k + k) * g.stride_k + c * g.stride_c] : 0.0f;
+            g.packed[at.row * kTileCols + k] = w / g.powers[k] * row;
         }
     }
     sum_weights(g.packed, g.depth);
