@@ -26,7 +26,7 @@ constexpr double kOperandCycles = 5.5, kFarOperandCycles = 50.0;
 constexpr double kSumCycles = 6.0;
 // Terms of a sum that products in pairs compute in the time of a multiply-add, and cycles a vector of a pixel's
 // channels as a row of theirs; measured.
-constexpr double kTermsPerMultiplyAdd = 1.4, kPairedRowCycles = 6.0;
+constexpr double kTermsPerMultiplyAdd = 1.4, kPairedRowCycles = 9.0;
 constexpr index_t kFewestStrassenTiles = 2;      // register tiles of a block, so that weights do not stream too often
 constexpr double kGroupedTransformCycles = 9.0;  // a vector of outputs of F(2x2, 3x3); measured
 // Transformed weights take more memory, so that must be faster by these factors at least.

@@ -5,8 +5,7 @@
 
 namespace resfuse {
 
-// Ordered: every level contains the ones before it.
-// zen4: AVX-512 with adders beside the multipliers (AMD's cores).
+// Ordered: every level contains the ones before it. zen4: AVX-512 on cores that have adders beside their multipliers.
 enum class Isa : int { generic, avx2, avx512, avx512_bf16, zen4 };
 
 Isa detect_isa();

@@ -34,8 +34,8 @@ Isa active_isa() {
 
 const KernelTable& kernels_of(Isa isa) {
 #if defined(RESFUSE_X86)
-    // avx512_bf16 adds no fp32 kernel; it is a level of its own for the half-precision kernels to come.
     if (isa == Isa::zen4) return zen4_kernels();
+    // avx512_bf16 adds no fp32 kernel; it is a level of its own for the half-precision kernels to come.
     if (isa >= Isa::avx512) return avx512_kernels();
     if (isa == Isa::avx2) return avx2_kernels();
 #endif

@@ -50,7 +50,7 @@ std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTa
 struct BalancedWeights {
     index_t panel;               // floats of a panel, of Strassen's of each half of the output channels
     const float* scale;          // the layer's times the powers of two that its products want
-    const float* channel_scale;  // of the input, for products in pairs of terms
+    const float* channel_scale;  // what the input's channels must be multiplied by
 };
 BalancedWeights balanced_weights(const Layer& layer, Algorithm algorithm, const KernelTable& kernels,
                                  const float* packed);

@@ -49,7 +49,8 @@ def facts() -> dict[str, str]:
         "ISA used": f"{isa} (of {', '.join(_core.available_isas())}; RESFUSE_ISA forces a lower one)",
         "kernels": f"fp32 (pooling also fp64, bf16, fp16), {kernels['name']}: "
         f"{kernels['vector_floats']} floats a vector, register tile {kernels['tile_rows']} x {kernels['tile_cols']}",
-        "algorithms": "direct, small groups, Winograd F(2x2, 3x3) and F(4x4, 3x3), Strassen, global average pooling",
+        "algorithms": "direct, small groups, Winograd F(2x2, 3x3) and F(4x4, 3x3), Strassen, products in pairs, "
+        "global average pooling",
         "threads": f"{threads} (torch.set_num_threads){limit}",
         "OpenMP": "\n".join(openmp_runtimes()) or "unknown",
     }
