@@ -58,6 +58,7 @@ class StrassenStep final : public Step {
 
   private:
     static constexpr index_t kOperandPairs = 4;  // of a task that writes operands only
+    static constexpr index_t kLongestSum = 160;  // the products' errors are magnified
 
     // Some pairs of a run: of all images, or of one.
     struct Pairs {
@@ -139,7 +140,7 @@ class StrassenStep final : public Step {
         s.lone = ends_alone(block);
         s.weights = wave.weights.packed(index_, Algorithm::strassen) + panels.begin * weights.panel;
         s.panels = panels.size();
-        s.chunk = gemm_chunk(wave.kernels);
+        s.chunk = std::min(gemm_chunk(wave.kernels), kLongestSum);
         s.c = y.data + first * y.pixel + column;
         s.pixel = y.pixel;
         if (layer_.residual >= 0) {

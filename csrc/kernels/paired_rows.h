@@ -91,15 +91,13 @@ struct RowScale {
 inline float power_of_two(int exponent) { return std::bit_cast<float>((exponent + 127) << 23); }
 inline int exponent_of(float x) { return (std::bit_cast<int>(x) >> 23 & 0xff) - 127; }
 
-// Of rows whose squares are too large or too small for a sum of them, of zeros and of what is not finite.
-[[gnu::noinline]] inline RowScale unusual_scale(const float* const* rows, int count, const float* channel_scale,
-                                                index_t depth) {
+// Of a row whose squares are too large or too small for a sum of them, of zeros and of what is not finite.
+[[gnu::noinline]] inline RowScale unusual_scale(const float* row, const float* channel_scale, index_t depth) {
     float most = 0.0f;
-    for (int r = 0; r < count; ++r)
-        for (index_t c = 0; c < depth; ++c) {
-            const float x = __builtin_fabsf(rows[r][c] * channel_scale[c]);
-            if (!(x <= most)) most = x;
-        }
+    for (index_t c = 0; c < depth; ++c) {
+        const float x = __builtin_fabsf(row[c] * channel_scale[c]);
+        if (!(x <= most)) most = x;
+    }
     if (most == 0.0f) return {1.0f, 0.0f};
     const int exponent = exponent_of(most);
     if (exponent > 127) return {1.0f, 1.0f};
@@ -127,12 +125,12 @@ template <int N>
     for (int n = 0; n < N; ++n) sums[n] = sum_of(squares[n]);
 }
 
-// The root mean square of `rows` of `depth` floats, of one row of operands, comes near 1.
-[[gnu::always_inline]] inline RowScale row_scale(float sum_of_squares, const float* const* rows, int count,
-                                                 const float* channel_scale, index_t depth) {
-    const float mean = sum_of_squares / static_cast<float>(count * depth);
+// The row's root mean square comes near 1.
+[[gnu::always_inline]] inline RowScale row_scale(float sum_of_squares, const float* row, const float* channel_scale,
+                                                 index_t depth) {
+    const float mean = sum_of_squares / static_cast<float>(depth);
     constexpr float kLeast = 1e-30f, kMost = 1e30f;
-    if (!(mean > kLeast && mean < kMost)) return unusual_scale(rows, count, channel_scale, depth);
+    if (!(mean > kLeast && mean < kMost)) return unusual_scale(row, channel_scale, depth);
     const int exponent = (exponent_of(mean) + 1) >> 1;
     return {power_of_two(-exponent), power_of_two(exponent)};
 }
@@ -150,7 +148,7 @@ template <int N>
     Vec scale[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-        const RowScale s = row_scale(squares[n], rows + n, 1, g.channel_scale, g.depth);
+        const RowScale s = row_scale(squares[n], rows[n], g.channel_scale, g.depth);
         to[n * g.pitch + g.depth + kPairedTail - 1] = s.back;
         scale[n] = broadcast(s.scale);
     }
