@@ -9,6 +9,20 @@
 
 namespace resfuse {
 
+namespace {
+
+// The one of its family that has vectors of 512 bits.
+bool is_zen4() {
+#if defined(RESFUSE_X86)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amdfam19h") && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+
 Isa detect_isa() {
 #if defined(RESFUSE_X86)
     __builtin_cpu_init();
@@ -16,24 +30,18 @@ Isa detect_isa() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) return __builtin_cpu_is("amd") ? Isa::zen4 : Isa::avx512_bf16;
+    if (avx512 && is_zen4()) return Isa::zen4;
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
     if (avx512) return Isa::avx512;
     if (avx2) return Isa::avx2;
 #endif
     return Isa::generic;
 }
 
-// Zen 4, the one of its family that has vectors of 512 bits, computes them in two halves.
+// Zen 4 computes vectors of 512 bits in two halves.
 double multiply_adds_per_cycle(int vector_floats) {
-#if defined(RESFUSE_X86)
-    static const bool in_halves = [] {
-        __builtin_cpu_init();
-        return __builtin_cpu_is("amdfam19h") != 0;
-    }();
-    if (vector_floats == 16 && in_halves) return 1.0;
-#endif
-    (void)vector_floats;
-    return 2.0;
+    static const bool in_halves = is_zen4();
+    return vector_floats == 16 && in_halves ? 1.0 : 2.0;
 }
 
 namespace {
