@@ -64,11 +64,19 @@ double paired_cycles(const Layer& layer, Extent out, index_t batch, double bytes
                      bytes_per_cycle);
 }
 
-// Of Strassen's algorithm, the pairs whose operands are a share of L2.
-index_t pairs_in_l2(const Layer& layer, double share) {
-    const index_t floats = kStrassenProducts * (layer.in_channels / 2);
+// Rows of so many floats that are a share of L2.
+index_t rows_in_l2(index_t floats, double share) {
     return static_cast<index_t>(share * static_cast<double>(cache_sizes().l2 / sizeof(float))) / floats;
 }
+
+// Of Strassen's algorithm, the pairs whose operands are a share of L2.
+index_t pairs_in_l2(const Layer& layer, double share) {
+    return rows_in_l2(kStrassenProducts * (layer.in_channels / 2), share);
+}
+
+// Of L2, what the operands of a task of 1x1 convolutions may take: what comes next, the pixels themselves and the
+// weights pass through it as well.
+constexpr double kShareOfOperands = 0.2;
 
 double strassen_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
                        const KernelTable& kernels) {
@@ -269,16 +277,14 @@ index_t gemm_chunk(const KernelTable& kernels) {
 }
 
 index_t strassen_block(const Layer& layer, const KernelTable& kernels) {
-    // The pairs to come, the pixels themselves and the weights pass through L2 as well.
-    constexpr double kShareOfL2 = 0.2;
     const index_t tile = kernels.tile_rows;
-    return std::clamp(pairs_in_l2(layer, kShareOfL2) / tile, kFewestStrassenTiles, kMostStrassenPairs / tile) * tile;
+    return std::clamp(pairs_in_l2(layer, kShareOfOperands) / tile, kFewestStrassenTiles, kMostStrassenPairs / tile) *
+           tile;
 }
 
 index_t paired_block(const Layer& layer, index_t total, int threads, const KernelTable& kernels) {
-    constexpr double kShareOfL2 = 0.2;
-    const index_t tile = kernels.paired_tile_rows, row = layer.in_channels + kPairedTail;
-    const index_t fit = static_cast<index_t>(kShareOfL2 * static_cast<double>(cache_sizes().l2 / sizeof(float))) / row;
+    const index_t tile = kernels.paired_tile_rows;
+    const index_t fit = rows_in_l2(layer.in_channels + kPairedTail, kShareOfOperands);
     const index_t most = std::clamp<index_t>(fit / tile, 2, 8) * tile;
     return ceil_div(total, ceil_div(ceil_div(total, most), threads) * threads);
 }

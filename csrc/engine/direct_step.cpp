@@ -297,11 +297,9 @@ class DirectStep final : public Step {
             g.rows = rows.size();
             g.c = pools_ ? scratch + windows_ : y.data + rows.begin * y.pixel + grid_.channel(p);
             g.ldc = pools_ ? grid_.tile_cols : y.pixel;
-            if (layer_.residual >= 0) {
-                const Tensor& residual = wave.tensors[layer_.residual];
-                g.residual = residual.data + rows.begin * residual.pixel + grid_.channel(p);
-                g.ldr = residual.pixel;
-            }
+            const Residual residual = residual_from(wave, layer_, rows.begin, grid_.channel(p));
+            g.residual = residual.data;
+            g.ldr = residual.pixel;
             multiply(g, wave);
             if (pools_) pool(rows, g, grid_.channel(p), wave);
             p = chunk.end;

@@ -62,21 +62,16 @@ class PairedStep final : public Step {
     // Pixels of the output, counted over all images.
     void write(Range rows, const Wave& wave, float* to) const {
         const Tensor& x = wave.tensors[layer_.input];
-        PairedRowsArgs r{.x = x.data + rows.begin * x.pixel,
-                         .pixel = x.pixel,
-                         .rows = rows.size(),
+        const bool flat = layer_.window.is_pointwise();
+        PairedRowsArgs r{.pixel = layer_.window.stride_w * x.pixel,
                          .depth = layer_.in_channels,
                          .channel_scale = packed(wave).channel_scale,
                          .to = to,
                          .pitch = pitch_};
-        if (layer_.window.is_pointwise()) return wave.kernels.paired_rows(r);
-        // Row by row of the image.
-        r.pixel = layer_.window.stride_w * x.pixel;
+        // Of other strides than 1 row by row of the image.
         for (index_t i = rows.begin; i < rows.end; i += r.rows, r.to += r.rows * pitch_) {
-            const index_t pixel = i % pixels_;
-            r.rows = std::min(rows.end - i, out_.w - pixel % out_.w);
-            r.x = x.data + i / pixels_ * x.image + pixel / out_.w * layer_.window.stride_h * x.row +
-                  pixel % out_.w * r.pixel;
+            r.x = one_by_one_input(layer_, x, out_, i);
+            r.rows = flat ? rows.size() : std::min(rows.end - i, out_.w - i % out_.w);
             wave.kernels.paired_rows(r);
         }
     }
@@ -91,7 +86,7 @@ class PairedStep final : public Step {
         g.segment_offset = &no_offset;
         g.segments = 1;
         g.segment_length = layer_.in_channels;
-        g.b = wave.weights.packed(index_, Algorithm::paired) + panels.begin * weights.panel;
+        g.b = weights.panels + panels.begin * weights.panel;
         g.c = y.data + rows.begin * y.pixel + column;
         g.ldc = y.pixel;
         g.rows = rows.size();
@@ -99,13 +94,9 @@ class PairedStep final : public Step {
         g.scale = weights.scale + column;
         g.bias = wave.weights.bias(index_) + column;
         g.floor = activation_floor(layer_.activation);
-        g.row_scale = operands + layer_.in_channels + kPairedTail - 1;
-        g.row_scale_pitch = pitch_;
-        if (layer_.residual >= 0) {
-            const Tensor& residual = wave.tensors[layer_.residual];
-            g.residual = residual.data + rows.begin * residual.pixel + column;
-            g.ldr = residual.pixel;
-        }
+        const Residual residual = residual_from(wave, layer_, rows.begin, column);
+        g.residual = residual.data;
+        g.ldr = residual.pixel;
         wave.kernels.paired_gemm(g);
     }
 

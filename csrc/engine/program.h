@@ -111,6 +111,8 @@ struct Layer {
     }
     index_t group_in() const { return in_channels / groups; }
     index_t group_out() const { return out_channels / groups; }
+    // Whether the activation is a lower clamp at most.
+    bool clamps() const { return activation == Activation::none || activation == Activation::relu; }
     // With which stride a Winograd algorithm computes this layer; 0: none does. The direct sums of smaller groups are
     // so short that its error would be more than four times theirs.
     index_t winograd_stride() const {
@@ -119,28 +121,29 @@ struct Layer {
         const bool applies = kind == LayerKind::conv && window.kernel_h == 3 && window.kernel_w == 3 &&
                              window.stride_h == window.stride_w && window.stride_h <= most && window.dilation_h == 1 &&
                              window.dilation_w == 1 && (groups == 1 || group_in() >= kFewestChannelsOfGroup) &&
-                             (activation == Activation::none || activation == Activation::relu);
+                             clamps();
         return applies ? window.stride_h : 0;
     }
     // Whether F(2, 7) along rows computes this layer, a stem.
     bool has_winograd_rows() const {
         constexpr index_t kMostChannels = 4;
         return kind == LayerKind::conv && groups == 1 && in_channels <= kMostChannels && window.kernel_w == 7 &&
-               window.stride_w == 2 && window.dilation_h == 1 && window.dilation_w == 1 &&
-               (activation == Activation::none || activation == Activation::relu);
+               window.stride_w == 2 && window.dilation_h == 1 && window.dilation_w == 1 && clamps();
+    }
+    // Whether this is a 1x1 convolution whose epilogue does all of its activation.
+    bool is_one_by_one() const {
+        return kind == LayerKind::conv && groups == 1 && window.kernel_h == 1 && window.kernel_w == 1 &&
+               !window.has_padding() && clamps();
     }
     // Whether products in pairs of terms compute this layer.
     bool has_paired(const KernelTable& kernels) const {
-        return kernels.paired && kind == LayerKind::conv && groups == 1 && window.kernel_h == 1 &&
-               window.kernel_w == 1 && !window.has_padding() && in_channels % kLineFloats == 0 &&
-               in_channels <= kMostPairedDepth && (activation == Activation::none || activation == Activation::relu);
+        return kernels.paired_gemm != nullptr && is_one_by_one() && in_channels % kLineFloats == 0 &&
+               in_channels <= kMostPairedDepth;
     }
     // Whether Strassen's algorithm computes this layer: the halves of its channels must be whole vectors and panels.
     bool has_strassen(const KernelTable& kernels) const {
-        return kind == LayerKind::conv && groups == 1 && window.kernel_h == 1 && window.kernel_w == 1 &&
-               !window.has_padding() && in_channels % (2 * kernels.vector_floats) == 0 &&
-               out_channels % (2 * kernels.tile_cols) == 0 &&
-               (activation == Activation::none || activation == Activation::relu);
+        return is_one_by_one() && in_channels % (2 * kernels.vector_floats) == 0 &&
+               out_channels % (2 * kernels.tile_cols) == 0;
     }
 };
 

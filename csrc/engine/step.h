@@ -126,6 +126,21 @@ inline Residual residual_at(const Wave& wave, const Layer& layer, index_t image,
     return {r.data + image * r.image + row * r.row + channel, r.pixel};
 }
 
+// The same from a pixel on that is counted over all images, of a dense residual.
+inline Residual residual_from(const Wave& wave, const Layer& layer, index_t pixel, index_t channel) {
+    if (layer.residual < 0) return {nullptr, 0};
+    const Tensor& r = wave.tensors[layer.residual];
+    return {r.data + pixel * r.pixel + channel, r.pixel};
+}
+
+// What pixel `i` of the output of a 1x1 convolution, counted over all images, reads.
+inline const float* one_by_one_input(const Layer& layer, const Tensor& x, Extent out, index_t i) {
+    if (layer.window.is_pointwise()) return x.data + i * x.pixel;
+    const index_t pixels = out.h * out.w, pixel = i % pixels;
+    return x.data + i / pixels * x.image + pixel / out.w * layer.window.stride_h * x.row +
+           pixel % out.w * layer.window.stride_w * x.pixel;
+}
+
 inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) {
     return {tensor.data + image * tensor.image, extent.h, extent.w, tensor.row, tensor.pixel};
 }

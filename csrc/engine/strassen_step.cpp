@@ -88,11 +88,7 @@ class StrassenStep final : public Step {
 
     // Pixel `i` of the output, counted over all images, reads this one.
     const float* input(index_t i, const Wave& wave) const {
-        const Tensor& x = wave.tensors[layer_.input];
-        if (layer_.window.is_pointwise()) return x.data + i * x.pixel;
-        const index_t pixel = i % pixels_;
-        return x.data + i / pixels_ * x.image + pixel / out_.w * layer_.window.stride_h * x.row +
-               pixel % out_.w * layer_.window.stride_w * x.pixel;
+        return one_by_one_input(layer_, wave.tensors[layer_.input], out_, i);
     }
 
     // The first of some pairs' pixels, counted over all images.
@@ -138,16 +134,14 @@ class StrassenStep final : public Step {
         s.half = half_;
         s.pairs = block.range.size();
         s.lone = ends_alone(block);
-        s.weights = wave.weights.packed(index_, Algorithm::strassen) + panels.begin * weights.panel;
+        s.weights = weights.panels + panels.begin * weights.panel;
         s.panels = panels.size();
         s.chunk = std::min(gemm_chunk(wave.kernels), kLongestSum);
         s.c = y.data + first * y.pixel + column;
         s.pixel = y.pixel;
-        if (layer_.residual >= 0) {
-            const Tensor& residual = wave.tensors[layer_.residual];
-            s.residual = residual.data + first * residual.pixel + column;
-            s.residual_pixel = residual.pixel;
-        }
+        const Residual residual = residual_from(wave, layer_, first, column);
+        s.residual = residual.data;
+        s.residual_pixel = residual.pixel;
         s.right = half_out;
         s.scale = weights.scale + column;
         s.bias = wave.weights.bias(index_) + column;

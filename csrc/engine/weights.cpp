@@ -255,7 +255,7 @@ BalancedWeights balanced_weights(const Layer& layer, Algorithm algorithm, const 
     const PanelGrid grid = panel_grid(layer, kernels);
     const index_t panel = balanced_panel_floats(layer, algorithm, kernels);
     const float* const scale = packed + balanced_panels(algorithm, grid) * panel;
-    return {panel, scale, scale + grid.total * grid.tile_cols};
+    return {packed, panel, scale, scale + grid.total * grid.tile_cols};
 }
 
 const float* WeightSet::packed(std::size_t layer, Algorithm algorithm) const {

@@ -66,13 +66,13 @@ struct Results {
     const float* bias;
     index_t cols;                      // valid columns
     index_t rows;                      // and rows
-    const float* row_scale = nullptr;  // of the paired form
+    const float* row_scale = nullptr;  // of the paired form: of the first row, lda floats apart
 };
 
 // A part of row i as it would be if the rows of A had not been scaled.
 template <Form F>
 [[gnu::always_inline]] inline Vec scaled_row(const GemmArgs& g, const Results& to, index_t i, Vec v) {
-    if constexpr (F == Form::paired) return times_broadcast(to.row_scale + i * g.row_scale_pitch, v);
+    if constexpr (F == Form::paired) return times_broadcast(to.row_scale + i * g.lda, v);
     return v;
 }
 
@@ -110,7 +110,7 @@ template <Form F, bool Residual, int Rows, int Vectors>
 template <Form F>
 [[gnu::noinline]] void finish_rows(const GemmArgs& g, Results to, const float* sums, index_t rows) {
     for (; rows > 0; --rows, sums += kTileCols, to.c += g.ldc, to.residual += g.residual ? g.ldr : 0,
-                     to.row_scale += F == Form::paired ? g.row_scale_pitch : 0) {
+                     to.row_scale += F == Form::paired ? g.lda : 0) {
         Accumulators<1, kTileVectors> acc;
         for (int j = 0; j < kTileVectors; ++j) acc[0][j] = load(sums + j * kVectorFloats);
         if (g.residual) {
@@ -196,7 +196,7 @@ template <Form F, Tile Kind, int Rows, int Vectors>
         to.c += at.row * g.ldc;
         ahead.more[0] = ahead.more[1] = {to.c, g.ldc};
         if (g.residual) ahead.more[1] = {to.residual += at.row * g.ldr, g.ldr};
-        if constexpr (F == Form::paired) to.row_scale += at.row * g.row_scale_pitch;
+        if constexpr (F == Form::paired) to.row_scale += at.row * at.lda;
         multiply_tile<F, Kind, Rows, Vectors>(chunk, at, ahead, acc);
         if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
         if (panel.other) add_to_other<Rows, Vectors>(panel, at.row, acc);
@@ -244,18 +244,12 @@ template <Form F, Tile Kind, int Rows, int Vectors>
     gemm_tiles<F, Kind, Rows, Vectors>(g, panel, chunk, at.left, at);
 }
 
-// Of a segment that is longer than a chunk.
-inline index_t even_part(index_t length, index_t chunk) {
-    const index_t parts = (length + chunk - 1) / chunk;
-    return ((length + parts - 1) / parts + kTwoLines - 1) / kTwoLines * kTwoLines;
-}
-
 // The first chunks write sums, the last one as well unless there is an epilogue.
 template <Form F, Tile Kind, int Rows, int Vectors>
 [[gnu::noinline]] void gemm_panel(const GemmArgs& g, const Panel& panel) {
     // Whole segments, or even parts of one.
     constexpr bool paired = F == Form::paired;
-    const index_t part = paired ? paired_part(g.segment_length) : even_part(g.segment_length, panel.chunk);
+    const index_t part = paired ? paired_part(g.segment_length) : even_part(g.segment_length, panel.chunk, kTwoLines);
     const index_t segments_each = paired || part < g.segment_length ? 1 : panel.chunk / g.segment_length;
     const float* b = panel.b;
     const index_t tiles = even_tiles<F>(panel.rows), longer = panel.rows - tiles * Rows;
@@ -333,7 +327,7 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                                  .bias = g.bias + column,
                                  .cols = p + 1 == panels ? g.cols - column : kTileCols,
                                  .rows = end - begin,
-                                 .row_scale = g.row_scale + begin * g.row_scale_pitch}};
+                                 .row_scale = F == Form::paired ? a + reduction + kPairedTail - 1 : nullptr}};
         multiply_panel<F, Tile::results>(g, panel);
     }
 }

@@ -39,7 +39,6 @@ constexpr KernelTable make_table(const char* name) {
         .strassen_operands = strassen_operands,
         .strassen_products = strassen_products,
         .pack_strassen = pack_strassen,
-        .paired = false,
         .paired_tile_rows = 0,
         .paired_rows = nullptr,
         .paired_gemm = nullptr,

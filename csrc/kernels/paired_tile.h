@@ -30,11 +30,8 @@ constexpr index_t kSignedTriples = 6;  // until signs repeat
 constexpr index_t kPairPattern = 48;   // until pairs lie in the same lanes of vectors again: one of chunks' units
 static_assert(kPairedChunk % kPairPattern == 0);
 
-// Even parts of the reduction.
-constexpr index_t paired_part(index_t depth) {
-    const index_t parts = (depth + kPairedChunk - 1) / kPairedChunk;
-    return ((depth + parts - 1) / parts + kPairPattern - 1) / kPairPattern * kPairPattern;
-}
+// Steps of a chunk of the reduction.
+constexpr index_t paired_part(index_t depth) { return even_part(depth, kPairedChunk, kPairPattern); }
 
 // y + broadcast(*x): one instruction that loads x, where a broadcast of its own would take an adder's or a multiplier's
 // place (Zen 4).
@@ -69,8 +66,8 @@ constexpr index_t paired_part(index_t depth) {
 }
 
 template <bool Negative, int Rows, int Vectors>
-[[gnu::always_inline]] inline void add_triple(const float* const* base, index_t lda, index_t lda3, index_t step,
-                                              const float* b, Accumulators<Rows, Vectors>& acc) {
+[[gnu::always_inline]] inline void add_triple(const RowWalk<Rows>& rows, index_t step, const float* b,
+                                              Accumulators<Rows, Vectors>& acc) {
     Vec y1[Vectors], y2[Vectors], y3[Vectors];
 #pragma GCC unroll 2
     for (int j = 0; j < Vectors; ++j) {
@@ -80,7 +77,7 @@ template <bool Negative, int Rows, int Vectors>
     }
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-        const float* const x = base[i / 4] + step + (i % 4 == 3 ? lda3 : i % 4 * lda);
+        const float* const x = rows.row(i) + step;
 #pragma GCC unroll 2
         for (int j = 0; j < Vectors; ++j) {
             const Vec left = add_broadcast(x, y2[j]), right = add_broadcast(x + 1, y1[j]);
@@ -100,17 +97,12 @@ template <bool More, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_paired(const float* a, index_t lda, index_t correction, index_t steps,
                                                    const float* b, const GemmAhead& ahead,
                                                    Accumulators<Rows, Vectors>& acc) {
-    constexpr int kBases = (Rows + 3) / 4;
-    const index_t lda3 = opaque(3 * lda);
-    const float* base[kBases];
-#pragma GCC unroll 4
-    for (int r = 0; r < kBases; ++r) base[r] = opaque(a + 4 * r * lda);
+    RowWalk<Rows> rows(a, lda);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
         for (int j = 0; j < Vectors; ++j)
-            acc[i][j] = add_broadcast(base[i / 4] + correction + (i % 4 == 3 ? lda3 : i % 4 * lda),
-                                      load(b + j * kVectorFloats));
+            acc[i][j] = add_broadcast(rows.row(i) + correction, load(b + j * kVectorFloats));
     b += kTileCols;
     const float* next_b = ahead.b + kFarSteps * kTileCols;
     const index_t b_floats = kSignedTriples * ahead.b_step;
@@ -131,17 +123,15 @@ template <bool More, int Rows, int Vectors>
                         m.at += m.pitch;
                     }
                 }
-            add_triple<false, Rows, Vectors>(base, lda, lda3, 0, b, acc);
-            add_triple<true, Rows, Vectors>(base, lda, lda3, kTriple, b + kTriple * kTileCols, acc);
+            add_triple<false, Rows, Vectors>(rows, 0, b, acc);
+            add_triple<true, Rows, Vectors>(rows, kTriple, b + kTriple * kTileCols, acc);
             b += kSignedTriples * kTileCols;
-#pragma GCC unroll 4
-            for (int r = 0; r < kBases; ++r) base[r] = opaque(base[r] + kSignedTriples);
+            rows.advance(kSignedTriples);
         }
         if (n >= kTriple) {
-            add_triple<false, Rows, Vectors>(base, lda, lda3, 0, b, acc);
+            add_triple<false, Rows, Vectors>(rows, 0, b, acc);
             b += kTriple * kTileCols;
-#pragma GCC unroll 4
-            for (int r = 0; r < kBases; ++r) base[r] = opaque(base[r] + kTriple);
+            rows.advance(kTriple);
             n -= kTriple;
         }
         for (; n > 0; --n) {
@@ -149,12 +139,10 @@ template <bool More, int Rows, int Vectors>
             for (int j = 0; j < Vectors; ++j) {
                 const Vec y = load(b + j * kVectorFloats);
 #pragma GCC unroll 16
-                for (int i = 0; i < Rows; ++i)
-                    add_product(base[i / 4] + (i % 4 == 3 ? lda3 : i % 4 * lda), y, acc[i][j]);
+                for (int i = 0; i < Rows; ++i) add_product(rows.row(i), y, acc[i][j]);
             }
             b += kTileCols;
-#pragma GCC unroll 4
-            for (int r = 0; r < kBases; ++r) base[r] = opaque(base[r] + 1);
+            rows.advance(1);
         }
     }
 }

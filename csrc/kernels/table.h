@@ -34,9 +34,6 @@ struct GemmArgs {
     const float* residual;  // addressed like c with ldr, or null
     index_t ldr;
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
-    // Of the paired form: what rows are multiplied by, and the floats between these factors.
-    const float* row_scale;
-    index_t row_scale_pitch;
 };
 
 // Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and what lies
@@ -471,8 +468,7 @@ struct KernelTable {
     void (*strassen_operands)(const StrassenOperandsArgs&);
     void (*strassen_products)(const StrassenProductsArgs&);
     void (*pack_strassen)(const PackStrassenArgs&);
-    // Whether these are products in pairs of terms (paired_tile.h). Without them what follows is null.
-    bool paired;
+    // Products in pairs of terms (paired_tile.h); null at levels without them.
     int paired_tile_rows;
     void (*paired_rows)(const PairedRowsArgs&);
     void (*paired_gemm)(const GemmArgs&);

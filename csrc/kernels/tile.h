@@ -44,6 +44,35 @@ struct TwoLines {
     }
 };
 
+// Walks the rows of A of a tile. One base pointer serves four rows, all that x86 can address with lda and 3 * lda; the
+// compiler would keep one for each row, more than there are registers.
+template <int Rows>
+class RowWalk {
+  public:
+    [[gnu::always_inline]] inline RowWalk(const float* a, index_t lda) : lda_(lda), lda3_(opaque(3 * lda)) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kBases; ++r) base_[r] = opaque(a + kRowsEach * r * lda);
+    }
+    [[gnu::always_inline]] inline const float* row(int i) const {
+        return base_[i / kRowsEach] + (i % kRowsEach == 3 ? lda3_ : i % kRowsEach * lda_);
+    }
+    [[gnu::always_inline]] inline void advance(index_t steps) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kBases; ++r) base_[r] = opaque(base_[r] + steps);
+    }
+
+  private:
+    static constexpr int kRowsEach = 4, kBases = (Rows + kRowsEach - 1) / kRowsEach;
+    const float* base_[kBases];
+    index_t lda_, lda3_;
+};
+
+// Even parts of what is longer than a chunk, whole units each.
+constexpr index_t even_part(index_t length, index_t chunk, index_t unit) {
+    const index_t parts = (length + chunk - 1) / chunk;
+    return ((length + parts - 1) / parts + unit - 1) / unit * unit;
+}
+
 // acc = rows of A times columns of B, over `segments` segments of `steps` steps that lie `offsets` from a.
 template <bool More, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply(const float* a, index_t lda, const index_t* offsets, index_t segments,
@@ -52,16 +81,11 @@ template <bool More, int Rows, int Vectors>
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
         for (int j = 0; j < Vectors; ++j) acc[i][j] = zero();
-    constexpr int kRowsEach = 4;  // of one base pointer: all that x86 can address with lda and 3 * lda
-    constexpr int kBases = (Rows + kRowsEach - 1) / kRowsEach;
-    const index_t lda3 = opaque(3 * lda);
     const float* next_b = ahead.b;
     const index_t b_step = ahead.b_step;
     const index_t second_line = b_step > kLineFloats ? kLineFloats : 0;  // of the step, if this tile is alone
     for (const index_t* const end = offsets + segments; offsets < end; ++offsets) {
-        const float* base[kBases];
-#pragma GCC unroll 4
-        for (int r = 0; r < kBases; ++r) base[r] = opaque(a + *offsets + kRowsEach * r * lda);
+        RowWalk<Rows> rows(a + *offsets, lda);
         for (index_t left = steps; left > 0; left -= kTwoLines) {
             TwoLines next_a{ahead.a + *offsets + steps - left, lda};
             TwoLines more[2];
@@ -87,13 +111,11 @@ template <bool More, int Rows, int Vectors>
                 }
 #pragma GCC unroll 16
                 for (int i = 0; i < Rows; ++i) {
-                    const float* const row = base[i / kRowsEach];
-                    const Vec value = broadcast(i % kRowsEach == 3 ? row[lda3] : row[i % kRowsEach * lda]);
+                    const Vec value = broadcast(*rows.row(i));
 #pragma GCC unroll 2
                     for (int j = 0; j < Vectors; ++j) acc[i][j] += value * weights[j];
                 }
-#pragma GCC unroll 4
-                for (int r = 0; r < kBases; ++r) base[r] = opaque(base[r] + 1);
+                rows.advance(1);
                 b += kTileCols;
             }
         }

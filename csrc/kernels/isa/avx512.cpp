@@ -7,7 +7,6 @@ namespace {
 
 // Of cores that have adders beside their multipliers.
 constexpr KernelTable with_pairs(KernelTable table) {
-    table.paired = true;
     table.paired_tile_rows = kPairedTileRows;
     table.paired_rows = paired_rows;
     table.paired_gemm = gemm<Form::paired>;
