@@ -25,8 +25,8 @@ constexpr double kTransformOperations = 9.0;
 constexpr double kOperandCycles = 5.5, kFarOperandCycles = 50.0;
 constexpr double kSumCycles = 6.0;
 // Terms of a sum that products in pairs compute in the time of a multiply-add, and cycles a vector of a pixel's
-// channels as a row of theirs; measured.
-constexpr double kTermsPerMultiplyAdd = 1.4, kPairedRowCycles = 9.0;
+// channels as a row of theirs, and of a window that is copied before; measured.
+constexpr double kTermsPerMultiplyAdd = 1.4, kPairedRowCycles = 9.0, kWindowCycles = 3.0;
 constexpr index_t kFewestStrassenTiles = 2;      // register tiles of a block, so that weights do not stream too often
 constexpr double kGroupedTransformCycles = 9.0;  // a vector of outputs of F(2x2, 3x3); measured
 // Transformed weights take more memory, so that must be faster by these factors at least.
@@ -57,9 +57,10 @@ double direct_cycles(const Layer& layer, Extent out, index_t batch, double bytes
 double paired_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
                      const KernelTable& kernels) {
     const double pixels = static_cast<double>(batch * out.h * out.w);
-    const double products =
-        product_cycles(pixels, layer.in_channels, layer.out_channels, kernels) / kTermsPerMultiplyAdd;
-    const double rows = pixels / kernels.vector_floats * kPairedRowCycles * static_cast<double>(layer.in_channels);
+    const index_t depth = panel_grid(layer, kernels).reduction;
+    const double products = product_cycles(pixels, depth, layer.out_channels, kernels) / kTermsPerMultiplyAdd;
+    const double row_cycles = kPairedRowCycles + (layer.is_one_by_one() ? 0.0 : kWindowCycles);
+    const double rows = pixels / kernels.vector_floats * row_cycles * static_cast<double>(depth);
     return cycles_of(products + rows, static_cast<double>(packed_bytes(layer, Algorithm::paired, kernels)),
                      bytes_per_cycle);
 }
@@ -225,34 +226,32 @@ double estimated_cycles(const Layer& layer, Algorithm algorithm, Extent out, ind
 Algorithm choose_algorithm(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
                            const KernelTable& kernels) {
     const auto cycles = [&](Algorithm a) { return estimated_cycles(layer, a, out, batch, bytes_per_cycle, kernels); };
-    const bool automatic = layer.algorithm == Algorithm::automatic;
-    if (layer.has_small_groups(kernels.vector_floats)) {
-        const bool transforms = layer.has_grouped_f2() && allows_winograd(layer.algorithm) &&
-                                (!automatic || cycles(Algorithm::grouped_f2) < cycles(Algorithm::grouped));
-        return transforms ? Algorithm::grouped_f2 : Algorithm::grouped;
-    }
-    // A transformed form of `gain` times the direct one's speed at least, or any that was asked for.
-    const auto unless_direct = [&](Algorithm transformed, double gain) {
-        const bool direct = automatic && cycles(Algorithm::direct) < gain * cycles(transformed);
-        return direct ? Algorithm::direct : transformed;
+    const bool automatic = is_automatic(layer.algorithm);
+    // `transformed` if it is so many times as fast as another algorithm at least, or was asked for.
+    const auto unless = [&](Algorithm other, Algorithm transformed, double gain) {
+        return automatic && cycles(other) < gain * cycles(transformed) ? other : transformed;
     };
+    if (layer.has_small_groups(kernels.vector_floats)) {
+        const bool transforms = layer.has_grouped_f2() && allows_winograd(layer.algorithm);
+        return transforms ? unless(Algorithm::grouped, Algorithm::grouped_f2, 1.0) : Algorithm::grouped;
+    }
     // Two register tiles of pairs at least.
     if (layer.has_winograd_rows() && allows_winograd(layer.algorithm) && out.w >= 4 * kernels.tile_rows)
         return Algorithm::winograd_rows;
-    if (layer.has_paired(kernels) && allows_paired(layer.algorithm))
-        return unless_direct(Algorithm::paired, kPairedGain);
-    if (layer.has_strassen(kernels) && allows_strassen(layer.algorithm))
-        return unless_direct(Algorithm::strassen, kStrassenGain);
-    const index_t stride = layer.winograd_stride();
-    if (stride == 0 || !allows_winograd(layer.algorithm)) return Algorithm::direct;
-    Algorithm winograd = Algorithm::winograd_stride2;
-    if (stride == 1) {
-        if (layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4)
-            return layer.algorithm;
-        winograd = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4) ? Algorithm::winograd_f2
-                                                                                   : Algorithm::winograd_f4;
+    const bool pairs = layer.has_paired(kernels) && allows_paired(layer.algorithm);
+    if (pairs && layer.is_one_by_one()) return unless(Algorithm::direct, Algorithm::paired, kPairedGain);
+    Algorithm best = Algorithm::direct;
+    if (layer.has_strassen(kernels) && allows_strassen(layer.algorithm)) {
+        best = unless(best, Algorithm::strassen, kStrassenGain);
+    } else if (layer.winograd_stride() == 2 && allows_winograd(layer.algorithm)) {
+        best = unless(best, Algorithm::winograd_stride2, kWinogradGain);
+    } else if (layer.winograd_stride() == 1 && allows_winograd(layer.algorithm)) {
+        const bool one = layer.algorithm == Algorithm::winograd_f2 || layer.algorithm == Algorithm::winograd_f4;
+        if (one) return layer.algorithm;
+        const bool f2 = cycles(Algorithm::winograd_f2) < cycles(Algorithm::winograd_f4);
+        best = unless(best, f2 ? Algorithm::winograd_f2 : Algorithm::winograd_f4, kWinogradGain);
     }
-    return unless_direct(winograd, kWinogradGain);
+    return pairs ? unless(best, Algorithm::paired, kPairedGain) : best;
 }
 
 index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, index_t batch, int threads) {
@@ -284,7 +283,8 @@ index_t strassen_block(const Layer& layer, const KernelTable& kernels) {
 
 index_t paired_block(const Layer& layer, index_t total, int threads, const KernelTable& kernels) {
     const index_t tile = kernels.paired_tile_rows;
-    const index_t fit = rows_in_l2(layer.in_channels + kPairedTail, kShareOfOperands);
+    const index_t depth = panel_grid(layer, kernels).reduction;
+    const index_t fit = rows_in_l2(depth + paired_tail(depth), kShareOfOperands);
     const index_t most = std::clamp<index_t>(fit / tile, 2, 8) * tile;
     return ceil_div(total, ceil_div(ceil_div(total, most), threads) * threads);
 }

@@ -271,23 +271,9 @@ class DirectStep final : public Step {
                 wave.kernels.activate({layer_.activation, layer_.slope}, g.c + i * g.ldc, g.cols);
     }
 
-    // The windows of output pixels `rows`, counted over all images of the wave.
-    void gather(Range rows, const Wave& wave, float* windows) const {
-        const Window& w = layer_.window;
-        for (index_t row = rows.begin; row < rows.end; ++row) {
-            const index_t pixel = row % (out_.h * out_.w);
-            copy_window(wave, layer_.input, row / (out_.h * out_.w), in_, {0, layer_.in_channels},
-                        {.y0 = pixel / out_.w * w.stride_h - w.pad_top,
-                         .rows = w.kernel_h,
-                         .x0 = pixel % out_.w * w.stride_w - w.pad_left,
-                         .cols = w.kernel_w},
-                        windows + (row - rows.begin) * window_pitch(), layer_.in_channels);
-        }
-    }
-
     void run_flat(Range rows, Range panels, const Wave& wave, float* scratch) const {
         const Tensor& x = wave.tensors[layer_.input];
-        if (gathered_) gather(rows, wave, scratch);
+        if (gathered_) copy_windows(wave, layer_, in_, out_, rows, scratch, window_pitch());
         const Tensor& y = wave.tensors[layer_.output];
         for (index_t p = panels.begin; p < panels.end;) {
             const Range chunk = chunk_from(p, panels.end);

@@ -1,4 +1,5 @@
-// 1x1 convolution by products in pairs of terms (kernels/paired_tile.h). Its rows are pixels.
+// Convolution by products in pairs of terms (kernels/paired_tile.h). Its rows are the pixels of a 1x1 convolution, the
+// windows of any other.
 //
 // by rows:   a task writes a block of rows, scaled and followed by their own sums, into its scratch, few enough that
 //            they stay in L2, and multiplies all panels of weights with them.
@@ -18,10 +19,11 @@ class PairedStep final : public Step {
     PairedStep(const StepContext& context, std::size_t index)
         : index_(index),
           layer_(context.layers[index]),
+          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
           pixels_(out_.h * out_.w),
-          pitch_(layer_.in_channels + kPairedTail) {
+          pitch_(grid_.reduction + paired_tail(grid_.reduction)) {
         const index_t total = context.images * pixels_;
         constexpr index_t kFewTiles = 5;
         if (context.threads > 1 && total <= kFewTiles * context.kernels().paired_tile_rows) {
@@ -30,8 +32,10 @@ class PairedStep final : public Step {
             shared_scratch = static_cast<std::size_t>(total * pitch_);
         } else {
             block_ = paired_block(layer_, total, context.threads, context.kernels());
-            thread_scratch = static_cast<std::size_t>(block_ * pitch_);
+            rows_ = block_ * pitch_;
         }
+        const index_t windows = layer_.is_one_by_one() ? 0 : kWindowsAtOnce * grid_.reduction;
+        thread_scratch = static_cast<std::size_t>(rows_ + windows);
     }
 
     int stages() const override { return by_panels_ ? 2 : 1; }
@@ -46,32 +50,39 @@ class PairedStep final : public Step {
         const Range panels{0, grid_.total};
         if (by_panels_ && stage == 1) return multiply({0, total}, part(panels.end, task, count), wave, wave.shared);
         const Range rows = part(total, task, count);
-        if (by_panels_) return write(rows, wave, wave.shared + rows.begin * pitch_);
-        write(rows, wave, scratch);
+        write(rows, wave, by_panels_ ? wave.shared + rows.begin * pitch_ : scratch, scratch + rows_);
+        if (by_panels_) return;
         multiply(rows, panels, wave, scratch);
     }
 
   private:
-    static constexpr index_t kRowsWritten = 8;  // by a task that writes rows only
+    static constexpr index_t kRowsWritten = 8;    // by a task that writes rows only
+    static constexpr index_t kWindowsAtOnce = 4;  // that lie in cache until their rows are written
 
     BalancedWeights packed(const Wave& wave) const {
         return balanced_weights(layer_, Algorithm::paired, wave.kernels,
                                 wave.weights.packed(index_, Algorithm::paired));
     }
 
-    // Pixels of the output, counted over all images.
-    void write(Range rows, const Wave& wave, float* to) const {
+    // Of the pixels `rows` of the output, counted over all images.
+    void write(Range rows, const Wave& wave, float* to, float* windows) const {
         const Tensor& x = wave.tensors[layer_.input];
-        const bool flat = layer_.window.is_pointwise();
-        PairedRowsArgs r{.pixel = layer_.window.stride_w * x.pixel,
-                         .depth = layer_.in_channels,
-                         .channel_scale = packed(wave).channel_scale,
+        const bool flat = layer_.window.is_pointwise(), one_by_one = layer_.is_one_by_one();
+        PairedRowsArgs r{.pixel = one_by_one ? layer_.window.stride_w * x.pixel : grid_.reduction,
+                         .depth = grid_.reduction,
+                         .step_scale = packed(wave).step_scale,
                          .to = to,
                          .pitch = pitch_};
-        // Of other strides than 1 row by row of the image.
         for (index_t i = rows.begin; i < rows.end; i += r.rows, r.to += r.rows * pitch_) {
-            r.x = one_by_one_input(layer_, x, out_, i);
-            r.rows = flat ? rows.size() : std::min(rows.end - i, out_.w - i % out_.w);
+            const index_t left = rows.end - i;
+            if (one_by_one) {  // of other strides than 1 row by row of the image
+                r.x = one_by_one_input(layer_, x, out_, i);
+                r.rows = flat ? left : std::min(left, out_.w - i % out_.w);
+            } else {
+                r.x = windows;
+                r.rows = std::min(left, kWindowsAtOnce);
+                copy_windows(wave, layer_, in_, out_, {i, i + r.rows}, windows, grid_.reduction);
+            }
             wave.kernels.paired_rows(r);
         }
     }
@@ -85,7 +96,7 @@ class PairedStep final : public Step {
         g.lda = pitch_;
         g.segment_offset = &no_offset;
         g.segments = 1;
-        g.segment_length = layer_.in_channels;
+        g.segment_length = grid_.reduction;
         g.b = weights.panels + panels.begin * weights.panel;
         g.c = y.data + rows.begin * y.pixel + column;
         g.ldc = y.pixel;
@@ -102,11 +113,12 @@ class PairedStep final : public Step {
 
     std::size_t index_;
     const Layer& layer_;
-    Extent out_;
+    Extent in_, out_;
     PanelGrid grid_;
     index_t pixels_;  // of an image of the output
     index_t pitch_;   // of rows
     index_t block_ = 1;
+    index_t rows_ = 0;  // floats of a block's rows in the thread's scratch
     bool by_panels_ = false;
     index_t panel_parts_ = 1;
 };

@@ -12,7 +12,8 @@ namespace resfuse {
 
 enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine };
 
-// How a convolution is computed. `automatic` and `winograd` are requests; the plan holds one of the others.
+// How a convolution is computed. `automatic`, `automatic_once` and `winograd` are requests; the plan holds one of the
+// others. `automatic_once` is for weights that are packed for one call: not for algorithms that balance them.
 enum class Algorithm : int {
     direct,
     winograd_f2,
@@ -24,6 +25,7 @@ enum class Algorithm : int {
     winograd_rows,
     paired,
     automatic,
+    automatic_once,
     winograd
 };
 constexpr std::size_t kConcreteAlgorithms = 9;
@@ -34,6 +36,9 @@ inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algor
 }
 
 // Of what is asked for.
+inline bool is_automatic(Algorithm algorithm) {
+    return algorithm == Algorithm::automatic || algorithm == Algorithm::automatic_once;
+}
 inline bool allows_winograd(Algorithm algorithm) {
     return algorithm != Algorithm::direct && algorithm != Algorithm::strassen && algorithm != Algorithm::paired;
 }
@@ -137,8 +142,8 @@ struct Layer {
     }
     // Whether products in pairs of terms compute this layer.
     bool has_paired(const KernelTable& kernels) const {
-        return kernels.paired_gemm != nullptr && is_one_by_one() && in_channels % kLineFloats == 0 &&
-               in_channels <= kMostPairedDepth;
+        return kernels.paired_gemm != nullptr && kind == LayerKind::conv && groups == 1 && window.dilation_h == 1 &&
+               window.dilation_w == 1 && in_channels % kLineFloats == 0 && clamps();
     }
     // Whether Strassen's algorithm computes this layer: the halves of its channels must be whole vectors and panels.
     bool has_strassen(const KernelTable& kernels) const {

@@ -115,6 +115,21 @@ inline void copy_window(const Wave& wave, int buffer, index_t image, Extent exte
                             .pixel = pixel});
 }
 
+// The windows of some output pixels of a layer, counted over all images, as rows `pitch` floats apart.
+inline void copy_windows(const Wave& wave, const Layer& layer, Extent in, Extent out, Range rows, float* to,
+                         index_t pitch) {
+    const Window& w = layer.window;
+    for (index_t row = rows.begin; row < rows.end; ++row, to += pitch) {
+        const index_t pixel = row % (out.h * out.w);
+        copy_window(wave, layer.input, row / (out.h * out.w), in, {0, layer.in_channels},
+                    {.y0 = pixel / out.w * w.stride_h - w.pad_top,
+                     .rows = w.kernel_h,
+                     .x0 = pixel % out.w * w.stride_w - w.pad_left,
+                     .cols = w.kernel_w},
+                    to, layer.in_channels);
+    }
+}
+
 // What a layer adds to a row of an image's outputs, from a channel on: null where it adds nothing.
 struct Residual {
     const float* data;

@@ -111,7 +111,7 @@ class StrassenStep final : public Step {
                                .pair = 2 * in_pixel_,
                                .pairs = count,
                                .half = half_,
-                               .channel_scale = packed(wave).channel_scale,
+                               .channel_scale = packed(wave).step_scale,
                                .to = to,
                                .pitch = pitch_};
         if (flat_) return wave.kernels.strassen_operands(s);

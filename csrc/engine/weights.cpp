@@ -19,7 +19,7 @@ index_t balanced_panels(Algorithm algorithm, const PanelGrid& grid) {
 
 index_t balanced_panel_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
     const index_t rows = algorithm == Algorithm::strassen ? kStrassenProducts * (layer.in_channels / 2)
-                                                          : kernels.paired_matrix_rows(layer.in_channels);
+                                                          : kernels.paired_matrix_rows(panel_grid(layer, kernels).reduction);
     return rows * kernels.tile_cols;
 }
 
@@ -45,7 +45,7 @@ std::size_t packed_floats(const Layer& layer, Algorithm algorithm, const KernelT
     if (is_balanced(algorithm))
         return static_cast<std::size_t>(balanced_panels(algorithm, grid) *
                                             balanced_panel_floats(layer, algorithm, kernels) +
-                                        grid.total * grid.tile_cols + layer.in_channels);
+                                        grid.total * grid.tile_cols + grid.reduction);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
                                     grid.tile_cols);
@@ -61,6 +61,16 @@ PackPanelArgs pack_args(const Layer& layer, const WeightSource& source) {
             .channels = layer.group_in(),
             .kernel_h = layer.window.kernel_h,
             .kernel_w = layer.window.kernel_w};
+}
+
+// Where the weights of an output channel lie, in the order of the pixels and channels of a window.
+std::vector<index_t> steps_of(const Layer& layer, const WeightSource& source) {
+    std::vector<index_t> steps;
+    for (index_t r = 0; r < layer.window.kernel_h; ++r)
+        for (index_t s = 0; s < layer.window.kernel_w; ++s)
+            for (index_t c = 0; c < layer.group_in(); ++c)
+                steps.push_back(c * source.strides[1] + r * source.strides[2] + s * source.strides[3]);
+    return steps;
 }
 
 // As GroupedArgs has them. The scale stays with the epilogue.
@@ -215,12 +225,11 @@ void WeightSet::pack_balanced(std::size_t index, Algorithm algorithm, int thread
     const index_t panel_floats = balanced_panel_floats(layer, algorithm, kernels);
     const index_t panels = balanced_panels(algorithm, grid), half_k = layer.out_channels / 2;
     float* const scale = packed.data() + panels * panel_floats;
-    float* const channel_scale = scale + grid.total * grid.tile_cols;
-    const PointwiseWeights weights{source.weight, source.strides[0], source.strides[1], layer.out_channels,
-                                   layer.in_channels};
-    std::fill(scale, channel_scale, 1.0f);
+    float* const step_scale = scale + grid.total * grid.tile_cols;
+    const WeightMatrix weights{source.weight, source.strides[0], layer.out_channels, steps_of(layer, source)};
+    std::fill(scale, step_scale, 1.0f);
     output_powers(weights, threads, scale);
-    input_powers(weights, scale, threads, channel_scale);
+    step_powers(weights, scale, threads, step_scale);
 #pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
     for (index_t p = 0; p < panels; ++p) {
         const index_t first_k = p * grid.tile_cols;
@@ -233,17 +242,17 @@ void WeightSet::pack_balanced(std::size_t index, Algorithm algorithm, int thread
                                    .half_k = half_k,
                                    .half_c = layer.in_channels / 2,
                                    .powers = {scale + first_k, scale + half_k + first_k},
-                                   .channel_scale = channel_scale,
+                                   .channel_scale = step_scale,
                                    .packed = panel});
         } else {
             kernels.pack_paired({.weight = source.weight,
                                  .stride_k = source.strides[0],
-                                 .stride_c = source.strides[1],
+                                 .steps = weights.steps.data(),
                                  .first_k = first_k,
                                  .cols = grid.cols(p),
-                                 .depth = layer.in_channels,
+                                 .depth = grid.reduction,
                                  .powers = scale + first_k,
-                                 .channel_scale = channel_scale,
+                                 .step_scale = step_scale,
                                  .packed = panel});
         }
     }

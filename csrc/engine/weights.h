@@ -50,8 +50,8 @@ std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTa
 struct BalancedWeights {
     const float* panels;
     index_t panel;               // floats of a panel, of Strassen's of each half of the output channels
-    const float* scale;          // the layer's times the powers of two that its products want
-    const float* channel_scale;  // what the input's channels must be multiplied by
+    const float* scale;       // the layer's times the powers of two that its products want
+    const float* step_scale;  // what the input must be multiplied by, by step of the reduction
 };
 BalancedWeights balanced_weights(const Layer& layer, Algorithm algorithm, const KernelTable& kernels,
                                  const float* packed);

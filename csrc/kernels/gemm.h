@@ -327,7 +327,7 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                                  .bias = g.bias + column,
                                  .cols = p + 1 == panels ? g.cols - column : kTileCols,
                                  .rows = end - begin,
-                                 .row_scale = F == Form::paired ? a + reduction + kPairedTail - 1 : nullptr}};
+                                 .row_scale = F == Form::paired ? a + reduction + paired_tail(reduction) - 1 : nullptr}};
         multiply_panel<F, Tile::results>(g, panel);
     }
 }

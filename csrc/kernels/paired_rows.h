@@ -92,10 +92,10 @@ inline float power_of_two(int exponent) { return std::bit_cast<float>((exponent 
 inline int exponent_of(float x) { return (std::bit_cast<int>(x) >> 23 & 0xff) - 127; }
 
 // Of a row whose squares are too large or too small for a sum of them, of zeros and of what is not finite.
-[[gnu::noinline]] inline RowScale unusual_scale(const float* row, const float* channel_scale, index_t depth) {
+[[gnu::noinline]] inline RowScale unusual_scale(const float* row, const float* step_scale, index_t depth) {
     float most = 0.0f;
     for (index_t c = 0; c < depth; ++c) {
-        const float x = __builtin_fabsf(row[c] * channel_scale[c]);
+        const float x = __builtin_fabsf(row[c] * step_scale[c]);
         if (!(x <= most)) most = x;
     }
     if (most == 0.0f) return {1.0f, 0.0f};
@@ -106,15 +106,15 @@ inline int exponent_of(float x) { return (std::bit_cast<int>(x) >> 23 & 0xff) - 
     return {power_of_two(-e), power_of_two(e)};
 }
 
-// Sums of the squares of rows, their channels scaled.
+// Sums of the squares of rows, their steps scaled.
 template <int N>
-[[gnu::always_inline]] inline void sum_squares(const float* const (&rows)[N], const float* channel_scale, index_t depth,
+[[gnu::always_inline]] inline void sum_squares(const float* const (&rows)[N], const float* step_scale, index_t depth,
                                                float (&sums)[N]) {
     Vec squares[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) squares[n] = zero();
     for (index_t c = 0; c < depth; c += kVectorFloats) {
-        const Vec scale = load(channel_scale + c);
+        const Vec scale = load(step_scale + c);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
             const Vec x = load(rows[n] + c) * scale;
@@ -126,11 +126,11 @@ template <int N>
 }
 
 // The row's root mean square comes near 1.
-[[gnu::always_inline]] inline RowScale row_scale(float sum_of_squares, const float* row, const float* channel_scale,
+[[gnu::always_inline]] inline RowScale row_scale(float sum_of_squares, const float* row, const float* step_scale,
                                                  index_t depth) {
     const float mean = sum_of_squares / static_cast<float>(depth);
     constexpr float kLeast = 1e-30f, kMost = 1e30f;
-    if (!(mean > kLeast && mean < kMost)) return unusual_scale(row, channel_scale, depth);
+    if (!(mean > kLeast && mean < kMost)) return unusual_scale(row, step_scale, depth);
     const int exponent = (exponent_of(mean) + 1) >> 1;
     return {power_of_two(-exponent), power_of_two(exponent)};
 }
@@ -144,18 +144,18 @@ template <int N>
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) rows[n] = g.x + (first + n) * g.pixel;
     float squares[N];
-    sum_squares(rows, g.channel_scale, g.depth, squares);
+    sum_squares(rows, g.step_scale, g.depth, squares);
     Vec scale[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-        const RowScale s = row_scale(squares[n], rows[n], g.channel_scale, g.depth);
-        to[n * g.pitch + g.depth + kPairedTail - 1] = s.back;
+        const RowScale s = row_scale(squares[n], rows[n], g.step_scale, g.depth);
+        to[n * g.pitch + g.depth + paired_tail(g.depth) - 1] = s.back;
         scale[n] = broadcast(s.scale);
     }
     for (index_t begin = 0, chunk = 0; begin < g.depth; begin += part, ++chunk) {
         OwnSums<N> own;
         for (index_t c = begin, end = at_most(g.depth, begin + part); c < end; c += kVectorFloats) {
-            const Vec channel = load(g.channel_scale + c);
+            const Vec channel = load(g.step_scale + c);
             Vec x[N];
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) {
@@ -209,9 +209,9 @@ inline void sum_weights(float* panel, index_t depth) {
 inline void pack_paired(const PackPairedArgs& g) {
     for (index_t c = 0; c < g.depth; ++c) {
         const MatrixStep at = matrix_step(c, g.depth);
-        const float row = at.sign / g.channel_scale[c];
+        const float row = at.sign / g.step_scale[c];
         for (index_t k = 0; k < kTileCols; ++k) {
-            const float w = k < g.cols ? g.weight[(g.first_k + k) * g.stride_k + c * g.stride_c] : 0.0f;
+            const float w = k < g.cols ? g.weight[(g.first_k + k) * g.stride_k + g.steps[c]] : 0.0f;
             g.packed[at.row * kTileCols + k] = w / g.powers[k] * row;
         }
     }

@@ -13,8 +13,8 @@
 // powers of two to about the same magnitude, as x + y loses what of one is too small for the other. The error is then
 // that of direct sums: the pairs' larger roundings are made up for by their smaller number.
 //
-// Rows are copied for that: [depth floats, scaled][a line: less the sum of x1 x2 of each chunk, and last the factor
-// that takes the row's scale back]. The weights of a chunk follow a row of less its sums of y1 y2; those of pairs to be
+// Rows are copied for that: [depth floats, scaled][a line or more: less the sum of x1 x2 of each chunk, and last the
+// factor that takes the row's scale back]. The weights of a chunk follow a row of less its sums of y1 y2; those of pairs to be
 // subtracted are negative.
 #pragma once
 
@@ -92,7 +92,8 @@ template <bool Negative, int Rows, int Vectors>
 }
 
 // acc = rows of A times columns of B, a chunk of `steps` steps; `correction` floats behind A the row's own sums lie.
-// Weights are fetched into L2 only: loads are the bottleneck next to the sums, and what the hardware fetches suffices.
+// Loads are the bottleneck next to the sums, so weights are fetched into L2 only, and into L1 by few tiles, whose weights
+// stream.
 template <bool More, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_paired(const float* a, index_t lda, index_t correction, index_t steps,
                                                    const float* b, const GemmAhead& ahead,
@@ -106,12 +107,15 @@ template <bool More, int Rows, int Vectors>
     b += kTileCols;
     const float* next_b = ahead.b + kFarSteps * kTileCols;
     const index_t b_floats = kSignedTriples * ahead.b_step;
+    const index_t near_floats = ahead.b_step >= kLineFloats ? b_floats : 0;
     RowsAhead more[2] = {ahead.more[0], ahead.more[1]};
     int more_rows = More ? Rows : 0;
     for (index_t left = steps; left > 0; left -= kPairPattern) {
         index_t n = at_most(left, kPairPattern);
         for (; n >= kSignedTriples; n -= kSignedTriples) {
             for (index_t at = 0; at < b_floats; at += kLineFloats) __builtin_prefetch(next_b + at, 0, 2);
+            for (index_t at = 0; at < near_floats; at += kLineFloats)
+                __builtin_prefetch(next_b + at - kFarSteps * kTileCols);
             next_b += b_floats;
             if constexpr (More)
                 if (more_rows > 0) {

@@ -36,28 +36,29 @@ struct GemmArgs {
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
 };
 
-// Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and what lies
-// behind each row.
+// Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and floats that lie
+// behind a row, lines that hold one for each of these sums and one more.
 constexpr index_t kPairedChunk = 192;
-constexpr index_t kPairedTail = kLineFloats;
-constexpr index_t kMostPairedDepth = (kPairedTail - 1) * kPairedChunk;
+constexpr index_t paired_tail(index_t depth) {
+    return ((depth + kPairedChunk - 1) / kPairedChunk / kLineFloats + 1) * kLineFloats;
+}
 struct PairedRowsArgs {
     const float* x;
     index_t pixel;  // floats between rows
     index_t rows, depth;
-    const float* channel_scale;
+    const float* step_scale;
     float* to;
     index_t pitch;
 };
 
-// The weights w[k][c] of a 1x1 convolution.
 struct PackPairedArgs {
     const float* weight;
-    index_t stride_k, stride_c;
+    index_t stride_k;
+    const index_t* steps;  // from an output channel's first weight to each of them, in the order of rows
     index_t first_k, cols, depth;
-    const float* powers;         // of each output channel of the panel, a power of two like its weights
-    const float* channel_scale;  // likewise of each input channel
-    float* packed;               // [depth and a row per chunk][tile_cols]
+    const float* powers;      // of each output channel of the panel, a power of two like its weights
+    const float* step_scale;  // likewise of each step
+    float* packed;            // [depth and a row per chunk][tile_cols]
 };
 
 // One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels, not too many: of

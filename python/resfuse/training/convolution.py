@@ -107,9 +107,9 @@ def _executor(
     dilation: tuple[int, int], groups: int, algorithm: str, has_bias: bool, has_residual: bool,
 ) -> Executor:  # fmt: skip
     inputs = (in_channels, out_channels) if has_residual else (in_channels,)
-    if kernel_size == (1, 1) and algorithm == "auto":
-        # Strassen's sums of the weights, new ones in every step, cost more than its products save.
-        algorithm = "direct"
+    if algorithm == "auto":
+        # Balancing weights for Strassen's algorithm and products in pairs costs more than these save in one call.
+        algorithm = "auto_once"
     layer = ConvSpec(
         "conv",
         0,
