@@ -41,7 +41,8 @@ class Shape:
             return ("direct", "strassen", "paired")
         if self.kernel == 1 or (self.groups > 1 and self.stride > 1):
             return ("direct",)
-        return ("direct", "winograd_f2", "winograd_f4") if self.stride == 1 else ("direct", "winograd")
+        winograd = ("winograd_f2", "winograd_f4") if self.stride == 1 else ("winograd",)
+        return ("direct", *winograd, *(("paired",) if self.groups == 1 else ()))
 
     def flop(self, batch: int) -> int:
         """Of the direct algorithm."""

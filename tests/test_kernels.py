@@ -62,12 +62,15 @@ def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     """A program of one convolution, an image extent that fits it, a layout."""
     kind = draw(
         st.sampled_from(
-            ["dense", "grouped", "small_groups", "pointwise", "winograd", "winograd_groups", "winograd_small_groups"]
+            ["dense", "grouped", "small_groups", "pointwise", "paired", "winograd", "winograd_groups",
+             "winograd_small_groups"]  # fmt: skip
         )
     )
     groups = draw(st.integers(2, 5)) if kind in ("grouped", "winograd_groups") else 1
     in_channels = groups * draw(st.integers(8, 40) if kind == "winograd_groups" else st.integers(1, 20))
     out_channels = groups * draw(st.integers(1, 40))
+    if kind == "paired":
+        in_channels = 16 * draw(st.integers(1, 5))
     if kind.endswith("small_groups"):
         groups = draw(st.integers(2, 40))
         in_channels = out_channels = groups * draw(st.sampled_from([1, 1, 2, 4, 8]))
@@ -80,9 +83,11 @@ def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     elif kind != "pointwise":
         kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
         stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-        dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        if kind != "paired":
+            dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
         padding = draw(st.none() | st.tuples(*[st.integers(0, 3)] * 4))
-    algorithm = draw(st.sampled_from(["auto", "direct", "winograd", "winograd_f2", "winograd_f4"]))
+    algorithms = ["auto", "auto_once", "direct", "winograd", "winograd_f2", "winograd_f4", "paired"]
+    algorithm = "paired" if kind == "paired" else draw(st.sampled_from(algorithms))
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     extent = (
         draw(st.integers(1, 20) if padding is None else st.integers(max(1, spans[0] - padding[0] - padding[2]), 20)),
@@ -159,8 +164,9 @@ def check_three_by_three(
 )
 @pytest.mark.parametrize(
     ("stride", "algorithm"),
-    [(1, "auto"), (1, "direct"), (1, "winograd_f2"), (1, "winograd_f4"), (2, "auto"), (2, "direct"), (2, "winograd")],
-)
+    [(1, "auto"), (1, "direct"), (1, "winograd_f2"), (1, "winograd_f4"), (1, "paired"),
+     (2, "auto"), (2, "direct"), (2, "winograd"), (2, "paired")],
+)  # fmt: skip
 def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
     isa: str, channels: int, size: int, batch: int, stride: int, algorithm: str
 ) -> None:
@@ -210,28 +216,36 @@ def test_pointwise_algorithms(
     check(spec, isa, inputs, parameters)
 
 
+POINTWISE = [
+    (1, 256, 128, 56, 1, 1), (1, 128, 512, 28, 2, 1), (1, 256, 512, 56, 1, 2), (1, 1024, 256, 14, 3, 1),
+    (1, 512, 2048, 7, 2, 1),
+]  # fmt: skip
+WINDOWS = [(3, 512, 512, 4, 1, 1), (3, 256, 512, 8, 3, 2), (3, 64, 128, 32, 1, 2), (5, 48, 72, 9, 2, 3)]
+
+
 @pytest.mark.parametrize(
-    ("in_channels", "out_channels", "size", "batch", "stride"),
-    [(256, 128, 56, 1, 1), (128, 512, 28, 2, 1), (256, 512, 56, 1, 2), (1024, 256, 14, 3, 1), (512, 2048, 7, 2, 1)],
+    ("algorithm", "kernel", "in_channels", "out_channels", "size", "batch", "stride"),
+    [*[("strassen", *shape) for shape in POINTWISE], *[("paired", *shape) for shape in POINTWISE + WINDOWS]],
 )
-@pytest.mark.parametrize("algorithm", ["strassen", "paired"])
 @pytest.mark.parametrize("spread", [0.0, 2.0])
-def test_pointwise_algorithms_are_within_four_times_the_error_of_torch(
-    isa: str, algorithm: str, spread: float, in_channels: int, out_channels: int, size: int, batch: int, stride: int
-) -> None:
+def test_balanced_algorithms_are_within_four_times_the_error_of_torch(
+    isa: str, algorithm: str, spread: float, kernel: int, in_channels: int, out_channels: int, size: int, batch: int,
+    stride: int,
+) -> None:  # fmt: skip
     """With input like a ReLU's, output channels of very different weights, and input channels that differ by some
     powers of two, which their weights take back."""
+    pad = kernel // 2
     layer = ConvSpec(
-        "conv", 0, 1, in_channels, out_channels, 0, batch_norm=BatchNormSpec(1, 2, 3, 4, 0.0), kernel_size=(1, 1),
-        stride=(stride, stride), algorithm=algorithm,
+        "conv", 0, 1, in_channels, out_channels, 0, batch_norm=BatchNormSpec(1, 2, 3, 4, 0.0),
+        kernel_size=(kernel, kernel), stride=(stride, stride), padding=(pad, pad, pad, pad), algorithm=algorithm,
     )  # fmt: skip
     spec = ProgramSpec((in_channels,), (layer,), (OutputSpec(1),))
     channels = 2.0 ** (spread * torch.randn(in_channels))[:, None, None]
     x = torch.relu(torch.randn(batch, in_channels, size, size)) * channels
     magnitudes = 10.0 ** torch.empty(out_channels).uniform_(-3, 3)
-    weight = torch.randn(out_channels, in_channels, 1, 1) * magnitudes[:, None, None, None] / channels
+    weight = torch.randn(out_channels, in_channels, kernel, kernel) * magnitudes[:, None, None, None] / channels
     ones, zeros = torch.ones(out_channels), torch.zeros(out_channels)
-    check(spec, isa, [x], [weight, ones, zeros, zeros, in_channels * magnitudes**2])
+    check(spec, isa, [x], [weight, ones, zeros, zeros, in_channels * kernel**2 * magnitudes**2])
 
 
 def run_apart(executor: Executor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -249,14 +263,18 @@ def run_apart(executor: Executor, x: torch.Tensor, weight: torch.Tensor) -> torc
 
 
 @pytest.mark.parametrize(("size", "stride"), [(6, 1), (7, 1), (9, 2), (13, 2)])
-@pytest.mark.parametrize("algorithm", ["strassen", "paired"])
-def test_pointwise_algorithms_keep_images_apart_and_threads_equal(
-    isa: str, algorithm: str, size: int, stride: int
+@pytest.mark.parametrize(("algorithm", "kernel"), [("strassen", 1), ("paired", 1), ("paired", 3)])
+def test_balanced_algorithms_keep_images_apart_and_threads_equal(
+    isa: str, algorithm: str, kernel: int, size: int, stride: int
 ) -> None:
     """A NaN stays in its image, and an image alone or among others, by any number of threads, has the same bits."""
-    layer = ConvSpec("conv", 0, 1, 128, 192, 0, stride=(stride, stride), algorithm=algorithm)
+    pad = kernel // 2
+    layer = ConvSpec(
+        "conv", 0, 1, 128, 192, 0, kernel_size=(kernel, kernel), stride=(stride, stride),
+        padding=(pad, pad, pad, pad), algorithm=algorithm,
+    )  # fmt: skip
     executor = Executor(program_of(layer), isa)
-    x, weight = torch.randn(5, 128, size, size), torch.randn(192, 128, 1, 1)
+    x, weight = torch.randn(5, 128, size, size), torch.randn(192, 128, kernel, kernel)
     alone = run_apart(executor, x, weight)
     x[1, 3, size // 2 // stride * stride, 0] = float("nan")
     got = executor.run([x], [weight])[0]

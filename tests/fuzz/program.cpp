@@ -76,7 +76,7 @@ void add_layer(Bytes& bytes, Program& program) {
                                             Algorithm::winograd_f2, Algorithm::winograd_f4, Algorithm::strassen,
                                             Algorithm::paired};
         layer.algorithm = kAlgorithms[static_cast<std::size_t>(bytes.between(0, 6))];
-        if (layer.algorithm == Algorithm::strassen || layer.algorithm == Algorithm::paired) {
+        if (layer.algorithm == Algorithm::strassen || (layer.algorithm == Algorithm::paired && bytes.flag())) {
             layer.window.kernel_h = layer.window.kernel_w = 1;
             layer.window.pad_top = layer.window.pad_left = layer.window.pad_bottom = layer.window.pad_right = 0;
             layer.out_channels = 64;  // so that the layer behind it can be one too
