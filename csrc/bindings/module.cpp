@@ -3,6 +3,7 @@
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "resfuse's native core: programs of fused layers over NumPy views. Knows no torch.";
+    register_dictionaries(m);
     register_fingerprint(m);
     register_global_avg_pool(m);
     register_info(m);

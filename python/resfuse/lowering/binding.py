@@ -83,6 +83,8 @@ class BoundProgram:
         self.last_plan: _core.Plan | None = None  # of the last call as a whole
         self.aliases = [(node.name, other.name) for node, other in step.aliases]
         self._sources: list[tuple[dict[str, Any] | None, str]] = [_source(path, model) for path in step.parameters]
+        places = [(tensors, name) for tensors, name in self._sources if tensors is not None]
+        self._reader = _core.DictReader(places) if len(places) == len(self._sources) else None
         self._norms = [_norm(mode, model) for mode in step.norms]
         # Dynamo reads this table: the usual states are in it from the start.
         self._blocks: dict[tuple[bool, ...], tuple[Block, ...]] = {}
@@ -101,7 +103,9 @@ class BoundProgram:
 
     def parameters(self, arguments: Mapping[str, Any] = _NO_ARGUMENTS) -> list[torch.Tensor]:
         """The parameters as they are now; ``arguments`` are the graph's, where parameters come with them."""
-        return [arguments[name] if tensors is None else tensors[name] for tensors, name in self._sources]
+        if self._reader is None or torch.compiler.is_compiling():
+            return [arguments[name] if tensors is None else tensors[name] for tensors, name in self._sources]
+        return self._reader.values()
 
     def norms(self, parameters: Sequence[torch.Tensor]) -> list[RunningNorm | None]:
         """For each layer, the batch norm that may take the batch's statistics; ``parameters`` are the program's."""
@@ -119,6 +123,14 @@ class BoundProgram:
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
         return any([norm is not None and norm.training for norm in self._norms])
+
+    def always_trains(self) -> bool:
+        """Whether a batch norm does so in every mode."""
+        return any([isinstance(norm, NormMode) and norm.training for norm in self._norms])
+
+    def norm_modules(self) -> list[nn.BatchNorm2d]:
+        """The batch norms whose modes decide that."""
+        return [norm for norm in self._norms if isinstance(norm, nn.BatchNorm2d)]
 
 
 def _source(parameter: ParameterPath | NodeParameter, model: nn.Module) -> tuple[dict[str, Any] | None, str]:
@@ -173,6 +185,9 @@ class Binding:
                 )
         self._freed = self._last_uses()
         self._modes = [(model.get_submodule(path), mode) for path, mode in lowered.modes]
+        self._facts = self._usual_facts()
+        self._usual = _core.DictWatch(*self._facts)
+        self._usually_trains = any([bound.always_trains() for bound in self.programs])
 
     def _watch(self, model: nn.Module) -> None:
         paths: dict[str, None] = {}
@@ -185,11 +200,6 @@ class Binding:
             module = model.get_submodule(path)
             self._children.append((model.get_submodule(parent)._modules, name, module))
             self._watched.append((path, module))
-        self._places = tuple(zip(*self._children, strict=True)) or ((), (), ())
-        modules = [module for _, module in self._watched]
-        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._leaves = [m._modules for m in modules if not m._modules]
-        self._parents = [m._modules for m in modules if m._modules]
 
     def _last_uses(self) -> list[list[str]]:
         """For each step, the values that no later step reads."""
@@ -204,26 +214,34 @@ class Binding:
             freed[index].append(name)
         return freed
 
+    def _usual_facts(self) -> tuple[list[tuple[dict[str, Any], str, Any]], list[dict[Any, Any]]]:
+        """What holds in most calls: the modules are those that were lowered, in the modes that the graph depends on,
+        without hooks and parametrizations, and no batch norm takes its statistics from the batch."""
+        modules = [module for _, module in self._watched]
+        modes = [*self._modes, *((norm, False) for bound in self.programs for norm in bound.norm_modules())]
+        parents = [m._modules for m in modules if m._modules]
+        leaves = [m._modules for m in modules if not m._modules]
+        hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        held = [(vars(module), "training", mode) for module, mode in modes]
+        return [*held, *self._children, *((parent, "parametrizations", None) for parent in parents)], [*leaves, *hooks]
+
+    def _is_as_usual(self) -> bool:
+        return not torch.compiler.is_compiling() and self._usual.holds()
+
     def check_structure(self) -> None:
         """Raises StructureChangedError or ModeChangedError where the graph is no longer the model's."""
-        parents, names, children = self._places
-        # Dynamo follows the loop alone; a hundred modules cost a tenth this way, on the path of every call.
-        if torch.compiler.is_compiling() or not all(map(operator.is_, map(dict.get, parents, names), children)):
-            for modules, name, module in self._children:
-                if modules.get(name) is not module:
-                    raise StructureChangedError(name)
+        if self._is_as_usual():
+            return
+        for modules, name, module in self._children:
+            if modules.get(name) is not module:
+                raise StructureChangedError(name)
         for module, mode in self._modes:
             if module.training is not mode:
                 raise ModeChangedError
 
     def native_reason(self) -> str | None:
         """Why the fused modules must run natively in their present state, or None."""
-        if not (
-            torch.compiler.is_compiling()
-            or any(self._hooks)
-            or any(self._leaves)  # parametrizations are children
-            or any(["parametrizations" in modules for modules in self._parents])
-        ):
+        if self._is_as_usual():
             return None
         for path, module in self._watched:
             if module._forward_hooks or module._forward_pre_hooks:
@@ -234,6 +252,8 @@ class Binding:
 
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
+        if self._is_as_usual():
+            return self._usually_trains
         return any([bound.trains() for bound in self.programs])
 
     def not_as_programs(self) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -103,6 +104,14 @@ def build_program(spec: ProgramSpec, isa: str | None = None) -> _core.Program:
     return program
 
 
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What a call on inputs of some shapes and strides needs."""
+
+    plan: _core.Plan
+    outputs: list[tuple[int, ...]]  # shapes
+
+
 class Executor:
     """A program ready to run on any batch and image size."""
 
@@ -110,6 +119,7 @@ class Executor:
         self.spec = spec
         self._program = build_program(spec, isa)
         self._plans: OrderedDict[tuple[object, ...], _core.Plan] = OrderedDict()
+        self._calls: dict[tuple[object, ...], _Call] = {}
         self._weights = WeightCache(spec, self._program)
         self.last_plan: _core.Plan | None = None
 
@@ -126,28 +136,43 @@ class Executor:
                 self._plans.popitem(last=False)
         return plan
 
+    def _call(self, inputs: Sequence[torch.Tensor]) -> _Call:
+        """The plan and the outputs' shapes; raises as `check_shapes` does."""
+        key = (torch.get_num_threads(), *[(x.shape, x.stride()) for x in inputs])
+        call = self._calls.get(key)
+        if call is None:
+            check_shapes(self.spec, inputs)
+            plan, batch = self.plan(inputs), inputs[0].shape[0]
+            shapes = [(batch, *plan.output_shape(i)[1:]) for i in range(len(self.spec.outputs))]
+            ranks = [output.rank for output in self.spec.outputs]
+            call = _Call(plan, [shape[:rank] for shape, rank in zip(shapes, ranks, strict=True)])
+            if len(self._calls) >= _MOST_PLANS:
+                self._calls.clear()
+            self._calls[key] = call
+        return call
+
     def run(self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs for [N, C, H, W] float32 CPU tensors of any strides; feature maps come back in channels_last."""
-        _check_inputs(self.spec, inputs)
-        plan = self.plan(inputs)
-        batch = inputs[0].shape[0]
+        _check_kinds(self.spec, inputs)
+        call = self._call(inputs)
         outputs = [
-            torch.empty((batch, *plan.output_shape(i)[1:]), memory_format=torch.channels_last)
-            for i in range(len(self.spec.outputs))
+            torch.empty(shape, memory_format=torch.channels_last) if len(shape) == 4 else torch.empty(shape)
+            for shape in call.outputs
         ]
-        if batch > 0:
-            weights = self._weights.entry(parameters).current(parameters, plan)
+        if inputs[0].shape[0] > 0:
+            weights = self._weights.entry(parameters).current(parameters, call.plan)
             records = _records.get()
-            arrays = [x.detach().numpy() for x in inputs], [y.numpy() for y in outputs]
-            seconds = plan.run(weights, *arrays, profile=records is not None)
+            arrays = [x.detach().numpy() for x in inputs], [_four_dimensional(y.numpy()) for y in outputs]
+            seconds = call.plan.run(weights, *arrays, profile=records is not None)
             if records is not None:
-                records.append(RunRecord(self.spec, plan, seconds))
-            self.last_plan = plan
-        return [y.flatten(1) if output.rank == 2 else y for y, output in zip(outputs, self.spec.outputs, strict=True)]
+                records.append(RunRecord(self.spec, call.plan, seconds))
+            self.last_plan = call.plan
+        return outputs
 
     def run_once(self, inputs: Sequence[torch.Tensor], weight: npt.NDArray[Any], bias: Sequence[float]) -> torch.Tensor:
         """A program of one convolution with weights [K, C, R, S] of any strides that are packed for this call alone."""
-        _check_inputs(self.spec, inputs)
+        _check_kinds(self.spec, inputs)
+        check_shapes(self.spec, inputs)
         plan = self.plan(inputs)
         batch = inputs[0].shape[0]
         y = torch.from_numpy(_core.empty((batch, *plan.output_shape(0)[1:])))
@@ -172,18 +197,22 @@ def check_shapes(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
             raise ValueError(f"inputs[{i}]: got a batch of {x.shape[0]}, want {inputs[0].shape[0]} as in inputs[0]")
 
 
-def _check_inputs(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
+def _four_dimensional(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array if array.ndim == 4 else array[:, :, np.newaxis, np.newaxis]
+
+
+def _check_kinds(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
     if len(inputs) != len(spec.inputs):
         raise ValueError(f"inputs: got {len(inputs)} tensors, want {len(spec.inputs)}")
     for i, x in enumerate(inputs):
+        if x.dtype is torch.float32 and x.is_cpu and x.layout is torch.strided:
+            continue
         if x.layout != torch.strided or x.is_quantized:
             kind = "quantized" if x.is_quantized else str(x.layout)
             raise TypeError(f"inputs[{i}]: got a {kind} tensor, want a dense (strided) one")
         if x.dtype != torch.float32:
             raise TypeError(f"inputs[{i}]: got dtype {x.dtype}, want torch.float32")
-        if x.device.type != "cpu":
-            raise ValueError(f"inputs[{i}]: got a tensor on {x.device}, want one on the CPU")
-    check_shapes(spec, inputs)
+        raise ValueError(f"inputs[{i}]: got a tensor on {x.device}, want one on the CPU")
 
 
 @functools.lru_cache(maxsize=512)

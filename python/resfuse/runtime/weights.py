@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -80,18 +80,11 @@ def fold_batch_norm(
 class PackedWeights:
     """One list of tensors and the weight set made from their present values."""
 
-    def __init__(self, spec: ProgramSpec, program: _core.Program, tensors: Sequence[torch.Tensor]) -> None:
-        self._references = [weakref.ref(t) for t in tensors]
+    def __init__(self, spec: ProgramSpec, program: _core.Program) -> None:
         self._spec = spec
         self._program = program
         self._lock = threading.Lock()
         self._state: tuple[Stamp, _core.Fingerprint, int, _core.WeightSet] | None = None
-
-    def belongs_to(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the very tensors that this entry was made for."""
-        return len(tensors) == len(self._references) and all(
-            map(operator.is_, map(weakref.ref.__call__, self._references), tensors)
-        )
 
     def current(self, tensors: Sequence[torch.Tensor], plan: _core.Plan) -> _core.WeightSet:
         """A weight set with the tensors' present values, packed for `plan`."""
@@ -130,26 +123,25 @@ class PackedWeights:
 
 
 class WeightCache:
-    """The packed weights of one program, one entry for each model that uses it; entries die with their tensors."""
+    """The packed weights of one program, one entry for each model that uses it.
+
+    Entries are found by their tensors' ids, and die with the first of these tensors, so that an id always means the
+    tensor that it meant before.
+    """
 
     def __init__(self, spec: ProgramSpec, program: _core.Program) -> None:
         self._spec = spec
         self._program = program
         self._entries: dict[tuple[int, ...], PackedWeights] = {}
-        self._last: Callable[[], PackedWeights | None] = lambda: None  # most programs have one model
 
     def entry(self, tensors: Sequence[torch.Tensor]) -> PackedWeights:
         """The entry of these tensors, made if there is none."""
-        last = self._last()
-        if last is not None and last.belongs_to(tensors):
-            return last
-        key = tuple([id(t) for t in tensors])
+        key = tuple(map(id, tensors))
         entry = self._entries.get(key)
-        if entry is None or not entry.belongs_to(tensors):
-            entry = PackedWeights(self._spec, self._program, tensors)
+        if entry is None:
+            entry = PackedWeights(self._spec, self._program)
             self._entries[key] = entry
-            # Any tensor's death ends the entry: a replaced head must not keep the packed weights of the whole model.
+            # Nor must a replaced head keep the packed weights of the whole model.
             for tensor in tensors:
                 weakref.finalize(tensor, self._entries.pop, key, None).atexit = False
-        self._last = weakref.ref(entry)
         return entry
