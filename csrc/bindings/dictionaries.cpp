@@ -88,7 +88,8 @@ class DictReader {
 }  // namespace
 
 void register_dictionaries(py::module_& m) {
-    py::class_<DictWatch>(m, "DictWatch", "Items (None: absent ones) and empty dictionaries, all of which must stay alive.")
+    py::class_<DictWatch>(m, "DictWatch",
+                          "Items (None: absent ones) and empty dictionaries, all of which must stay alive.")
         .def(py::init<const Facts&, const std::vector<py::dict>&>(), py::arg("held"), py::arg("empty"))
         .def("holds", &DictWatch::holds, "Whether all items are these very objects and the dictionaries empty.");
     py::class_<DictReader>(m, "DictReader", "Places in dictionaries, which must stay alive.")

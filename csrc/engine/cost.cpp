@@ -111,8 +111,9 @@ struct WinogradSchedule {
     double traffic;
 };
 
-WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,
-                                   const KernelTable& kernels) {
+WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, const WinogradTiles& image, index_t images,
+                                   int threads, const KernelTable& kernels) {
+    const index_t tiles = images * image.per_image();
     const PanelGrid grid = panel_grid(layer, kernels);
     const WinogradKernels& winograd = winograd_kernels(kernels, algorithm);
     const index_t frequencies = winograd.points * winograd.points;
@@ -124,8 +125,9 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
     const auto blocks_for = [&](index_t floats_per_tile, index_t most) {
         const index_t fit = std::clamp<index_t>(budget / floats_per_tile / rows * rows, rows, most);
         index_t blocks = ceil_div(tiles, fit);
-        if (blocks > 1 || tiles >= 2 * rows) blocks = ceil_div(blocks, sharers) * sharers;
-        return std::min(blocks, ceil_div(tiles, 4));
+        // Half a register tile each is enough.
+        if (blocks > 1 || tiles >= sharers * rows / 2) blocks = ceil_div(blocks, sharers) * sharers;
+        return std::min({blocks, ceil_div(tiles, 4), image.has_edges() ? images : tiles});
     };
     const double weights = static_cast<double>(packed_bytes(layer, algorithm, kernels));
     const double v = static_cast<double>(phases * frequencies * tiles * depth) * sizeof(float);
@@ -149,14 +151,17 @@ WinogradSchedule winograd_schedule(const Layer& layer, Algorithm algorithm, inde
     while (group > 1 && split_blocks * ceil_div(panels, group) < 2 * threads) --group;
     // A thread of few blocks would find all of its tiles in its own caches; those of the split form come from the other
     // cores, which takes so many times as long.
-    constexpr double kFromOtherCores = 4.0;
-    const double far = fused_blocks <= 2 * threads && ceil_div(tiles, fused_blocks) + 2 >= rows ? kFromOtherCores : 1.0;
+    constexpr double kFromOtherCores = 3.0;
+    const double far = fused_blocks <= 2 * threads && 2 * ceil_div(tiles, fused_blocks) >= rows ? kFromOtherCores : 1.0;
     const double split_traffic =
         weights * static_cast<double>(split_blocks) + far * v * (1.0 + static_cast<double>(ceil_div(panels, group)));
 
-    if (fused_blocks < threads || split_traffic < fused_traffic)
-        return {{true, ceil_div(tiles, split_blocks), group, 1}, split_traffic};
-    return fused;
+    if (fused_blocks >= threads && fused_traffic <= split_traffic) return fused;
+    const index_t part = ceil_div(panels, threads), m_panels = phases > 1 ? part : 1;
+    const index_t floats = frequencies * tiles * (depth + m_panels * cols);
+    if (repeats_operands(threads) && threads <= panels && floats <= static_cast<index_t>(l2 * 3 / 4 / sizeof(float)))
+        return {{false, tiles, m_panels, 1, threads}, weights};
+    return {{true, ceil_div(tiles, split_blocks), group, 1}, split_traffic};
 }
 
 double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, index_t batch, double bytes_per_cycle,
@@ -168,7 +173,7 @@ double winograd_cycles(const Layer& layer, Algorithm algorithm, Extent out, inde
         static_cast<double>(batch * (tiles.products * layer.in_channels + tiles.sums * layer.out_channels)) *
         kTransformOperations / kernels.vector_floats;
     // As one thread would do it: the choice must not depend on their number.
-    const double traffic = winograd_schedule(layer, algorithm, batch * tiles.per_image(), 1, kernels).traffic;
+    const double traffic = winograd_schedule(layer, algorithm, tiles, batch, 1, kernels).traffic;
     return cycles_of(
         product_cycles(products * static_cast<double>(layer.groups), layer.group_in(), layer.group_out(), kernels) +
             transforms,
@@ -275,6 +280,11 @@ index_t gemm_chunk(const KernelTable& kernels) {
     return multiply_adds_per_cycle(kernels.vector_floats) < 2.0 ? 256 : 160;
 }
 
+bool repeats_operands(int threads) {
+    constexpr int kMost = 4;
+    return threads > 1 && threads <= kMost;
+}
+
 index_t strassen_block(const Layer& layer, const KernelTable& kernels) {
     const index_t tile = kernels.tile_rows;
     return std::clamp(pairs_in_l2(layer, kShareOfOperands) / tile, kFewestStrassenTiles, kMostStrassenPairs / tile) *
@@ -289,9 +299,9 @@ index_t paired_block(const Layer& layer, index_t total, int threads, const Kerne
     return ceil_div(total, ceil_div(ceil_div(total, most), threads) * threads);
 }
 
-WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,
-                                   const KernelTable& kernels) {
-    return winograd_schedule(layer, algorithm, tiles, threads, kernels).blocking;
+WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, const WinogradTiles& image, index_t images,
+                                   int threads, const KernelTable& kernels) {
+    return winograd_schedule(layer, algorithm, image, images, threads, kernels).blocking;
 }
 
 }  // namespace resfuse

@@ -37,6 +37,11 @@ index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, 
 // Steps of a product's reduction until its sums are stored.
 index_t gemm_chunk(const KernelTable& kernels);
 
+// Whether each of some threads that share out a layer's weights makes all operands from the input rather than wait for
+// what the others make of their part: there are few threads, and lines come slowly from another core's cache, above all
+// from one behind another L3.
+bool repeats_operands(int threads);
+
 // Pairs of pixels whose operands of Strassen's algorithm a task keeps, at most: a whole number of register tiles.
 index_t strassen_block(const Layer& layer, const KernelTable& kernels);
 
@@ -49,8 +54,9 @@ struct WinogradBlocking {
     index_t block;        // tiles of one task at most
     index_t panel_group;  // weight panels of one task whose sums it keeps
     index_t groups;       // of channels of one task (fused form)
+    index_t parts = 1;    // of the weight panels, a task each (fused form)
 };
-WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, index_t tiles, int threads,
-                                   const KernelTable& kernels);
+WinogradBlocking winograd_blocking(const Layer& layer, Algorithm algorithm, const WinogradTiles& image, index_t images,
+                                   int threads, const KernelTable& kernels);
 
 }  // namespace resfuse

@@ -3,8 +3,9 @@
 //
 // by rows:   a task writes a block of rows, scaled and followed by their own sums, into its scratch, few enough that
 //            they stay in L2, and multiplies all panels of weights with them.
-// by panels: where rows are few, weights are the larger operand and should be read by one thread only. Stage 0 writes
-//            the rows into scratch that all threads see; in stage 1 a task takes some panels.
+// by panels: where rows are few, weights are the larger operand and should be read by one thread only. Of few threads a
+//            task writes all rows and multiplies some panels; of many, stage 0 writes the rows into scratch that all
+//            threads see, and in stage 1 a task takes some panels.
 #include <algorithm>
 
 #include "engine/cost.h"
@@ -26,38 +27,44 @@ class PairedStep final : public Step {
           pitch_(grid_.reduction + paired_tail(grid_.reduction)) {
         const index_t total = context.images * pixels_;
         constexpr index_t kFewTiles = 5;
-        if (context.threads > 1 && total <= kFewTiles * context.kernels().paired_tile_rows) {
-            by_panels_ = true;
+        if (context.threads == 1 || total > kFewTiles * context.kernels().paired_tile_rows) {
+            block_ = paired_block(layer_, total, context.threads, context.kernels());
+        } else if (repeats_operands(context.threads)) {
+            block_ = total;
+            panel_parts_ = std::min<index_t>(context.threads, grid_.total);
+        } else {
+            shared_ = true;
             panel_parts_ = std::min<index_t>(4 * context.threads, grid_.total);
             shared_scratch = static_cast<std::size_t>(total * pitch_);
-        } else {
-            block_ = paired_block(layer_, total, context.threads, context.kernels());
-            rows_ = block_ * pitch_;
         }
+        rows_ = block_ * pitch_;
         const index_t windows = layer_.is_one_by_one() ? 0 : kWindowsAtOnce * grid_.reduction;
         thread_scratch = static_cast<std::size_t>(rows_ + windows);
     }
 
-    int stages() const override { return by_panels_ ? 2 : 1; }
+    int stages() const override { return shared_ ? 2 : 1; }
 
     index_t tasks(int stage, index_t images) const override {
-        if (!by_panels_) return ceil_div(images * pixels_, block_);
-        return stage == 0 ? ceil_div(images * pixels_, kRowsWritten) : panel_parts_;
+        if (shared_ && stage == 0) return ceil_div(images * pixels_, kRowsWritten);
+        return blocks(images) * panel_parts_;
     }
 
     void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
-        const index_t total = wave.images * pixels_, count = tasks(stage, wave.images);
-        const Range panels{0, grid_.total};
-        if (by_panels_ && stage == 1) return multiply({0, total}, part(panels.end, task, count), wave, wave.shared);
-        const Range rows = part(total, task, count);
-        write(rows, wave, by_panels_ ? wave.shared + rows.begin * pitch_ : scratch, scratch + rows_);
-        if (by_panels_) return;
-        multiply(rows, panels, wave, scratch);
+        const index_t total = wave.images * pixels_;
+        if (shared_ && stage == 0) {
+            const Range rows = part(total, task, tasks(stage, wave.images));
+            return write(rows, wave, wave.shared + rows.begin * pitch_, scratch);
+        }
+        const Range rows = part(total, task / panel_parts_, blocks(wave.images));
+        if (!shared_) write(rows, wave, scratch, scratch + rows_);
+        multiply(rows, part(grid_.total, task % panel_parts_, panel_parts_), wave, shared_ ? wave.shared : scratch);
     }
 
   private:
     static constexpr index_t kRowsWritten = 8;    // by a task that writes rows only
     static constexpr index_t kWindowsAtOnce = 4;  // that lie in cache until their rows are written
+
+    index_t blocks(index_t images) const { return shared_ ? 1 : ceil_div(images * pixels_, block_); }
 
     BalancedWeights packed(const Wave& wave) const {
         return balanced_weights(layer_, Algorithm::paired, wave.kernels,
@@ -115,12 +122,12 @@ class PairedStep final : public Step {
     const Layer& layer_;
     Extent in_, out_;
     PanelGrid grid_;
-    index_t pixels_;  // of an image of the output
-    index_t pitch_;   // of rows
-    index_t block_ = 1;
-    index_t rows_ = 0;  // floats of a block's rows in the thread's scratch
-    bool by_panels_ = false;
-    index_t panel_parts_ = 1;
+    index_t pixels_;           // of an image of the output
+    index_t pitch_;            // of rows
+    bool shared_ = false;      // whether rows lie in scratch that all threads see
+    index_t block_ = 0;        // rows of a task that lie in its own
+    index_t rows_;             // and their floats
+    index_t panel_parts_ = 1;  // of all panels, a task each
 };
 
 }  // namespace

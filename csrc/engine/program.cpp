@@ -8,9 +8,9 @@ namespace resfuse {
 
 namespace {
 
-constexpr std::array<const char*, 12> kAlgorithmNames = {
-    "direct",   "winograd_f2",   "winograd_f4", "winograd_stride2", "grouped",   "grouped_f2",
-    "strassen", "winograd_rows", "paired",      "auto",             "auto_once", "winograd"};
+constexpr std::array<const char*, 12> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4", "winograd_stride2",
+                                                         "grouped", "grouped_f2",  "strassen",    "winograd_rows",
+                                                         "paired",  "auto",        "auto_once",   "winograd"};
 
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);

@@ -18,8 +18,9 @@ index_t balanced_panels(Algorithm algorithm, const PanelGrid& grid) {
 }
 
 index_t balanced_panel_floats(const Layer& layer, Algorithm algorithm, const KernelTable& kernels) {
-    const index_t rows = algorithm == Algorithm::strassen ? kStrassenProducts * (layer.in_channels / 2)
-                                                          : kernels.paired_matrix_rows(panel_grid(layer, kernels).reduction);
+    const index_t rows = algorithm == Algorithm::strassen
+                             ? kStrassenProducts * (layer.in_channels / 2)
+                             : kernels.paired_matrix_rows(panel_grid(layer, kernels).reduction);
     return rows * kernels.tile_cols;
 }
 

@@ -49,7 +49,7 @@ std::size_t packed_bytes(const Layer& layer, Algorithm algorithm, const KernelTa
 // Of a layer that is packed for Strassen's algorithm or products in pairs of terms.
 struct BalancedWeights {
     const float* panels;
-    index_t panel;               // floats of a panel, of Strassen's of each half of the output channels
+    index_t panel;            // floats of a panel, of Strassen's of each half of the output channels
     const float* scale;       // the layer's times the powers of two that its products want
     const float* step_scale;  // what the input must be multiplied by, by step of the reduction
 };

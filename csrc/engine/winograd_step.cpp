@@ -1,7 +1,8 @@
 // Winograd convolution, blocked over tiles.
 //
 // fused: one stage; a task transforms a block of tiles into its own V, and panel by panel multiplies the frequencies
-//        and transforms back, so V and M of a block stay in the core's L2. For many tiles and small weights.
+//        and transforms back, so V and M of a block stay in the core's L2. For many tiles and small weights, and for
+//        few tiles and few threads: a task then takes all tiles, but only a part of the panels.
 // split: stage 0 transforms all tiles of the wave into one shared V; in stage 1 a task takes a group of weight panels
 //        over a block of tiles, so the transformed weights are streamed once. For few tiles and large weights.
 // Of stride 2 the four phases of the image are transformed and multiplied one after the other, their products added up.
@@ -41,8 +42,7 @@ class WinogradStep final : public Step {
           per_image_(tiles_.per_image()),
           depth_(layer_.group_in()),
           phases_(static_cast<int>(kernels_.stride * kernels_.stride)),
-          blocking_(
-              winograd_blocking(layer_, algorithm, context.images * per_image_, context.threads, context.kernels())),
+          blocking_(winograd_blocking(layer_, algorithm, tiles_, context.images, context.threads, context.kernels())),
           pooled_(context.averaged(index)),
           pools_(pooled_ && blocking_.block >= per_image_ && out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats),
           unit_(pools_ || tiles_.has_edges() ? per_image_ : 1) {
@@ -62,19 +62,21 @@ class WinogradStep final : public Step {
 
     index_t tasks(int stage, index_t images) const override {
         if (blocking_.split && stage == 0) return images * input_parts();
-        return blocks(images) * (blocking_.split ? panel_groups() : group_parts());
+        return blocks(images) * (blocking_.split ? panel_groups() : group_parts() * blocking_.parts);
     }
 
     void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
         const index_t stride = v_frequency_stride(wave.images);
         if (!blocking_.split) {
-            const Range block = tiles_of_block(wave.images, task / group_parts());
-            const Range groups = part(layer_.groups, task % group_parts(), group_parts());
+            const index_t parts = blocking_.parts, some = task / parts;
+            const Range block = tiles_of_block(wave.images, some / group_parts());
+            const Range groups = part(layer_.groups, some % group_parts(), group_parts());
+            const Range panels = part(grid_.per_group, task % parts, parts);
             float* const v = scratch + map_ - blocking_.groups * tiles_.frequencies * stride;
             for (int phase = 0; phase < phases_; ++phase) {
                 transform_input(phase, block, block, groups, v, stride, wave);
                 for (index_t g = groups.begin; g < groups.end; ++g)
-                    multiply(phase, {g * grid_.per_group, (g + 1) * grid_.per_group}, block,
+                    multiply(phase, {g * grid_.per_group + panels.begin, g * grid_.per_group + panels.end}, block,
                              v + (g - groups.begin) * tiles_.frequencies * stride, stride, wave, scratch);
             }
         } else if (stage == 0) {

@@ -14,8 +14,8 @@
 // that of direct sums: the pairs' larger roundings are made up for by their smaller number.
 //
 // Rows are copied for that: [depth floats, scaled][a line or more: less the sum of x1 x2 of each chunk, and last the
-// factor that takes the row's scale back]. The weights of a chunk follow a row of less its sums of y1 y2; those of pairs to be
-// subtracted are negative.
+// factor that takes the row's scale back]. The weights of a chunk follow a row of less its sums of y1 y2; those of
+// pairs to be subtracted are negative.
 #pragma once
 
 #include "kernels/tile.h"
@@ -92,8 +92,8 @@ template <bool Negative, int Rows, int Vectors>
 }
 
 // acc = rows of A times columns of B, a chunk of `steps` steps; `correction` floats behind A the row's own sums lie.
-// Loads are the bottleneck next to the sums, so weights are fetched into L2 only, and into L1 by few tiles, whose weights
-// stream.
+// Loads are the bottleneck next to the sums, so weights are fetched into L2 only, and into L1 by few tiles, whose
+// weights stream.
 template <bool More, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_paired(const float* a, index_t lda, index_t correction, index_t steps,
                                                    const float* b, const GemmAhead& ahead,

@@ -36,8 +36,8 @@ struct GemmArgs {
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
 };
 
-// Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and floats that lie
-// behind a row, lines that hold one for each of these sums and one more.
+// Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and floats that
+// lie behind a row, lines that hold one for each of these sums and one more.
 constexpr index_t kPairedChunk = 192;
 constexpr index_t paired_tail(index_t depth) {
     return ((depth + kPairedChunk - 1) / kPairedChunk / kLineFloats + 1) * kLineFloats;
