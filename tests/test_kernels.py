@@ -63,9 +63,9 @@ def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
     kind = draw(
         st.sampled_from(
             ["dense", "grouped", "small_groups", "pointwise", "paired", "winograd", "winograd_groups",
-             "winograd_small_groups"]  # fmt: skip
+             "winograd_small_groups"]
         )
-    )
+    )  # fmt: skip
     groups = draw(st.integers(2, 5)) if kind in ("grouped", "winograd_groups") else 1
     in_channels = groups * draw(st.integers(8, 40) if kind == "winograd_groups" else st.integers(1, 20))
     out_channels = groups * draw(st.integers(1, 40))
