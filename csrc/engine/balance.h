@@ -1,24 +1,25 @@
 // Powers of two that bring the rows and the columns of a matrix of weights to about the same magnitude.
 #pragma once
 
-#include <vector>
-
 #include "kernels/table.h"
 
 namespace resfuse {
 
-// Weights by output channel and step of the reduction.
-struct WeightMatrix {
+// The power of two near the root mean square of some values, given the sum of their squares; 1 for zeros and what is not
+// finite.
+double power_near(double squares, index_t n);
+
+// The weights w[k][c] of a 1x1 convolution.
+struct PointwiseWeights {
     const float* weight;
-    index_t stride_k;
-    index_t outputs;
-    std::vector<index_t> steps;  // from an output channel's first weight to each of them
+    index_t stride_k, stride_c;
+    index_t outputs, inputs;
 };
 
 // Near the root mean square of each output channel's weights; 1 for zeros and what is not finite.
-void output_powers(const WeightMatrix& w, int threads, float* powers);
+void output_powers(const PointwiseWeights& w, int threads, float* powers);
 
-// Near that of the weights of each step, once those of the output channels are divided by their powers.
-void step_powers(const WeightMatrix& w, const float* output_powers, int threads, float* powers);
+// Near that of each input channel's weights, once those of the output channels are divided by their powers.
+void input_powers(const PointwiseWeights& w, const float* output_powers, int threads, float* powers);
 
 }  // namespace resfuse

@@ -13,7 +13,7 @@ namespace resfuse {
 enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine };
 
 // How a convolution is computed. `automatic`, `automatic_once` and `winograd` are requests; the plan holds one of the
-// others. `automatic_once` is for weights that are packed for one call: not for algorithms that balance them.
+// others. `automatic_once` is for weights that are packed for one call: not for Strassen's sums of them.
 enum class Algorithm : int {
     direct,
     winograd_f2,
@@ -43,7 +43,7 @@ inline bool allows_winograd(Algorithm algorithm) {
     return algorithm != Algorithm::direct && algorithm != Algorithm::strassen && algorithm != Algorithm::paired;
 }
 inline bool allows_paired(Algorithm algorithm) {
-    return algorithm == Algorithm::automatic || algorithm == Algorithm::paired;
+    return is_automatic(algorithm) || algorithm == Algorithm::paired;
 }
 inline bool allows_strassen(Algorithm algorithm) {
     return algorithm == Algorithm::automatic || algorithm == Algorithm::strassen;

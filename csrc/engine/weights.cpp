@@ -64,16 +64,6 @@ PackPanelArgs pack_args(const Layer& layer, const WeightSource& source) {
             .kernel_w = layer.window.kernel_w};
 }
 
-// Where the weights of an output channel lie, in the order of the pixels and channels of a window.
-std::vector<index_t> steps_of(const Layer& layer, const WeightSource& source) {
-    std::vector<index_t> steps;
-    for (index_t r = 0; r < layer.window.kernel_h; ++r)
-        for (index_t s = 0; s < layer.window.kernel_w; ++s)
-            for (index_t c = 0; c < layer.group_in(); ++c)
-                steps.push_back(c * source.strides[1] + r * source.strides[2] + s * source.strides[3]);
-    return steps;
-}
-
 // As GroupedArgs has them. The scale stays with the epilogue.
 void pack_groups(const Layer& layer, Algorithm algorithm, const WeightSource& source, const KernelTable& kernels,
                  float* packed) {
@@ -93,6 +83,64 @@ void pack_groups(const Layer& layer, Algorithm algorithm, const WeightSource& so
                 for (index_t lane = 0; lane < vector; ++lane)
                     *packed++ = panel.data()[(point * group + (lane ^ i) % group) * kernels.tile_cols + lane];
     }
+}
+
+// Panels, and the powers of two that output channels and steps of the reduction were divided by.
+void pack_strassen(const Layer& layer, const WeightSource& source, const KernelTable& kernels, int threads,
+                   float* packed, float* powers, float* step_powers) {
+    const PanelGrid grid = panel_grid(layer, kernels);
+    const index_t panel_floats = balanced_panel_floats(layer, Algorithm::strassen, kernels);
+    const index_t half_k = layer.out_channels / 2;
+    const PointwiseWeights weights{source.weight, source.strides[0], source.strides[1], layer.out_channels,
+                                   layer.in_channels};
+    output_powers(weights, threads, powers);
+    input_powers(weights, powers, threads, step_powers);
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    for (index_t p = 0; p < grid.total / 2; ++p) {
+        const index_t first_k = p * grid.tile_cols;
+        kernels.pack_strassen({.weight = source.weight,
+                               .stride_k = source.strides[0],
+                               .stride_c = source.strides[1],
+                               .first_k = first_k,
+                               .half_k = half_k,
+                               .half_c = layer.in_channels / 2,
+                               .powers = {powers + first_k, powers + half_k + first_k},
+                               .channel_scale = step_powers,
+                               .packed = packed + p * panel_floats});
+    }
+}
+
+void pack_paired(const Layer& layer, const WeightSource& source, const KernelTable& kernels, int threads,
+                 float* packed, float* powers, float* step_powers) {
+    const PanelGrid grid = panel_grid(layer, kernels);
+    const index_t panel_floats = balanced_panel_floats(layer, Algorithm::paired, kernels), depth = grid.reduction;
+    AlignedFloats squares(static_cast<std::size_t>(grid.total * depth));  // of each step's weights, by panel
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    for (index_t p = 0; p < grid.total; ++p) {
+        float* const weights = packed + (p + 1) * panel_floats - depth * grid.tile_cols;
+        PackPanelArgs args = pack_args(layer, source);
+        args.first_k = p * grid.tile_cols;
+        args.cols = grid.cols(p);
+        args.packed = weights;
+        kernels.pack_direct(args);
+        std::vector<double> columns(static_cast<std::size_t>(grid.tile_cols));
+        kernels.column_squares(weights, depth, columns.data());
+        float* const own = powers + args.first_k;
+        for (std::size_t k = 0; k < columns.size(); ++k) own[k] = static_cast<float>(power_near(columns[k], depth));
+        kernels.step_squares(weights, depth, own, squares.data() + p * depth);
+    }
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    for (index_t i = 0; i < depth; ++i) {
+        double sum = 0.0;
+        for (index_t p = 0; p < grid.total; ++p) sum += static_cast<double>(squares.data()[p * depth + i]);
+        step_powers[i] = static_cast<float>(power_near(sum, layer.out_channels));
+    }
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    for (index_t p = 0; p < grid.total; ++p)
+        kernels.pack_paired({.panel = packed + p * panel_floats,
+                             .depth = depth,
+                             .powers = powers + p * grid.tile_cols,
+                             .step_scale = step_powers});
 }
 
 // Per-channel values laid out as the kernels read them: by channel for small groups, by panel for all others.
@@ -220,43 +268,14 @@ void WeightSet::pack_panels(std::size_t index, Algorithm algorithm, int threads,
 void WeightSet::pack_balanced(std::size_t index, Algorithm algorithm, int threads, AlignedFloats& packed) const {
     const Layer& layer = program_->layers()[index];
     const KernelTable& kernels = program_->kernels();
-    const WeightSource& source = entries_[index].source;
     const float* const entry_scale = entries_[index].scale.data();
     const PanelGrid grid = panel_grid(layer, kernels);
-    const index_t panel_floats = balanced_panel_floats(layer, algorithm, kernels);
-    const index_t panels = balanced_panels(algorithm, grid), half_k = layer.out_channels / 2;
-    float* const scale = packed.data() + panels * panel_floats;
+    float* const scale =
+        packed.data() + balanced_panels(algorithm, grid) * balanced_panel_floats(layer, algorithm, kernels);
     float* const step_scale = scale + grid.total * grid.tile_cols;
-    const WeightMatrix weights{source.weight, source.strides[0], layer.out_channels, steps_of(layer, source)};
     std::fill(scale, step_scale, 1.0f);
-    output_powers(weights, threads, scale);
-    step_powers(weights, scale, threads, step_scale);
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
-    for (index_t p = 0; p < panels; ++p) {
-        const index_t first_k = p * grid.tile_cols;
-        float* const panel = packed.data() + p * panel_floats;
-        if (algorithm == Algorithm::strassen) {
-            kernels.pack_strassen({.weight = source.weight,
-                                   .stride_k = source.strides[0],
-                                   .stride_c = source.strides[1],
-                                   .first_k = first_k,
-                                   .half_k = half_k,
-                                   .half_c = layer.in_channels / 2,
-                                   .powers = {scale + first_k, scale + half_k + first_k},
-                                   .channel_scale = step_scale,
-                                   .packed = panel});
-        } else {
-            kernels.pack_paired({.weight = source.weight,
-                                 .stride_k = source.strides[0],
-                                 .steps = weights.steps.data(),
-                                 .first_k = first_k,
-                                 .cols = grid.cols(p),
-                                 .depth = grid.reduction,
-                                 .powers = scale + first_k,
-                                 .step_scale = step_scale,
-                                 .packed = panel});
-        }
-    }
+    const auto pack = algorithm == Algorithm::strassen ? pack_strassen : pack_paired;
+    pack(layer, entries_[index].source, kernels, threads, packed.data(), scale, step_scale);
     for (index_t k = 0; k < layer.out_channels; ++k) scale[k] *= entry_scale[k];
 }
 

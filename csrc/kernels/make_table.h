@@ -42,6 +42,8 @@ constexpr KernelTable make_table(const char* name) {
         .paired_tile_rows = 0,
         .paired_rows = nullptr,
         .paired_gemm = nullptr,
+        .column_squares = nullptr,
+        .step_squares = nullptr,
         .pack_paired = nullptr,
         .paired_matrix_rows = nullptr,
         .copy_band = copy_band,

@@ -1,11 +1,10 @@
-// What products in pairs of terms (paired_tile.h) want of their operands: rows are scaled and followed by their own
-// sums, weights follow theirs.
+// The rows of products in pairs of terms (paired_tile.h): scaled and followed by their own sums.
 #pragma once
 
 #include <bit>
-#include <utility>
 
 #include "kernels/gemm.h"
+#include "kernels/lanes.h"
 
 namespace resfuse {
 namespace {
@@ -26,25 +25,6 @@ constexpr PairSigns make_pair_signs() {
     return signs;
 }
 constexpr PairSigns kPairSigns = make_pair_signs();
-
-// Lanes [First, First + kVectorFloats) of v and what follows.
-template <int First, int... Lanes>
-[[gnu::always_inline]] inline Vec lanes_from(Vec v, Vec next, std::integer_sequence<int, Lanes...>) {
-    return __builtin_shufflevector(v, next, (First + Lanes)...);
-}
-template <int First>
-[[gnu::always_inline]] inline Vec lanes_from(Vec v, Vec next) {
-    return lanes_from<First>(v, next, std::make_integer_sequence<int, kVectorFloats>{});
-}
-
-template <int Lanes = kVectorFloats / 2>
-[[gnu::always_inline]] inline float sum_of(Vec v) {
-    if constexpr (Lanes == 0) {
-        return v[0];
-    } else {
-        return sum_of<Lanes / 2>(v + lanes_from<Lanes>(v, v));
-    }
-}
 
 // Sums of the products of each row's own pairs, of N rows at once, vector by vector.
 template <int N>
@@ -173,49 +153,6 @@ inline void paired_rows(const PairedRowsArgs& g) {
     index_t i = 0;
     for (; i + kAtOnce <= g.rows; i += kAtOnce) write_rows<kAtOnce>(g, i);
     for (; i < g.rows; ++i) write_rows<1>(g, i);
-}
-
-// Where a step of the reduction lies among the rows of a matrix of weights, and with which sign.
-struct MatrixStep {
-    index_t row;
-    float sign;
-};
-inline MatrixStep matrix_step(index_t step, index_t depth) {
-    const index_t part = paired_part(depth), chunk = step / part, i = step % part;
-    const index_t length = at_most(part, depth - chunk * part), triple = i / kTriple;
-    const bool in_pair = i % kTriple < kTriple - 1 && (triple + 1) * kTriple <= length;
-    return {step + chunk + 1, in_pair && triple % 2 != 0 ? -1.0f : 1.0f};
-}
-
-// Fills in the rows that chunks begin with, once all others are there.
-inline void sum_weights(float* panel, index_t depth) {
-    const index_t part = paired_part(depth);
-    for (index_t begin = 0; begin < depth; begin += part, panel += kTileCols) {
-        const index_t length = at_most(part, depth - begin);
-        double sums[kTileCols] = {};
-        float* const start = panel;
-        panel += kTileCols;
-        for (index_t i = 0; i + kTriple <= length; i += kTriple)
-            for (index_t k = 0; k < kTileCols; ++k) {
-                const float* const pair = panel + i * kTileCols + k;
-                const double product = static_cast<double>(pair[0]) * static_cast<double>(pair[kTileCols]);
-                sums[k] += i / kTriple % 2 == 0 ? -product : product;
-            }
-        for (index_t k = 0; k < kTileCols; ++k) start[k] = static_cast<float>(sums[k]);
-        panel += (length - 1) * kTileCols;
-    }
-}
-
-inline void pack_paired(const PackPairedArgs& g) {
-    for (index_t c = 0; c < g.depth; ++c) {
-        const MatrixStep at = matrix_step(c, g.depth);
-        const float row = at.sign / g.step_scale[c];
-        for (index_t k = 0; k < kTileCols; ++k) {
-            const float w = k < g.cols ? g.weight[(g.first_k + k) * g.stride_k + g.steps[c]] : 0.0f;
-            g.packed[at.row * kTileCols + k] = w / g.powers[k] * row;
-        }
-    }
-    sum_weights(g.packed, g.depth);
 }
 
 }  // namespace

@@ -43,6 +43,22 @@ inline Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(
 
 inline void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
 
+// Half as many doubles as a Vec has floats, and the floats that they become.
+constexpr int kVectorDoubles = kVectorFloats / 2;
+typedef double VecDouble __attribute__((vector_size(kVectorDoubles * sizeof(double))));
+typedef float VecHalf __attribute__((vector_size(kVectorDoubles * sizeof(float))));
+
+inline VecDouble load_doubles(const float* p) {
+    VecHalf half;
+    std::memcpy(&half, p, sizeof half);
+    return __builtin_convertvector(half, VecDouble);
+}
+
+inline void store_rounded(float* p, VecDouble v) {
+    const VecHalf rounded = __builtin_convertvector(v, VecHalf);
+    std::memcpy(p, &rounded, sizeof rounded);
+}
+
 // The first n floats at p (0 <= n <= kVectorFloats), zeros after them; reads nothing past p + n.
 inline Vec load_first(const float* p, index_t n) {
     if (n >= kVectorFloats) return load(p);

@@ -51,14 +51,12 @@ struct PairedRowsArgs {
     index_t pitch;
 };
 
+// A panel of weights for them: [depth and a row per chunk][tile_cols], at whose end lies what pack_direct makes.
 struct PackPairedArgs {
-    const float* weight;
-    index_t stride_k;
-    const index_t* steps;  // from an output channel's first weight to each of them, in the order of rows
-    index_t first_k, cols, depth;
-    const float* powers;      // of each output channel of the panel, a power of two like its weights
+    float* panel;
+    index_t depth;
+    const float* powers;      // of each output channel, a power of two like its weights
     const float* step_scale;  // likewise of each step
-    float* packed;            // [depth and a row per chunk][tile_cols]
 };
 
 // One level of Strassen's algorithm for 1x1 convolutions (strassen.h). Its rows are pairs of pixels, not too many: of
@@ -473,6 +471,8 @@ struct KernelTable {
     int paired_tile_rows;
     void (*paired_rows)(const PairedRowsArgs&);
     void (*paired_gemm)(const GemmArgs&);
+    void (*column_squares)(const float* panel, index_t depth, double* squares);  // of each output channel's weights
+    void (*step_squares)(const float* panel, index_t depth, const float* powers, float* squares);  // divided by powers
     void (*pack_paired)(const PackPairedArgs&);
     index_t (*paired_matrix_rows)(index_t depth);
     void (*copy_band)(const BandArgs&);

@@ -168,11 +168,7 @@ inline void untransform_weights(const float* u, index_t frequency_stride, VecDou
     for (int i = 0; i < in; ++i) {
         VecDouble row[in];
 #pragma GCC unroll 6
-        for (int j = 0; j < in; ++j) {
-            VecHalf half;
-            std::memcpy(&half, u + (i * in + j) * frequency_stride, sizeof half);
-            row[j] = __builtin_convertvector(half, VecDouble);
-        }
+        for (int j = 0; j < in; ++j) row[j] = load_doubles(u + (i * in + j) * frequency_stride);
 #pragma GCC unroll 3
         for (int s = 0; s < 3; ++s) {
             t[i][s] = VecDouble{};

@@ -435,11 +435,6 @@ void winograd_output(const WinogradOutputArgs& g) {
     }
 }
 
-// Half as many doubles as a Vec has floats, and the floats that they become.
-constexpr int kVectorDoubles = kVectorFloats / 2;
-typedef double VecDouble __attribute__((vector_size(kVectorDoubles * sizeof(double))));
-typedef float VecHalf __attribute__((vector_size(kVectorDoubles * sizeof(float))));
-
 // U = G w G^T of kVectorDoubles channels, computed in double precision and rounded once.
 template <class F>
 inline void transform_weights(const VecDouble (&w)[3][3], float* u, index_t matrix_stride) {
@@ -462,8 +457,7 @@ inline void transform_weights(const VecDouble (&w)[3][3], float* u, index_t matr
 #pragma GCC unroll 3
             for (int s = 0; s < 3; ++s)
                 if (F::weight[j][s] != 0.0) sum += F::weight[j][s] * t[i][s];
-            const VecHalf rounded = __builtin_convertvector(sum, VecHalf);
-            std::memcpy(u + (i * points + j) * matrix_stride, &rounded, sizeof rounded);
+            store_rounded(u + (i * points + j) * matrix_stride, sum);
         }
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/make_table.h"
 #include "kernels/paired_rows.h"
+#include "kernels/paired_weights.h"
 
 namespace resfuse {
 
@@ -10,6 +11,8 @@ constexpr KernelTable with_pairs(KernelTable table) {
     table.paired_tile_rows = kPairedTileRows;
     table.paired_rows = paired_rows;
     table.paired_gemm = gemm<Form::paired>;
+    table.column_squares = column_squares;
+    table.step_squares = step_squares;
     table.pack_paired = pack_paired;
     table.paired_matrix_rows = matrix_rows<Form::paired>;
     return table;

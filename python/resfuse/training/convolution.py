@@ -108,7 +108,7 @@ def _executor(
 ) -> Executor:  # fmt: skip
     inputs = (in_channels, out_channels) if has_residual else (in_channels,)
     if algorithm == "auto":
-        # Balancing weights for Strassen's algorithm and products in pairs costs more than these save in one call.
+        # Strassen's sums of the weights, new ones in every step, cost more than its products save.
         algorithm = "auto_once"
     layer = ConvSpec(
         "conv",
