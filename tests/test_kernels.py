@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -611,3 +612,24 @@ def test_sums_that_overwrite_residuals_take_less_memory() -> None:
         assert executor.last_plan is not None
         sizes.append(executor.last_plan.workspace_bytes)
     assert sizes[1] - sizes[0] > 0.9 * images.numel() * 4
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "kernel"), [(48, 71, 1), (19, 40, 1), (16, 33, 3), (130, 5, 2)]
+)
+@pytest.mark.parametrize("algorithm", ["direct", "paired"])
+def test_weights_of_any_strides_are_packed_alike(
+    isa: str, algorithm: str, in_channels: int, out_channels: int, kernel: int
+) -> None:
+    """Contiguous, channels_last, and views with channels exchanged and taps reversed, as the input gradient takes them."""
+    layer = ConvSpec("conv", 0, 1, in_channels, out_channels, 0, kernel_size=(kernel, kernel), algorithm=algorithm)
+    executor = Executor(program_of(layer), isa)
+    x = torch.randn(2, in_channels, 6, 5)
+    weight = torch.randn(out_channels, in_channels, kernel, kernel)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double())
+    expected = executor.run_once([x], weight.numpy(), [])
+    assert_accurate(expected, exact, torch.nn.functional.conv2d(x, weight))
+    exchanged = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    reversed_taps = np.ascontiguousarray(weight.numpy()[:, :, ::-1, ::-1])[:, :, ::-1, ::-1]
+    for view in (weight.to(memory_format=torch.channels_last).numpy(), exchanged.numpy(), reversed_taps):
+        assert torch.equal(executor.run_once([x], view, []), expected)

@@ -5,8 +5,8 @@
 
 namespace resfuse {
 
-// The power of two near the root mean square of some values, given the sum of their squares; 1 for zeros and what is not
-// finite.
+// The power of two near the root mean square of some values, given the sum of their squares; 1 for zeros and what is
+// not finite.
 double power_near(double squares, index_t n);
 
 // The weights w[k][c] of a 1x1 convolution.

@@ -42,9 +42,7 @@ inline bool is_automatic(Algorithm algorithm) {
 inline bool allows_winograd(Algorithm algorithm) {
     return algorithm != Algorithm::direct && algorithm != Algorithm::strassen && algorithm != Algorithm::paired;
 }
-inline bool allows_paired(Algorithm algorithm) {
-    return is_automatic(algorithm) || algorithm == Algorithm::paired;
-}
+inline bool allows_paired(Algorithm algorithm) { return is_automatic(algorithm) || algorithm == Algorithm::paired; }
 inline bool allows_strassen(Algorithm algorithm) {
     return algorithm == Algorithm::automatic || algorithm == Algorithm::strassen;
 }

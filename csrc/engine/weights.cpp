@@ -110,8 +110,8 @@ void pack_strassen(const Layer& layer, const WeightSource& source, const KernelT
     }
 }
 
-void pack_paired(const Layer& layer, const WeightSource& source, const KernelTable& kernels, int threads,
-                 float* packed, float* powers, float* step_powers) {
+void pack_paired(const Layer& layer, const WeightSource& source, const KernelTable& kernels, int threads, float* packed,
+                 float* powers, float* step_powers) {
     const PanelGrid grid = panel_grid(layer, kernels);
     const index_t panel_floats = balanced_panel_floats(layer, Algorithm::paired, kernels), depth = grid.reduction;
     AlignedFloats squares(static_cast<std::size_t>(grid.total * depth));  // of each step's weights, by panel

@@ -35,7 +35,8 @@ template <int Apart, int... Lanes>
     lower = __builtin_shufflevector(u, l, (Lanes & Apart ? kVectorFloats + Lanes : Lanes + Apart)...);
 }
 
-// Rows become columns: of blocks half as large each time (Eklundh, "A Fast Computer Method for Matrix Transposing", 1972).
+// Rows become columns: of blocks half as large each time (Eklundh, "A Fast Computer Method for Matrix Transposing",
+// 1972).
 template <int Apart = kVectorFloats / 2>
 [[gnu::always_inline]] inline void transpose(Vec (&rows)[kVectorFloats]) {
 #pragma GCC unroll 16
