@@ -75,8 +75,8 @@ index_t pairs_in_l2(const Layer& layer, double share) {
     return rows_in_l2(kStrassenProducts * (layer.in_channels / 2), share);
 }
 
-// Of L2, what the operands of a task of 1x1 convolutions may take: what comes next, the pixels themselves and the
-// weights pass through it as well.
+// Of L2, what the operands of a task of Strassen's algorithm or in pairs may take: what comes next, the pixels
+// themselves and the weights pass through it as well.
 constexpr double kShareOfOperands = 0.2;
 
 double strassen_cycles(const Layer& layer, Extent out, index_t batch, double bytes_per_cycle,
@@ -294,7 +294,7 @@ index_t strassen_block(const Layer& layer, const KernelTable& kernels) {
 index_t paired_block(const Layer& layer, index_t total, int threads, const KernelTable& kernels) {
     const index_t tile = kernels.paired_tile_rows;
     const index_t depth = panel_grid(layer, kernels).reduction;
-    const index_t fit = rows_in_l2(depth + paired_tail(depth), kShareOfOperands);
+    const index_t fit = rows_in_l2(paired_pitch(depth), kShareOfOperands);
     const index_t most = std::clamp<index_t>(fit / tile, 2, 8) * tile;
     return ceil_div(total, ceil_div(ceil_div(total, most), threads) * threads);
 }

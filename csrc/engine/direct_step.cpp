@@ -98,8 +98,8 @@ class DirectStep final : public Step {
     }
 
     bool gathers(const StepContext& context) const {
-        return layer_.groups == 1 && layer_.window.dilation_h == 1 && layer_.window.dilation_w == 1 &&
-               2 * out_.w <= context.kernels().tile_rows && context.dense[static_cast<std::size_t>(layer_.input)];
+        return layer_.groups == 1 && !layer_.window.is_dilated() && 2 * out_.w <= context.kernels().tile_rows &&
+               context.dense[static_cast<std::size_t>(layer_.input)];
     }
 
     void set_segments() {
@@ -273,7 +273,7 @@ class DirectStep final : public Step {
 
     void run_flat(Range rows, Range panels, const Wave& wave, float* scratch) const {
         const Tensor& x = wave.tensors[layer_.input];
-        if (gathered_) copy_windows(wave, layer_, in_, out_, rows, scratch, window_pitch());
+        if (gathered_) gather_windows(wave, layer_, in_, out_, rows, scratch, window_pitch());
         const Tensor& y = wave.tensors[layer_.output];
         for (index_t p = panels.begin; p < panels.end;) {
             const Range chunk = chunk_from(p, panels.end);

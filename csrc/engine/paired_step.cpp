@@ -24,7 +24,7 @@ class PairedStep final : public Step {
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
           pixels_(out_.h * out_.w),
-          pitch_(grid_.reduction + paired_tail(grid_.reduction)) {
+          pitch_(paired_pitch(grid_.reduction)) {
         const index_t total = context.images * pixels_;
         constexpr index_t kFewTiles = 5;
         if (context.threads == 1 || total > kFewTiles * context.kernels().paired_tile_rows) {
@@ -78,8 +78,7 @@ class PairedStep final : public Step {
         PairedRowsArgs r{.pixel = one_by_one ? layer_.window.stride_w * x.pixel : grid_.reduction,
                          .depth = grid_.reduction,
                          .step_scale = packed(wave).step_scale,
-                         .to = to,
-                         .pitch = pitch_};
+                         .to = to};
         for (index_t i = rows.begin; i < rows.end; i += r.rows, r.to += r.rows * pitch_) {
             const index_t left = rows.end - i;
             if (one_by_one) {  // of other strides than 1 row by row of the image
@@ -88,7 +87,7 @@ class PairedStep final : public Step {
             } else {
                 r.x = windows;
                 r.rows = std::min(left, kWindowsAtOnce);
-                copy_windows(wave, layer_, in_, out_, {i, i + r.rows}, windows, grid_.reduction);
+                gather_windows(wave, layer_, in_, out_, {i, i + r.rows}, windows, grid_.reduction);
             }
             wave.kernels.paired_rows(r);
         }

@@ -161,7 +161,7 @@ int Program::add_max_pool(const std::string& name, int input, const Window& wind
 }
 
 int Program::add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding) {
-    require(window.dilation_h == 1 && window.dilation_w == 1, name + ": average pools have no dilation");
+    require(!window.is_dilated(), name + ": average pools have no dilation");
     return add_pool(LayerKind::avg_pool, name, input, window, counts_padding);
 }
 

@@ -67,6 +67,7 @@ struct Window {
     bool is_pointwise() const {
         return kernel_h == 1 && kernel_w == 1 && stride_h == 1 && stride_w == 1 && !has_padding();
     }
+    bool is_dilated() const { return dilation_h != 1 || dilation_w != 1; }
     // Of a resolved window.
     bool has_padding() const { return pad_top || pad_left || pad_bottom || pad_right; }
 };
@@ -110,7 +111,7 @@ struct Layer {
     // Whether F(2x2, 3x3) computes a layer of small groups.
     bool has_grouped_f2() const {
         return window.kernel_h == 3 && window.kernel_w == 3 && window.stride_h == 1 && window.stride_w == 1 &&
-               window.dilation_h == 1 && window.dilation_w == 1;
+               !window.is_dilated();
     }
     index_t group_in() const { return in_channels / groups; }
     index_t group_out() const { return out_channels / groups; }
@@ -122,16 +123,15 @@ struct Layer {
         constexpr index_t kFewestChannelsOfGroup = 8;
         const index_t most = groups == 1 ? 2 : 1;
         const bool applies = kind == LayerKind::conv && window.kernel_h == 3 && window.kernel_w == 3 &&
-                             window.stride_h == window.stride_w && window.stride_h <= most && window.dilation_h == 1 &&
-                             window.dilation_w == 1 && (groups == 1 || group_in() >= kFewestChannelsOfGroup) &&
-                             clamps();
+                             window.stride_h == window.stride_w && window.stride_h <= most && !window.is_dilated() &&
+                             (groups == 1 || group_in() >= kFewestChannelsOfGroup) && clamps();
         return applies ? window.stride_h : 0;
     }
     // Whether F(2, 7) along rows computes this layer, a stem.
     bool has_winograd_rows() const {
         constexpr index_t kMostChannels = 4;
         return kind == LayerKind::conv && groups == 1 && in_channels <= kMostChannels && window.kernel_w == 7 &&
-               window.stride_w == 2 && window.dilation_h == 1 && window.dilation_w == 1 && clamps();
+               window.stride_w == 2 && !window.is_dilated() && clamps();
     }
     // Whether this is a 1x1 convolution whose epilogue does all of its activation.
     bool is_one_by_one() const {
@@ -140,8 +140,8 @@ struct Layer {
     }
     // Whether products in pairs of terms compute this layer.
     bool has_paired(const KernelTable& kernels) const {
-        return kernels.paired_gemm != nullptr && kind == LayerKind::conv && groups == 1 && window.dilation_h == 1 &&
-               window.dilation_w == 1 && in_channels % kLineFloats == 0 && clamps();
+        return kernels.paired_gemm != nullptr && kind == LayerKind::conv && groups == 1 && !window.is_dilated() &&
+               in_channels % kLineFloats == 0 && clamps();
     }
     // Whether Strassen's algorithm computes this layer: the halves of its channels must be whole vectors and panels.
     bool has_strassen(const KernelTable& kernels) const {

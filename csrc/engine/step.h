@@ -116,8 +116,8 @@ inline void copy_window(const Wave& wave, int buffer, index_t image, Extent exte
 }
 
 // The windows of some output pixels of a layer, counted over all images, as rows `pitch` floats apart.
-inline void copy_windows(const Wave& wave, const Layer& layer, Extent in, Extent out, Range rows, float* to,
-                         index_t pitch) {
+inline void gather_windows(const Wave& wave, const Layer& layer, Extent in, Extent out, Range rows, float* to,
+                           index_t pitch) {
     const Window& w = layer.window;
     for (index_t row = rows.begin; row < rows.end; ++row, to += pitch) {
         const index_t pixel = row % (out.h * out.w);

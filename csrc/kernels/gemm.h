@@ -315,20 +315,19 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
     const float* const a = g.a + begin * g.lda;
     for (index_t p = 0; p < panels; ++p) {
         const index_t column = p * kTileCols;
-        const Panel panel{
-            .a = a,
-            .next_a = a,
-            .b = g.b + p * matrix_rows<F>(reduction) * kTileCols,
-            .rows = end - begin,
-            .chunk = g.chunk,
-            .sums = sums,
-            .to = {.c = g.c + begin * g.ldc + column,
-                   .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,
-                   .scale = g.scale + column,
-                   .bias = g.bias + column,
-                   .cols = p + 1 == panels ? g.cols - column : kTileCols,
-                   .rows = end - begin,
-                   .row_scale = F == Form::paired ? a + reduction + paired_tail(reduction) - 1 : nullptr}};
+        const Panel panel{.a = a,
+                          .next_a = a,
+                          .b = g.b + p * matrix_rows<F>(reduction) * kTileCols,
+                          .rows = end - begin,
+                          .chunk = g.chunk,
+                          .sums = sums,
+                          .to = {.c = g.c + begin * g.ldc + column,
+                                 .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,
+                                 .scale = g.scale + column,
+                                 .bias = g.bias + column,
+                                 .cols = p + 1 == panels ? g.cols - column : kTileCols,
+                                 .rows = end - begin,
+                                 .row_scale = F == Form::paired ? a + paired_pitch(reduction) - 1 : nullptr}};
         multiply_panel<F, Tile::results>(g, panel);
     }
 }

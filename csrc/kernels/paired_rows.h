@@ -118,9 +118,9 @@ template <int N>
 // N pixels as rows of products in pairs: several at once, so that their chains of sums overlap.
 template <int N>
 [[gnu::always_inline]] inline void write_rows(const PairedRowsArgs& g, index_t first) {
-    const index_t part = paired_part(g.depth);
+    const index_t part = paired_part(g.depth), pitch = paired_pitch(g.depth);
     const float* rows[N];
-    float* const to = g.to + first * g.pitch;
+    float* const to = g.to + first * pitch;
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) rows[n] = g.x + (first + n) * g.pixel;
     float squares[N];
@@ -129,7 +129,7 @@ template <int N>
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
         const RowScale s = row_scale(squares[n], rows[n], g.step_scale, g.depth);
-        to[n * g.pitch + g.depth + paired_tail(g.depth) - 1] = s.back;
+        to[n * pitch + pitch - 1] = s.back;
         scale[n] = broadcast(s.scale);
     }
     for (index_t begin = 0, chunk = 0; begin < g.depth; begin += part, ++chunk) {
@@ -140,11 +140,11 @@ template <int N>
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) {
                 x[n] = scale[n] * channel * load(rows[n] + c);
-                store(to + n * g.pitch + c, x[n]);
+                store(to + n * pitch + c, x[n]);
             }
             own.add(x);
         }
-        own.finish(to + g.depth + chunk, g.pitch);
+        own.finish(to + g.depth + chunk, pitch);
     }
 }
 

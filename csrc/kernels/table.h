@@ -36,19 +36,18 @@ struct GemmArgs {
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
 };
 
-// Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and floats that
-// lie behind a row, lines that hold one for each of these sums and one more.
+// Products in pairs of terms (paired_tile.h): steps of the reduction until a sum is stored, at most, and floats of a
+// row, behind whose steps lines hold one for each of these sums and one more.
 constexpr index_t kPairedChunk = 192;
-constexpr index_t paired_tail(index_t depth) {
-    return ((depth + kPairedChunk - 1) / kPairedChunk / kLineFloats + 1) * kLineFloats;
+constexpr index_t paired_pitch(index_t depth) {
+    return depth + ((depth + kPairedChunk - 1) / kPairedChunk / kLineFloats + 1) * kLineFloats;
 }
 struct PairedRowsArgs {
     const float* x;
     index_t pixel;  // floats between rows
     index_t rows, depth;
     const float* step_scale;
-    float* to;
-    index_t pitch;
+    float* to;  // paired_pitch(depth) floats a row
 };
 
 // A panel of weights for them: [depth and a row per chunk][tile_cols], at whose end lies what pack_direct makes.

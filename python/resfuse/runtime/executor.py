@@ -172,15 +172,13 @@ class Executor:
     def run_once(self, inputs: Sequence[torch.Tensor], weight: npt.NDArray[Any], bias: Sequence[float]) -> torch.Tensor:
         """A program of one convolution with weights [K, C, R, S] of any strides that are packed for this call alone."""
         _check_kinds(self.spec, inputs)
-        check_shapes(self.spec, inputs)
-        plan = self.plan(inputs)
-        batch = inputs[0].shape[0]
-        y = torch.from_numpy(_core.empty((batch, *plan.output_shape(0)[1:])))
-        if batch > 0:
+        call = self._call(inputs)
+        y = torch.from_numpy(_core.empty(call.outputs[0]))
+        if inputs[0].shape[0] > 0:
             weights = _core.WeightSet(self._program)
             weights.set(0, weight, [], bias)
-            plan.prepare(weights)
-            plan.run(weights, [x.detach().numpy() for x in inputs], [y.numpy()])
+            call.plan.prepare(weights)
+            call.plan.run(weights, [x.detach().numpy() for x in inputs], [y.numpy()])
         return y
 
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
