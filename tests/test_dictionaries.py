@@ -2,48 +2,119 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from resfuse import _core
 
 
+def make_watch(**facts: Any) -> _core.StateWatch:
+    names = ("held", "absent", "contents", "types", "cells", "empty", "usual")
+    return _core.StateWatch(*(facts.get(name, []) for name in names))
+
+
+def test_watch_of_usual_items() -> None:
+    values = {"training": False}
+    watch = make_watch(usual=[(values, "training", False)])
+    assert watch.check() == 2
+    values["training"] = True
+    assert watch.check() == 1
+    del values["training"]
+    assert watch.check() == 1
+
+
+def test_watch_of_contents() -> None:
+    items, ordered = [1, "a"], {"x": 1, "y": 2}
+    watch = make_watch(contents=[(items, list(items)), (ordered, dict(ordered))])
+    assert watch.check()
+    for change, undo in [
+        (lambda: items.append(3), items.pop),
+        (items.reverse, items.reverse),
+        (lambda: ordered.update(z=3), lambda: ordered.pop("z")),
+        (lambda: ordered.update(x=3), lambda: ordered.update(x=1)),
+    ]:
+        change()
+        assert not watch.check()
+        undo()
+        assert watch.check()
+    ordered["x"] = ordered.pop("x")  # the same items in another order
+    assert not watch.check()
+    with pytest.raises(TypeError, match="contents"):
+        make_watch(contents=[((1,), (1,))])
+
+
+def test_watch_of_classes_and_closures() -> None:
+    class Base:
+        attribute = 1
+
+    class Child(Base):
+        pass
+
+    value = 1
+
+    def function() -> int:
+        return value
+
+    child = Child()
+    (cell,) = function.__closure__
+    facts = {"types": [(child, vars(child))], "cells": [(cell, value)]}
+    watch = make_watch(**facts)
+    assert watch.check()
+    Base.attribute = 2
+    assert not watch.check()
+    watch = make_watch(**facts)
+    assert watch.check()
+    value = 2
+    assert not watch.check()
+    value = 1
+    assert watch.check()
+    child.__dict__ = {}
+    assert not watch.check()
+    watch = make_watch(types=[(child, vars(child))])
+    child.__class__ = Base
+    assert not watch.check()
+    with pytest.raises(TypeError, match="cells"):
+        make_watch(cells=[(1, 2)])
+
+
 def test_watch_holds_while_items_are_the_same_objects() -> None:
     a, b, empty = object(), [1], {}
     first, second = {"a": a, "flag": False}, {"b": b}
-    held = [(first, "a", a), (first, "flag", False), (first, "absent", None), (second, "b", b)]
-    watch = _core.DictWatch(held, [empty])
-    assert watch.holds()
+    held = [(first, "a", a), (first, "flag", False), (second, "b", b)]
+    watch = make_watch(held=held, absent=[(first, "absent")], empty=[empty])
+    assert watch.check()
     second["b"] = [1]  # equal, but another
-    assert not watch.holds()
+    assert not watch.check()
     second["b"] = b
-    assert watch.holds()
+    assert watch.check()
     for key, value in (("a", b), ("flag", True), ("absent", a), ("absent", None)):
         before = dict(first)
         first[key] = value
-        assert not watch.holds(), key
+        assert not watch.check(), key
         first.clear()
-        assert not watch.holds()
+        assert not watch.check()
         first.update(before)
-        assert watch.holds()
+        assert watch.check()
     empty["more"] = 1
-    assert not watch.holds()
+    assert not watch.check()
     del empty["more"]
-    assert watch.holds()
+    assert watch.check()
 
 
 def test_watch_of_nothing_holds() -> None:
-    assert _core.DictWatch([], []).holds()
+    assert make_watch().check() == 2
 
 
 def test_watch_sees_dictionaries_that_grow() -> None:
     """A dictionary that grows moves its items."""
     values = {"0": 0}
-    watch = _core.DictWatch([(values, "0", values["0"])], [])
+    watch = make_watch(held=[(values, "0", values["0"])])
     for i in range(1000):
         values[str(i + 1)] = i
-        assert watch.holds()
+        assert watch.check()
     values["0"] = "other"
-    assert not watch.holds()
+    assert not watch.check()
 
 
 def test_reader_gives_present_values_or_raises() -> None:
@@ -61,6 +132,6 @@ def test_keys_of_other_types_and_what_is_no_dictionary() -> None:
     values = {3: "three", (1, 2): "pair"}
     assert _core.DictReader([(values, 3), (values, (1, 2))]).values() == ["three", "pair"]
     with pytest.raises(TypeError):
-        _core.DictWatch([([], "a", 1)], [])
+        make_watch(held=[([], "a", 1)])
     with pytest.raises(TypeError, match="unhashable"):
         _core.DictReader([(values, [])]).values()

@@ -242,11 +242,13 @@ def test_hooks_inside_see_their_tensors(model: nn.Module, x: torch.Tensor, path:
     assert_same(fast, model, x)
     seen = []
     handle = fast.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append(output))
-    assert_same(fast, model, x, fused=False)
+    assert_same(fast, model, x)  # the rest of the model stays fused
     assert len(seen) == 1
-    assert path in str(resfuse.report(fast).last_native_reason)
+    assert seen[0].is_contiguous()
+    assert any("hooks" in row.what for row in resfuse.report(fast).native)
     handle.remove()
     assert_same(fast, model, x)
+    assert not resfuse.report(fast).native
 
 
 def test_refusing_keeps_working(model: nn.Module, x: torch.Tensor) -> None:
@@ -357,7 +359,7 @@ def test_a_sum_that_broadcasts_runs_natively() -> None:
             torch.testing.assert_close(fast(x, shift), net(x, shift), rtol=1e-4, atol=1e-5)
             report = resfuse.report(fast)
             assert (report.fused_calls, report.native_calls) == calls
-        with pytest.raises(ValueError, match=r"got shape \[2, 5, 6, 6\], want \[N, 4, H, W\]"):
+        with pytest.raises(RuntimeError, match="expected input"):  # torch's own words
             fast(torch.randn(2, 5, 6, 6), shift)
 
 

@@ -73,9 +73,18 @@ class Plan:
     @property
     def workspace_bytes(self) -> int: ...
 
-class DictWatch:
-    def __init__(self, held: Sequence[tuple[dict[Any, Any], Any, Any]], empty: Sequence[dict[Any, Any]]) -> None: ...
-    def holds(self) -> bool: ...
+class StateWatch:
+    def __init__(
+        self,
+        held: Sequence[tuple[dict[Any, Any], Any, Any]],
+        absent: Sequence[tuple[dict[Any, Any], Any]],
+        contents: Sequence[tuple[Any, Any]],
+        types: Sequence[tuple[Any, Any]],
+        cells: Sequence[tuple[Any, Any]],
+        empty: Sequence[dict[Any, Any]],
+        usual: Sequence[tuple[dict[Any, Any], Any, Any]],
+    ) -> None: ...
+    def check(self) -> int: ...
 
 class DictReader:
     def __init__(self, items: Sequence[tuple[dict[Any, Any], Any]]) -> None: ...

@@ -3,26 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import fx, nn
+from torch.autograd import forward_ad
 
-from resfuse.lowering.binding import BoundProgram
+from resfuse.lowering.binding import BoundProgram, RefusedError
 from resfuse.training.run import run_training
 
+_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
-def native_reason(tensors: Sequence[torch.Tensor]) -> str | None:
-    """Why a call with these inputs has to run the original code, or None."""
-    if not all([t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors]):
-        return "an input is not a dense float32 tensor on the CPU"
-    if torch.is_grad_enabled() and any([t.shape[0] == 0 for t in tensors if t.dim() > 0]):
-        return "the batch is empty"
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+
+def tool_reason(inputs: Sequence[Any]) -> str | None:
+    """Why a call has to run the original code whatever it is called with, or None: tools that must see all of it."""
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0:
+        return "a torch_dispatch or torch_function mode must see what the original modules do"
+    if torch._C._is_tracing():  # type: ignore[attr-defined]
         return "torch.jit is tracing it"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is enabled"
     if torch._C._functorch.maybe_current_level() is not None:
         return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if any([isinstance(x, fx.Proxy) for x in inputs]):
+        return "torch.fx is tracing it"
     return None
+
+
+def input_reason(tensors: Sequence[torch.Tensor]) -> str | None:
+    """Why programs cannot compute these inputs, or None."""
+    if not all([t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors]):
+        return "an input is not a dense float32 tensor on the CPU"
+    if not all([type(t) in _PLAIN_TENSORS for t in tensors]):
+        return "an input is of a subclass of torch.Tensor"
+    if torch.is_grad_enabled() and any([t.shape[0] == 0 for t in tensors if t.dim() > 0]):
+        return "the batch is empty"
+    return None
+
+
+def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors of any type are only their memory, so that functions of ours may take the place of modules."""
+    return all([type(t) in _PLAIN_TENSORS and t.is_cpu and t.layout is torch.strided for t in tensors])
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is at work."""
+    return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
 
 
 def asks_for_gradients(tensors: Sequence[torch.Tensor]) -> bool:
@@ -35,3 +63,8 @@ def train_program(
 ) -> list[torch.Tensor]:
     """Runs a program block by block, with autograd."""
     return run_training(bound.step.spec, bound.blocks(), inputs, parameters, bound.norms(parameters))
+
+
+def refuse(bound: BoundProgram, inputs: list[torch.Tensor], parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Runs no program: its nodes run one by one."""
+    raise RefusedError("programs compute in float32")

@@ -42,10 +42,10 @@ def class_activation_map(
     fast = fuse(model) if next(fused_parts(model), None) is None else model
     if not isinstance(fast, FusedModule):
         return _by_hooks(fast, x, class_index)
-    binding = fast.fusion().binding
-    reason = binding.not_as_programs()
+    reason = fast.fusion().not_as_programs()
     if reason is not None:
         raise ValueError(f"model: {reason}; class activation maps want a model in eval mode without hooks")
+    binding = fast.fusion().binding
     for step in binding.lowered.programs:
         head = _head(step)
         if head is not None:

@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from resfuse.arguments import require_choice
-from resfuse.calls import asks_for_gradients, native_reason, train_program
+from resfuse.calls import asks_for_gradients, input_reason, tool_reason, train_program
 from resfuse.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import drop_identities, lower_graph
@@ -94,10 +94,11 @@ class CompiledGraph:
         self._read = [i for i, name in enumerate(placeholders) if name in read]
 
     def __call__(self, *args: Any) -> Any:
-        if native_reason([args[i] for i in self._read]) is not None:
+        read = [args[i] for i in self._read]
+        if (tool_reason(read) or input_reason(read)) is not None:
             return self._module(*args)
         learns = self.binding.trains() or asks_for_gradients([a for a in args if isinstance(a, torch.Tensor)])
-        return self.binding.run(self._module, args, {}, train_program if learns else None)
+        return self.binding.run(self._module, args, train_program if learns else None)
 
 
 def _is_float32(step: ProgramStep, module: fx.GraphModule) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ResfuseError(Exception):
     """Base class of the exceptions that resfuse defines."""
@@ -9,6 +11,8 @@ class ResfuseError(Exception):
 
 class UnsupportedModelError(ResfuseError, ValueError):
     """Nothing in a model can be fused; the text says what was looked for and what was found."""
+
+    assumptions: Any = None  # what was read of the model until then
 
 
 class VerificationError(ResfuseError, AssertionError):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from resfuse.arguments import require_choice, require_module
+from resfuse.copies import shallow_copy
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused_module import FusedModule, fused_class
 from resfuse.lowering.lower import lower
@@ -27,8 +28,10 @@ def fuse(
     objects; training either trains both. Under ``eval()`` without gradients its convolutions run with batch norm folded
     in and residual sums and activations in their epilogues, from packed weights that follow every change of the
     parameters. In ``train()`` mode, and wherever gradients are asked for, they run block by block with autograd, on
-    fused kernels forward and backward. Wherever fusing would change what can be observed (forward hooks, parametrized
-    weights, dropout, autocast, other types than float32) the original modules run, and `resfuse.report` says why.
+    fused kernels forward and backward. Whatever is done to the model later (attributes, hooks, patched code, replaced
+    modules, other arguments) is seen at the next call. Wherever fusing would change what can be observed (hooks,
+    parametrized weights, dropout, autocast, other types than float32) the original modules run, and `resfuse.report`
+    says why.
 
     Args:
         model: any module. Where torch.fx cannot trace it as a whole (Hugging Face's), the largest of its modules that
@@ -52,33 +55,37 @@ def fuse(
     require_choice("algorithm", algorithm, ALGORITHMS)
     if dtype not in (None, torch.float32):
         raise ValueError(f"dtype: got {dtype}, want None or torch.float32 (this version computes in float32 only)")
-    parts = _fusible_parts(model, algorithm)
-    fast = model if inplace else _shallow_copy(model, {})
-    for path, lowered in parts:
-        part = fast.get_submodule(path)
-        part.__class__ = fused_class(type(part))  # type: ignore[arg-type]  # classes do hash
-        assert isinstance(part, FusedModule)
-        part.adopt(lowered, algorithm)
-    replace_pools(fast)
+    fast = model if inplace else shallow_copy(model)
+    parts = _fuse_parts(fast, algorithm)
+    replace_pools(fast, parts)
     return fast
 
 
-def _fusible_parts(model: nn.Module, algorithm: str) -> list[tuple[str, Lowered]]:
-    """The model itself (path ""), or where torch.fx cannot trace it, the largest of its modules that can be fused."""
-    parts: list[tuple[str, Lowered]] = []
+def _fuse_parts(model: nn.Module, algorithm: str) -> list[str]:
+    """Fuses the model itself (path ""), or where torch.fx cannot trace it, the largest of its modules that can be."""
+    parts: list[str] = []
     failures: list[UnsupportedModelError] = []
 
     def visit(module: nn.Module, path: str) -> None:
+        plain = type(module)
         try:
+            if "forward" in vars(module):
+                raise UnsupportedModelError(f"model: the forward of {plain.__name__} was replaced on the instance")
+            module.__class__ = fused_class(plain)  # type: ignore[arg-type]  # classes do hash
+            assert isinstance(module, FusedModule)
             lowered = lower(module, algorithm)
         except UnsupportedModelError as error:
+            module.__class__ = plain
             failures.append(error)
             for name, child in module.named_children():
                 visit(child, f"{path}.{name}".lstrip("."))
             return
         if any(isinstance(layer, ConvSpec) and _is_conv(layer) for p in lowered.programs for layer in p.spec.layers):
-            parts.append((path, lowered))
-        elif not path:
+            module.adopt(lowered, algorithm)
+            parts.append(path)
+            return
+        module.__class__ = plain
+        if not path:
             failures.append(UnsupportedModelError(_explain(model, lowered)))
 
     visit(model, "")
@@ -89,21 +96,6 @@ def _fusible_parts(model: nn.Module, algorithm: str) -> list[tuple[str, Lowered]
 
 def _is_conv(layer: ConvSpec) -> bool:
     return layer.batch_norm is not None or layer.kernel_size != (1, 1) or layer.residual is not None
-
-
-def _shallow_copy(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
-    """A module tree of its own over the same parameters and buffers."""
-    if id(module) in memo:
-        return memo[id(module)]
-    copy = type(module).__new__(type(module))
-    memo[id(module)] = copy
-    state = module.__getstate__() if isinstance(module, FusedModule) else module.__dict__
-    for name, value in state.items():
-        # Registries (parameters, buffers, hooks, modules) are the copy's own; what they hold is shared.
-        copy.__dict__[name] = value.copy() if name.startswith("_") and isinstance(value, (dict, set)) else value
-    for name, child in module._modules.items():
-        copy._modules[name] = None if child is None else _shallow_copy(child, memo)
-    return copy
 
 
 def _explain(model: nn.Module, lowered: Lowered) -> str:

@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from resfuse.arguments import require_module
-from resfuse.calls import asks_for_gradients, native_reason, train_program
+from resfuse.calls import (
+    are_plain,
+    asks_for_gradients,
+    input_reason,
+    is_exporting,
+    refuse,
+    tool_reason,
+    train_program,
+)
+from resfuse.capture.arguments import read_arguments
+from resfuse.copies import plain_copy
 from resfuse.errors import GradientsEnabledWarning, UnsupportedModelError
-from resfuse.lowering.binding import Binding, ModeChangedError, ProgramRunner, StructureChangedError
-from resfuse.lowering.lower import lower
+from resfuse.graphs import Graph, Graphs
+from resfuse.lowering.binding import Binding, ProgramRunner
 from resfuse.lowering.steps import Lowered
 from resfuse.runtime.weights import require_plain
 
 _RUNTIME = "_resfuse_runtime"
-_MOST_GRAPHS = 4
 
 
-@dataclasses.dataclass
 class Fusion:
     """What is derived from a model's modules, and how its calls went. Never pickled or copied; rebuilt on demand."""
 
-    binding: Binding
-    fused_calls: int = 0
-    native_calls: int = 0
-    native_reason: str | None = None
-    warned: bool = False
+    def __init__(self, model: FusedModule, algorithm: str, lowered: Lowered | None = None) -> None:
+        # Only the model holds this object: a reference back would keep it alive, but for the collector.
+        self._model = weakref.ref(model)
+        self.graphs = Graphs(model, algorithm, lowered)
+        self.fused_calls = 0
+        self.native_calls = 0
+        self.native_reason: str | None = None
+        self.warned = False
+
+    @property
+    def present(self) -> Graph:
+        """The graph for calls like the last one, with the model as it is now."""
+        model = self._model()
+        assert model is not None
+        return self.graphs.present(model)
+
+    @property
+    def binding(self) -> Binding:
+        """The programs of that graph.
+
+        Raises:
+            UnsupportedModelError: the model cannot be traced in its present state.
+        """
+        graph = self.present
+        if graph.binding is None:
+            raise UnsupportedModelError(graph.reason)
+        return graph.binding
+
+    def state_reason(self) -> str | None:
+        """Why nothing would run fused in the model's present state, or None."""
+        return fusion_reason(self.present)
+
+    def not_as_programs(self) -> str | None:
+        """Why a call without gradients would not run whole programs in the modules' present state, or None."""
+        graph = self.present
+        trains = graph.binding is not None and graph.binding.trains()
+        return "is in train mode" if trains else fusion_reason(graph)
+
+
+def fusion_reason(graph: Graph) -> str | None:
+    """Why a graph would run natively, or None."""
+    if graph.binding is None:
+        return graph.reason
+    if not graph.binding.programs:
+        natives = graph.binding.lowered.natives
+        return f"nothing of it can be fused now ({natives[0].reason})" if natives else "nothing of it can be fused now"
+    try:
+        for bound in graph.binding.programs:
+            require_plain(bound.parameters())
+    except (ValueError, KeyError) as error:
+        return str(error)
+    return None
 
 
 class FusedModule(nn.Module):
@@ -61,90 +116,102 @@ class FusedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The same result as the original forward."""
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
-        if len(tensors) < len(args) + len(kwargs) and any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
-            return self.native_forward(*args, **kwargs)
-        try:
-            runtime = self._runtime()
-        except UnsupportedModelError:  # in a mode in which its code cannot be traced
-            return self.native_forward(*args, **kwargs)
         if torch.compiler.is_compiling():
-            if runtime.binding.native_reason() is not None:
-                return self.native_forward(*args, **kwargs)
-            learns = torch.is_grad_enabled() or runtime.binding.trains()
-            return runtime.binding.run(self, args, kwargs, train_program if learns else None)
-        reason = runtime.binding.native_reason() or native_reason(tensors)
+            return self._compiled_forward(args, kwargs)
+        key, inputs = read_arguments(args, kwargs)
+        reason = tool_reason(inputs)
+        if reason is not None:
+            return self._native(reason, args, kwargs)
+        fusion = self.fusion()
+        graph, state = fusion.graphs.find(self, key, args, kwargs)
+        binding = graph.binding
+        if binding is None:
+            return self._native(graph.reason, args, kwargs)
+        tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
+        reason = input_reason(tensors)
+        runner: ProgramRunner | None
         if reason is None:
+            trains = fusion.graphs.trains(graph, state)
             try:
-                runner = _runner(runtime, tensors, self.training)
+                runner = self._runner(binding, tensors, trains)
                 if runner is not None:  # a whole program's weights are checked when they are packed
-                    for bound in runtime.binding.programs:
+                    for bound in binding.programs:
                         require_plain(bound.parameters())
-                result = runtime.binding.run(self, args, kwargs, runner)
-                runtime.fused_calls += 1
-                return result
-            except ValueError as error:
-                # The input or a parameter fits no program. If the original modules take it, it was not wrong (a sum
-                # that broadcasts, parameters of another type).
-                misfit = error
-            try:
-                result = self.native_forward(*args, **kwargs)
-            except Exception:
-                raise misfit from None
-            reason = str(misfit)
+            except (ValueError, KeyError) as error:
+                reason = str(error)
+        if reason is not None:
+            if not binding.pools or not are_plain(tensors):
+                return self._native(reason, args, kwargs)
+            runner = refuse  # of the graph only its pools are fused
+        result = binding.run(self, inputs, runner)
+        reason = reason or binding.refusal
+        if reason is None:
+            fusion.fused_calls += 1
         else:
-            result = self.native_forward(*args, **kwargs)
-        runtime.native_calls += 1
-        runtime.native_reason = reason
+            fusion.native_calls += 1
+            fusion.native_reason = reason
         return result
+
+    def _native(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self.native_forward(*args, **kwargs)
+        fusion = self.fusion()
+        fusion.native_calls += 1
+        fusion.native_reason = reason
+        return result
+
+    def _compiled_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What Dynamo traces: it guards what is read of the assumptions. Tools that export get the plain model."""
+        if not is_exporting():
+            key, inputs = read_arguments(args, kwargs)
+            for graph in self.__dict__[_RUNTIME].graphs.kept if _RUNTIME in self.__dict__ else ():
+                binding = graph.binding
+                if binding is not None and graph.key == key and graph.unchanged():
+                    learns = torch.is_grad_enabled() or binding.trains()
+                    return binding.run(self, inputs, train_program if learns else None)
+        return self.native_forward(*args, **kwargs)
+
+    def _runner(self, binding: Binding, tensors: list[torch.Tensor], trains: bool) -> ProgramRunner | None:
+        """What runs a program: None for the whole of it at once, or block by block where something is to be learnt."""
+        if trains:
+            return train_program
+        if not torch.is_grad_enabled():
+            return None
+        parameters = [p for bound in binding.programs for p in bound.parameters()]
+        if not asks_for_gradients([*tensors, *parameters]):
+            return None
+        fusion = self.fusion()
+        if not self.training and not fusion.warned:
+            fusion.warned = True
+            warnings.warn(
+                "a fused model in eval mode ran block by block because gradients are enabled; "
+                "call it under torch.no_grad() or torch.inference_mode() to run it as one program",
+                GradientsEnabledWarning,
+                stacklevel=5,
+            )
+        return train_program
 
     def adopt(self, lowered: Lowered, algorithm: str) -> None:
         """Takes over an already lowered form of this very structure."""
         self._resfuse_algorithm = algorithm
-        self.__dict__[_RUNTIME] = (Fusion(Binding(lowered, self)),)
+        self.__dict__[_RUNTIME] = Fusion(self, algorithm, lowered)
 
     def fusion(self) -> Fusion:
-        """What is fused at present; lowers the model if that has not been done."""
-        return self._runtime()
-
-    def _runtime(self) -> Fusion:
-        others: list[Fusion] = []  # a model whose graph depends on train modes has one for each
-        for runtime in self.__dict__.get(_RUNTIME, ()):
-            try:
-                runtime.binding.check_structure()
-                return runtime  # type: ignore[no-any-return]
-            except ModeChangedError:
-                others.append(runtime)
-            except StructureChangedError:
-                pass
-        runtime = Fusion(Binding(lower(self, self._resfuse_algorithm), self))
-        self.__dict__[_RUNTIME] = (runtime, *others[: _MOST_GRAPHS - 1])
-        return runtime
+        """What is fused, and how calls went."""
+        fusion: Fusion | None = self.__dict__.get(_RUNTIME)
+        if fusion is None:
+            fusion = self.__dict__[_RUNTIME] = Fusion(self, self._resfuse_algorithm)
+        return fusion
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.pop(_RUNTIME, None)
         return state
 
-
-def _runner(runtime: Fusion, tensors: list[torch.Tensor], training: bool) -> ProgramRunner | None:
-    """What runs a program: None for the whole of it at once, or block by block where something is to be learnt."""
-    if runtime.binding.trains():
-        return train_program
-    if not torch.is_grad_enabled():
-        return None
-    parameters = [p for bound in runtime.binding.programs for p in bound.parameters()]
-    if not asks_for_gradients([*tensors, *parameters]):
-        return None
-    if not training and not runtime.warned:
-        runtime.warned = True
-        warnings.warn(
-            "a fused model in eval mode ran block by block because gradients are enabled; "
-            "call it under torch.no_grad() or torch.inference_mode() to run it as one program",
-            GradientsEnabledWarning,
-            stacklevel=4,
-        )
-    return train_program
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For ``torch.jit.script``: the plain model over the same parameters."""
+        plain = plain_copy(self)
+        prepare = getattr(plain, "__prepare_scriptable__", None)
+        return plain if prepare is None else prepare()
 
 
 def fused_parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, FusedModule]]:
@@ -177,7 +244,7 @@ def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
     return type(
         cls.__name__,
         (FusedModule, cls),
-        {"__reduce_ex__": reduce_ex, "__module__": cls.__module__, "__doc__": cls.__doc__},
+        {"__reduce_ex__": reduce_ex, "__module__": cls.__module__, "__doc__": cls.__doc__, "_resfuse_plain": cls},
     )
 
 

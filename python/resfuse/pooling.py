@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from resfuse.copies import plain_copy
 from resfuse.nn.functional import global_avg_pool2d
+from resfuse.runtime.pooling import is_plain
 
 
 def is_global(output_size: Any) -> bool:
@@ -26,7 +29,13 @@ class FusedPool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, C, 1, 1] or [N, C]."""
+        if not isinstance(x, torch.Tensor) or not is_plain(x) or x.dim() not in (3, 4) or x.numel() == 0:
+            return super().forward(x)  # type: ignore[no-any-return]  # for torch's own errors, and for its tools
         return global_avg_pool2d(x, keepdim=self.keepdim)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For ``torch.jit.script``: the plain module."""
+        return plain_copy(self)
 
 
 def _is_global_avg_pool(module: nn.Module) -> bool:
@@ -38,17 +47,15 @@ def _is_global_avg_pool(module: nn.Module) -> bool:
     return fast and tuple(getattr(module, "dim", ())) == (2, 3)
 
 
-def replace_pools(model: nn.Module) -> list[str]:
+def replace_pools(model: nn.Module, parts: Sequence[str]) -> None:
     """Turns the global average pools of a model (``nn.AdaptiveAvgPool2d(1)``, timm's) into resfuse's, in place.
 
-    Returns:
-        The paths of the modules that were changed.
+    Those in its fused ``parts`` stay what they are: there the graph runs them on the same kernel.
     """
-    replaced = [name for name, module in model.named_modules() if _is_global_avg_pool(module)]
-    for name in replaced:
-        module = model.get_submodule(name)
-        module.__class__ = _pool_class(type(module))  # type: ignore[arg-type]  # classes do hash
-    return replaced
+    for name, module in list(model.named_modules()):
+        inside = any(not part or name == part or name.startswith(f"{part}.") for part in parts)
+        if not inside and _is_global_avg_pool(module):
+            module.__class__ = _pool_class(type(module))  # type: ignore[arg-type]  # classes do hash
 
 
 @functools.cache
@@ -59,7 +66,7 @@ def _pool_class(cls: type[nn.Module]) -> type[nn.Module]:
     return type(
         cls.__name__,
         (FusedPool, cls),
-        {"__reduce_ex__": reduce_ex, "__module__": cls.__module__, "__doc__": cls.__doc__},
+        {"__reduce_ex__": reduce_ex, "__module__": cls.__module__, "__doc__": cls.__doc__, "_resfuse_plain": cls},
     )
 
 

@@ -100,7 +100,7 @@ def profile(model: nn.Module, *inputs: torch.Tensor, runs: int = 10) -> Profile:
     require_positive("runs", runs)
     parts = require_fused("model", model)
     for part in parts.values():
-        reason = part.fusion().binding.not_as_programs()
+        reason = part.fusion().not_as_programs()
         if reason is not None:
             raise ValueError(f"model: {reason}, so nothing would run fused")
     records: list[list[RunRecord]] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from resfuse import _core
-from resfuse.fused_module import require_fused
+from resfuse.fused_module import fusion_reason, require_fused
 from resfuse.lowering.binding import BoundProgram
 from resfuse.pooling import FusedPool
 from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
@@ -125,11 +125,14 @@ def report(model: nn.Module) -> Report:
     reasons: list[str] = []
     for path, part in parts.items():
         prefix = f"{path}." if path else ""
-        binding = part.fusion().binding
-        for bound in binding.programs:
-            rows += [dataclasses.replace(row, part=prefix + row.part) for row in _program_rows(bound)]
-        rows += [ReportRow(prefix + step.node.name, False, step.reason) for step in binding.lowered.natives]
-        reason = binding.native_reason()
+        graph = part.fusion().present
+        if graph.binding is None:
+            rows.append(ReportRow(path or type(model).__name__, False, graph.reason))
+        else:
+            for bound in graph.binding.programs:
+                rows += [dataclasses.replace(row, part=prefix + row.part) for row in _program_rows(bound)]
+            rows += [ReportRow(prefix + step.node.name, False, step.reason) for step in graph.binding.lowered.natives]
+        reason = fusion_reason(graph)
         if reason is not None:
             reasons.append(prefix + reason)
     if "" not in parts:

@@ -14,7 +14,7 @@ from resfuse.arguments import require_epsilon, require_module
 from resfuse.errors import UnsupportedModelError, VerificationError
 from resfuse.fused_module import FusedModule, fused_parts, require_fused
 from resfuse.lowering.steps import ProgramStep
-from resfuse.lowering.tracer import trace
+from resfuse.capture.tracer import trace
 from resfuse.probe import probe
 from resfuse.runtime.spec import AffineSpec, ConvSpec
 
@@ -89,7 +89,7 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
     if model.training or fast.training:
         raise ValueError(f"{'model' if model.training else 'fast'}: is in train mode, want eval()")
     for part in parts.values():
-        reason = part.fusion().binding.native_reason()
+        reason = part.fusion().state_reason()
         if reason is not None:
             raise ValueError(f"fast: {reason}, so nothing would run fused")
     compare = _by_blocks if isinstance(fast, FusedModule) else _by_parts

@@ -1,18 +1,20 @@
-"""Ties lowered steps to the modules of one model, and notices when the model is no longer the one that was lowered."""
+"""Ties lowered steps to the modules of one model and runs them."""
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from resfuse import _core
-from resfuse.lowering.op import overwrites
+from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
+from resfuse.capture.tracer import Output
+from resfuse.lowering.layouts import contiguous_outputs, made_contiguous
+from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
 from resfuse.runtime.executor import executor_of
@@ -21,55 +23,11 @@ from resfuse.training.batch_norm import CalledNorm, RunningNorm
 from resfuse.training.split import Block, split
 
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
+_MOST_LAYOUTS = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class _Value:
-    """Stands in an argument template for a value computed earlier."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _NativeCall:
-    """A native node without its graph: Dynamo can trace plain data, but not fx.Node."""
-
-    name: str
-    op: str
-    target: Any
-    args: Any
-    kwargs: Any
-    overwritten: str | None  # the value that it changes in place
-
-
-def _overwrites(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    return overwrites(node) and bool(node.all_input_nodes)
-
-
-def _template(arguments: Any) -> Any:
-    return fx.node.map_arg(arguments, lambda node: _Value(node.name))  # type: ignore[arg-type, return-value]
-
-
-def _fill(template: Any, env: dict[str, Any]) -> Any:
-    if isinstance(template, _Value):
-        return env[template.name]
-    if isinstance(template, (tuple, list)):
-        return type(template)([_fill(item, env) for item in template])
-    if isinstance(template, dict):
-        return {key: _fill(item, env) for key, item in template.items()}
-    if isinstance(template, slice):
-        return slice(_fill(template.start, env), _fill(template.stop, env), _fill(template.step, env))
-    return template
-
-
-class StructureChangedError(Exception):
-    """A module that was lowered has been replaced."""
-
-
-class ModeChangedError(Exception):
-    """A module on whose train mode the graph depends is in the other one."""
+class RefusedError(ValueError):
+    """A program cannot compute these inputs: its nodes run one by one."""
 
 
 class BoundProgram:
@@ -86,6 +44,12 @@ class BoundProgram:
         places = [(tensors, name) for tensors, name in self._sources if tensors is not None]
         self._reader = _core.DictReader(places) if len(places) == len(self._sources) else None
         self._norms = [_norm(mode, model) for mode in step.norms]
+        # The nodes themselves, for inputs that the program refuses, and those that nothing else reads.
+        self.calls = [native_call(node, model) for node in step.all_nodes]
+        kept = {*self.outputs, *(name for name, _ in self.aliases)}
+        self.inner = [call.name for call in self.calls if call.name not in kept]
+        self.returns_feature_maps = any(output.rank == 4 for output in step.spec.outputs)
+        self._layouts: dict[tuple[Any, ...], list[int]] = {}
         # Dynamo reads this table: the usual states are in it from the start.
         self._blocks: dict[tuple[bool, ...], tuple[Block, ...]] = {}
         for training in (False, True):
@@ -119,6 +83,21 @@ class BoundProgram:
             else:
                 norms.append(norm)
         return norms
+
+    def contiguous_outputs(
+        self, inputs: Sequence[torch.Tensor], contiguous: Sequence[bool], parameters: Sequence[torch.Tensor]
+    ) -> list[int]:
+        """`resfuse.lowering.layouts.contiguous_outputs` of this program; remembers what it found."""
+        spec = self.step.spec
+        if torch.compiler.is_compiling():
+            return contiguous_outputs(spec, inputs, contiguous, parameters)
+        key = (tuple(contiguous), *[(x.shape, x.stride()) for x in inputs], *map(torch.Tensor.stride, parameters))
+        found = self._layouts.get(key)
+        if found is None:
+            if len(self._layouts) >= _MOST_LAYOUTS:
+                self._layouts.clear()
+            found = self._layouts[key] = contiguous_outputs(spec, inputs, contiguous, parameters)
+        return found
 
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
@@ -160,46 +139,22 @@ class Binding:
         self.lowered = lowered
         self.programs = [BoundProgram(step, model) for step in lowered.programs]
         nodes = list(lowered.graph.nodes)
-        self._placeholders = [(n.name, str(n.target), bool(n.args), *n.args) for n in nodes if n.op == "placeholder"]
+        self._placeholders = [n.name for n in nodes if n.op == "placeholder"]
         self._attributes = [(n.name, str(n.target)) for n in nodes if n.op == "get_attr"]
-        self._output = _template(next(n for n in nodes if n.op == "output").args[0])
-        self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
-        self._watched: list[tuple[str, nn.Module]] = []
-        self._watch(model)
+        self._outputs = template(next(n for n in nodes if n.op == "output").args[0])
+        self._result = None if lowered.trace is None else lowered.trace.template
         programs = iter(self.programs)
-        self._steps: list[BoundProgram | _NativeCall] = []
-        for step in lowered.steps:
-            if isinstance(step, ProgramStep):
-                self._steps.append(next(programs))
-            else:
-                node = step.node
-                self._steps.append(
-                    _NativeCall(
-                        node.name,
-                        node.op,
-                        node.target,
-                        _template(node.args),
-                        _template(node.kwargs),
-                        node.all_input_nodes[0].name if _overwrites(node, model) else None,
-                    )
-                )
+        self._steps: list[BoundProgram | NativeCall] = [
+            next(programs) if isinstance(step, ProgramStep) else native_call(step.node, model) for step in lowered.steps
+        ]
         self._freed = self._last_uses()
-        self._modes = [(model.get_submodule(path), mode) for path, mode in lowered.modes]
-        self._facts = self._usual_facts()
-        self._usual = _core.DictWatch(*self._facts)
-        self._usually_trains = any([bound.always_trains() for bound in self.programs])
+        self.refusal: str | None = None  # of the last call: why a program could not compute its inputs
 
-    def _watch(self, model: nn.Module) -> None:
-        paths: dict[str, None] = {}
-        for used in (*(path for bound in self.programs for path in bound.step.modules), *self.lowered.passed):
-            parts = used.split(".")
-            for depth in range(1, len(parts) + 1):
-                paths[".".join(parts[:depth])] = None
-        for path in paths:
-            parent, _, name = path.rpartition(".")
-            module = model.get_submodule(path)
-            self._children.append((model.get_submodule(parent)._modules, name, module))
-            self._watched.append((path, module))
+    @property
+    def pools(self) -> bool:
+        """Whether a global average pool is among what runs natively or may."""
+        calls = [c for step in self._steps for c in (step.calls if isinstance(step, BoundProgram) else [step])]
+        return any(call.pools for call in calls)
 
     def _last_uses(self) -> list[list[str]]:
         """For each step, the values that no later step reads."""
@@ -214,106 +169,107 @@ class Binding:
             freed[index].append(name)
         return freed
 
-    def _usual_facts(self) -> tuple[list[tuple[dict[str, Any], str, Any]], list[dict[Any, Any]]]:
-        """What holds in most calls: the modules are those that were lowered, in the modes that the graph depends on,
-        without hooks and parametrizations, and no batch norm takes its statistics from the batch."""
-        modules = [module for _, module in self._watched]
-        modes = [*self._modes, *((norm, False) for bound in self.programs for norm in bound.norm_modules())]
-        parents = [m._modules for m in modules if m._modules]
-        leaves = [m._modules for m in modules if not m._modules]
-        hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        held = [(vars(module), "training", mode) for module, mode in modes]
-        return [*held, *self._children, *((parent, "parametrizations", None) for parent in parents)], [*leaves, *hooks]
-
-    def _is_as_usual(self) -> bool:
-        return not torch.compiler.is_compiling() and self._usual.holds()
-
-    def check_structure(self) -> None:
-        """Raises StructureChangedError or ModeChangedError where the graph is no longer the model's."""
-        if self._is_as_usual():
-            return
-        for modules, name, module in self._children:
-            if modules.get(name) is not module:
-                raise StructureChangedError(name)
-        for module, mode in self._modes:
-            if module.training is not mode:
-                raise ModeChangedError
-
-    def native_reason(self) -> str | None:
-        """Why the fused modules must run natively in their present state, or None."""
-        if self._is_as_usual():
-            return None
-        for path, module in self._watched:
-            if module._forward_hooks or module._forward_pre_hooks:
-                return f"{path} has forward hooks, which must see its tensors"
-            if "parametrizations" in module._modules:
-                return f"{path} has parametrized weights"
-        return None
-
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
-        if self._is_as_usual():
-            return self._usually_trains
         return any([bound.trains() for bound in self.programs])
 
-    def not_as_programs(self) -> str | None:
-        """Why a call without gradients would not run whole programs in the modules' present state, or None."""
-        return "is in train mode" if self.trains() else self.native_reason()
+    def norm_modules(self) -> list[nn.BatchNorm2d]:
+        """The batch norms on whose modes that depends."""
+        return [norm for bound in self.programs for norm in bound.norm_modules()]
 
-    def run(
-        self,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        run_program: ProgramRunner | None = None,
-    ) -> Any:
-        """The model's result; ``run_program`` replaces the plain running of a program step."""
-        env = self._bind(args, kwargs)
+    @property
+    def always_trains(self) -> bool:
+        """Whether a batch norm does so in every mode."""
+        return any(bound.always_trains() for bound in self.programs)
+
+    def run(self, model: nn.Module, inputs: Sequence[Any], run_program: ProgramRunner | None = None) -> Any:
+        """The model's result for the inputs of a call; ``run_program`` replaces the plain running of a program step."""
+        env: dict[str, Any] = dict(zip(self._placeholders, inputs, strict=True))
         made: set[str | None] = set()  # by programs
+        # Values in channels_last memory that would be contiguous in the plain model.
+        contiguous: set[str] = set()
+        self.refusal = None
         for name, target in self._attributes:
             env[name] = operator.attrgetter(target)(model)
         for step, freed in zip(self._steps, self._freed, strict=True):
-            if isinstance(step, _NativeCall):
+            if isinstance(step, NativeCall):
                 if step.overwritten in made and run_program is not None:
                     _own(env, step.overwritten)
-                env[step.name] = _run_native(step, model, env)
-            else:
-                inputs = [env[name] for name in step.inputs]
-                if not all([isinstance(x, torch.Tensor) for x in inputs]):
-                    raise ValueError(f"{step.inputs}: want tensors, got {[type(x).__name__ for x in inputs]}")
-                parameters = step.parameters(env)
-                if run_program is None:
-                    results = ops.run_program(inputs, parameters, step.text)
-                    if not torch.compiler.is_compiling():
-                        step.last_plan = executor_of(step.text).last_plan
-                else:
-                    results = run_program(step, inputs, parameters)
+                _run_native(step, model, env, contiguous)
+            elif self._run_program(step, model, env, contiguous, run_program):
                 made.update(step.outputs)
-                for name, result in zip(step.outputs, results, strict=True):
-                    env[name] = result
-                for name, other in step.aliases:
-                    env[name] = env[other]
             for name in freed:
-                del env[name]
-        return _fill(self._output, env)
+                env.pop(name, None)
+                contiguous.discard(name)
+        for name in list(contiguous):
+            _settle(env, contiguous, name)
+        outputs = fill(self._outputs, env)
+        return outputs if self._result is None else _form(self._result, outputs)
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if len(args) > len(self._placeholders):
-            raise TypeError(f"forward: got {len(args)} positional arguments, want at most {len(self._placeholders)}")
-        env: dict[str, Any] = {}
-        rest = dict(kwargs)
-        for index, (name, target, has_default, *default) in enumerate(self._placeholders):
-            if index < len(args):
-                env[name] = args[index]
-            elif target in rest:
-                env[name] = rest.pop(target)
-            elif has_default:
-                env[name] = default[0]
+    def _run_program(
+        self, step: BoundProgram, model: nn.Module, env: dict[str, Any], contiguous: set[str],
+        run_program: ProgramRunner | None,
+    ) -> bool:  # fmt: skip
+        """Whether the program has run; else its nodes have."""
+        inputs = [env[name] for name in step.inputs]
+        try:
+            if not all([isinstance(x, torch.Tensor) for x in inputs]):
+                raise RefusedError(f"{step.inputs}: want tensors, got {[type(x).__name__ for x in inputs]}")
+            parameters = step.parameters(env)
+            if run_program is None:
+                results = ops.run_program(inputs, parameters, step.text)
+                if not torch.compiler.is_compiling():
+                    step.last_plan = executor_of(step.text).last_plan
             else:
-                raise TypeError(f"forward: missing the argument {target!r}")
-        if rest:
-            raise TypeError(f"forward: got an unexpected argument {next(iter(rest))!r}")
-        return env
+                results = run_program(step, inputs, parameters)
+        except (ValueError, TypeError, KeyError) as refusal:
+            if torch.compiler.is_compiling():
+                raise
+            # Nothing has been changed yet. Where the original modules refuse as well, they say so as torch does.
+            self.refusal = str(refusal)
+            for call in step.calls:
+                _run_native(call, model, env, contiguous)
+            for name in step.inner:
+                env.pop(name, None)
+            return False
+        for name, result in zip(step.outputs, results, strict=True):
+            env[name] = result
+        if step.returns_feature_maps:
+            plain = [name in contiguous for name in step.inputs]
+            contiguous.update([step.outputs[i] for i in step.contiguous_outputs(inputs, plain, parameters)])
+        for name, other in step.aliases:
+            env[name] = env[other]
+            if other in contiguous:
+                contiguous.add(name)
+        return True
+
+
+def _run_native(call: NativeCall, model: nn.Module, env: dict[str, Any], contiguous: set[str]) -> None:
+    held = [name for name in call.inputs if name in contiguous] if contiguous else []
+    if held and call.target == "contiguous" and call.op == "call_method" and len(call.args) == 1 and not call.kwargs:
+        env[call.name] = env[held[0]]  # as the plain model's value is contiguous already
+        contiguous.add(call.name)
+        return
+    if not call.blind:
+        for name in held:
+            _settle(env, contiguous, name)
+    value = run_native(call, model, env)
+    env[call.name] = value
+    if held and call.blind and isinstance(value, torch.Tensor) and value.dim() == 4:
+        contiguous.add(call.name)
+
+
+def _settle(env: dict[str, Any], contiguous: set[str], name: str) -> None:
+    """Gives a value the memory format that it has in the plain model, under all of its names."""
+    contiguous.discard(name)
+    value = env.get(name)
+    if not isinstance(value, torch.Tensor):
+        return
+    settled = made_contiguous(value)
+    for other, same in env.items():
+        if same is value:
+            env[other] = settled
+            contiguous.discard(other)
 
 
 def _own(env: dict[str, Any], name: str | None) -> None:
@@ -325,18 +281,21 @@ def _own(env: dict[str, Any], name: str | None) -> None:
             env[other] = copied
 
 
+def _form(result: Any, outputs: Sequence[Any]) -> Any:
+    """A result of the form that the model's code gave it."""
+    if isinstance(result, Output):
+        return outputs[result.index]
+    if is_sequence(result):
+        return rebuilt(result, [_form(item, outputs) for item in result])
+    if is_mapping(result):
+        return type(result)([(key, _form(item, outputs)) for key, item in result.items()])
+    return result
+
+
 def _reads(step: Step) -> list[str]:
     """Names of the values that a step needs."""
     if not isinstance(step, ProgramStep):
         return [node.name for node in step.node.all_input_nodes]
     arguments = [p.name for p in step.parameters if isinstance(p, NodeParameter)]
-    return [*(node.name for node in step.inputs), *arguments]
-
-
-def _run_native(call: _NativeCall, model: nn.Module, env: dict[str, Any]) -> Any:
-    args, kwargs = _fill(call.args, env), _fill(call.kwargs, env)
-    if call.op == "call_module":
-        return model.get_submodule(str(call.target))(*args, **kwargs)
-    if call.op == "call_method":
-        return getattr(args[0], str(call.target))(*args[1:], **kwargs)
-    return call.target(*args, **kwargs)
+    of_nodes = [source.name for node in step.all_nodes for source in node.all_input_nodes]
+    return [*(node.name for node in step.inputs), *arguments, *of_nodes]

@@ -5,12 +5,17 @@ from __future__ import annotations
 from torch import fx, nn
 
 from resfuse.lowering.functions import describe_call
-from resfuse.lowering.modules import describe_module
+from resfuse.lowering.modules import describe_module, is_random
 from resfuse.lowering.op import Op, Unsupported
+
+# Modules without a fused form whose results are tensors of their own.
+_OWNERS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.Upsample, nn.MaxPool2d, nn.AvgPool2d)
 
 
 def describe(node: fx.Node, model: nn.Module) -> Op | Unsupported:
     """A call node as an `Op`, or why it stays native."""
+    if "native" in node.meta:
+        return Unsupported(f"its code {node.meta['native']}")
     if node.op == "call_module":
         op = describe_module(node, model.get_submodule(str(node.target)))
     elif node.op in ("call_function", "call_method"):
@@ -27,6 +32,10 @@ def _owns(node: fx.Node, model: nn.Module) -> bool:
     if len(node.users) > 1 or node.op in ("placeholder", "get_attr"):
         return False
     op = describe(node, model)
-    if isinstance(op, Unsupported):
-        return node.op == "call_module"  # a function may return a view of what it was given
+    if isinstance(op, Unsupported):  # which may return a view of what it was given, or that itself
+        if node.op != "call_module" or "native" in node.meta:
+            return False
+        module = model.get_submodule(str(node.target))
+        passes_through = is_random(module) and isinstance(node.args[0], fx.Node)
+        return type(module) in _OWNERS or (passes_through and _owns(node.args[0], model))
     return op.kind != "flatten" or _owns(op.inputs[0], model)

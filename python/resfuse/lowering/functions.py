@@ -176,10 +176,6 @@ def _dropout(call: Call) -> Op | Unsupported:
     return Unsupported("drops at random")
 
 
-def _identity(call: Call) -> Op | Unsupported:
-    return Op("identity", call.inputs)
-
-
 def _gelu(call: Call) -> Op | Unsupported:
     if call.get("approximate", "none") != "none":
         return Unsupported("GELU by tanh has no fused form")
@@ -244,7 +240,6 @@ _enter(_names("input dim _stacklevel dtype"), _softmax, F.softmax)
 _enter(_names("input dim dtype"), _softmax, torch.softmax, "softmax", aten.softmax.int)
 _enter(_names("input p training inplace"), _dropout, F.dropout, F.dropout2d)
 _enter(_names("input p training"), _dropout, aten.dropout.default, torch.dropout)
-_enter(_names("input"), _identity, "contiguous")
 _enter(_names("input approximate"), _gelu, F.gelu, aten.gelu.default)
 _enter(_BOTH, _two_tensors("add", False), operator.add, torch.add, "add", aten.add.Tensor)
 _enter(_BOTH, _two_tensors("add", True), operator.iadd, "add_", aten.add_.Tensor)

@@ -32,6 +32,18 @@ def _parameter(path: str, module: nn.Module, name: str) -> ParameterPath | None:
     return None if getattr(module, name, None) is None else ParameterPath(path, name)
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module computes what its library's code says: nobody has patched its forward or its class's."""
+    if "forward" in vars(module):
+        return False
+    for name in ("forward", "_conv_forward"):
+        function = getattr(type(module), name, None)
+        library = str(getattr(function, "__module__", "")).split(".")[0]
+        if function is not None and library not in ("torch", "torchvision", "timm", "resfuse"):
+            return False
+    return True
+
+
 def activation_of(module: nn.Module) -> tuple[str, float] | str:
     """An activation module's name and slope, or why it has no fused form."""
     kind = type(module)
@@ -63,7 +75,7 @@ def _conv(module: nn.Module, path: str, inputs: tuple[fx.Node, ...], same: bool 
         None if same else pads(module.padding, kernel_size, dilation),
         module.groups,
     )
-    return Op("conv", inputs, (path,), path, conv=conv)
+    return Op("conv", inputs, path, conv=conv)
 
 
 def _conv_same(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
@@ -74,7 +86,7 @@ def _linear(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | U
     assert isinstance(module, nn.Linear)
     bias = _parameter(path, module, "bias")
     conv = Conv(module.in_features, module.out_features, ParameterPath(path, "weight"), bias, linear=True)
-    return Op("conv", inputs, (path,), path, conv=conv)
+    return Op("conv", inputs, path, conv=conv)
 
 
 def _batch_norm(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
@@ -84,7 +96,7 @@ def _batch_norm(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op
         return Unsupported("batch norm without running statistics")
     weight, bias = _parameter(path, module, "weight"), _parameter(path, module, "bias")
     norm = Norm(module.num_features, weight, bias, mean, variance, module.eps, path)
-    return Op("batch_norm", inputs, (path,), path, norm=norm)
+    return Op("batch_norm", inputs, path, norm=norm)
 
 
 def _frozen_batch_norm(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
@@ -94,7 +106,7 @@ def _frozen_batch_norm(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]
     names = ("weight", "bias", "running_mean", "running_var")
     weight, bias, mean, variance = (ParameterPath(path, name) for name in names)
     norm = Norm(int(channels), weight, bias, mean, variance, float(module.eps))  # type: ignore[arg-type]
-    return Op("batch_norm", inputs, (path,), path, norm=norm)
+    return Op("batch_norm", inputs, path, norm=norm)
 
 
 def _with_activation(describe: _Describe) -> _Describe:
@@ -114,7 +126,6 @@ def _with_activation(describe: _Describe) -> _Describe:
         return Op(
             "batch_norm",
             inputs,
-            (path, f"{path}.act", f"{path}.drop"),
             path,
             norm=op.norm,
             activation=name,
@@ -127,14 +138,14 @@ def _with_activation(describe: _Describe) -> _Describe:
 def softmax(inputs: tuple[fx.Node, ...], path: str, dim: Any) -> Op | Unsupported:
     """Of a module ("" for a call), over channels."""
     if dim in (1, -1):
-        return Op("activation", inputs, (path,) if path else (), path, activation="softmax")
+        return Op("activation", inputs, path, activation="softmax")
     return Unsupported(f"softmax over dimension {dim}, want 1")
 
 
 def _flatten(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
     assert isinstance(module, nn.Flatten)
     if (module.start_dim, module.end_dim) == (1, -1):
-        return Op("flatten", inputs, (path,), path)
+        return Op("flatten", inputs, path)
     return Unsupported(f"flattens dimensions {module.start_dim} to {module.end_dim}, want 1 to -1")
 
 
@@ -154,7 +165,7 @@ def _max_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...], same: b
     pool = {**_window(module), "dilation": pair(module.dilation)}
     if same:
         pool["padding"] = None
-    return Op("max_pool", inputs, (path,), path, pool=pool)
+    return Op("max_pool", inputs, path, pool=pool)
 
 
 def _max_pool_same(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
@@ -166,18 +177,25 @@ def _avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op |
     if module.divisor_override is not None:
         return Unsupported("average pool with a divisor of its own")
     pool = {**_window(module), "count_include_pad": module.count_include_pad}
-    return Op("avg_pool", inputs, (path,), path, pool=pool)
+    return Op("avg_pool", inputs, path, pool=pool)
 
 
 def _adaptive_avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
     assert isinstance(module, nn.AdaptiveAvgPool2d)
     if is_global(module.output_size):
-        return Op("global_avg_pool", inputs, (path,), path)
+        return Op("global_avg_pool", inputs, path)
     return Unsupported(f"adaptive average pool to {module.output_size}, want 1 x 1")
 
 
+def _fast_avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    """timm's: a mean over given dimensions."""
+    if tuple(getattr(module, "dim", ())) != (2, 3):
+        return Unsupported("averages over other dimensions than rows and columns")
+    return Op("global_avg_pool", inputs, path, keepdim=getattr(module, "flatten", False) is not True)
+
+
 def _identity(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
-    return Op("identity", inputs, (path,), path)
+    return Op("identity", inputs, path)
 
 
 def _random(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
@@ -207,6 +225,7 @@ _FOREIGN: dict[str, _Describe] = {
     "timm.FrozenBatchNormAct2d": _with_activation(_frozen_batch_norm),
     "timm.FrozenBatchNorm2d": _frozen_batch_norm,
     "torchvision.FrozenBatchNorm2d": _frozen_batch_norm,
+    "timm.FastAdaptiveAvgPool": _fast_avg_pool,
     "timm.DropPath": _random,
     "timm.DropBlock2d": _random,
     "torchvision.StochasticDepth": _random,
@@ -223,7 +242,7 @@ def _describer(module: nn.Module) -> _Describe | None:
 
 
 def is_random(module: nn.Module) -> bool:
-    """Whether a leaf does something else in train mode than in eval mode, which a program cannot follow."""
+    """Whether a leaf drops values at random in train mode, and in eval mode returns what it was given."""
     return _describer(module) is _random
 
 
@@ -234,14 +253,16 @@ def describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
         return Unsupported("called with more than one argument")
     if "parametrizations" in module._modules:
         return Unsupported("has parametrized weights, which are computed at each call")
-    if module._forward_hooks or module._forward_pre_hooks:
-        return Unsupported("has forward hooks, which must see its tensors")
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return Unsupported("has hooks, which must see its tensors")
+    if not has_own_forward(module):
+        return Unsupported("its forward was replaced")
     inputs = (node.args[0],)
     describe = _describer(module)
     if describe is not None:
         return describe(module, path, inputs)
     if isinstance(module, FusedPool):
-        return Op("global_avg_pool", inputs, (path,), path, keepdim=module.keepdim)
+        return Op("global_avg_pool", inputs, path, keepdim=module.keepdim)
     if type(module) is nn.Softmax:
         return softmax(inputs, path, module.dim)
     activation = activation_of(module)
@@ -249,4 +270,4 @@ def describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
         return Unsupported(activation)
     name, slope = activation
     inplace = bool(getattr(module, "inplace", False))
-    return Op("activation", inputs, (path,), path, activation=name, slope=slope, inplace=inplace)
+    return Op("activation", inputs, path, activation=name, slope=slope, inplace=inplace)

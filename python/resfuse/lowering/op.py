@@ -66,11 +66,10 @@ class Norm:
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """A node that a program can compute: the nodes that it reads, and the modules that it stands for."""
+    """A node that a program can compute, and the nodes that it reads."""
 
     kind: str  # conv, batch_norm, activation, add, multiply, max_pool, avg_pool, global_avg_pool, flatten, identity
     inputs: tuple[fx.Node, ...]
-    modules: tuple[str, ...] = ()
     name: str = ""
     conv: Conv | None = None
     norm: Norm | None = None

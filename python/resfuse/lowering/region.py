@@ -102,7 +102,6 @@ class Region:
         self._values: dict[fx.Node, _Value] = {}
         self._inputs: dict[fx.Node, _Buffer] = {}
         self._emitted: list[_Emitted] = []
-        self._modules: list[str] = []
         self.nodes: list[fx.Node] = []
 
     def add(self, node: fx.Node, op: Op) -> str | None:
@@ -110,7 +109,6 @@ class Region:
         reason = getattr(self, f"_add_{op.kind}")(node, op)
         if reason is None:
             self.nodes.append(node)
-            self._modules += op.modules
         return reason  # type: ignore[no-any-return]
 
     def is_independent_of(self, node: fx.Node) -> bool:
@@ -332,7 +330,7 @@ class Region:
             parameters=tuple(parameters),
             norms=tuple(_mode(e.pending.norm if e.pending else None) for e in self._emitted),
             nodes=tuple(e.node for e in self._emitted),
-            modules=tuple(dict.fromkeys(self._modules)),
+            all_nodes=tuple(self.nodes),
         )
 
     def _layer(self, e: _Emitted, numbers: dict[_Buffer, int], parameters: list[Parameter]) -> LayerSpec:

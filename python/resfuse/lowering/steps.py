@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from typing import TYPE_CHECKING
+
 from torch import fx
 
 from resfuse.runtime.spec import ProgramSpec
+
+if TYPE_CHECKING:
+    from resfuse.capture.tracer import Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +50,7 @@ class ProgramStep:
     parameters: tuple[ParameterPath | NodeParameter, ...]
     norms: tuple[NormMode | None, ...]  # one for each layer
     nodes: tuple[fx.Node, ...]
-    modules: tuple[str, ...]  # paths of all modules that it stands for
+    all_nodes: tuple[fx.Node, ...]  # that it stands for, in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +66,11 @@ Step = ProgramStep | NativeStep
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A model's graph and the steps that compute it."""
+    """A model's graph for calls of one pattern, and the steps that compute it."""
 
     graph: fx.Graph
     steps: tuple[Step, ...]
-    # Where the graph depends on train modes (stochastic depth, say): the mode of each module whose code was traced.
-    modes: tuple[tuple[str, bool], ...] = ()
-    passed: tuple[str, ...] = ()  # modules that do nothing and are no node of the graph
+    trace: Trace | None = None  # None: of a graph that others traced
 
     @property
     def programs(self) -> list[ProgramStep]:

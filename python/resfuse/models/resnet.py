@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,6 +118,13 @@ class ResNet(nn.Module):
         """[N, in_channels, H, W] -> [N, num_classes]."""
         out: torch.Tensor = self.head_activation(self.logits(x))
         return out
+
+    def __prepare_scriptable__(self) -> nn.Sequential:
+        """For ``torch.jit.script``, which knows no attributes by computed names: the same modules one after the other."""
+        stages = [f"layer{stage}" for stage in range(1, self._stages + 1)]
+        names = ["conv1", "bn1", "relu", "maxpool", *stages, "avgpool", "flatten", "fc", "head_activation"]
+        flatten = nn.Flatten(1)
+        return nn.Sequential(OrderedDict((name, flatten if name == "flatten" else getattr(self, name)) for name in names))
 
 
 def resnet18(**options: Any) -> ResNet:

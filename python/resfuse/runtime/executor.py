@@ -16,6 +16,7 @@ import torch
 
 from resfuse import _core
 from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.views import view
 from resfuse.runtime.weights import WeightCache
 
 _MOST_PLANS = 64
@@ -162,7 +163,7 @@ class Executor:
         if inputs[0].shape[0] > 0:
             weights = self._weights.entry(parameters).current(parameters, call.plan)
             records = _records.get()
-            arrays = [x.detach().numpy() for x in inputs], [_four_dimensional(y.numpy()) for y in outputs]
+            arrays = [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
             seconds = call.plan.run(weights, *arrays, profile=records is not None)
             if records is not None:
                 records.append(RunRecord(self.spec, call.plan, seconds))
@@ -178,7 +179,7 @@ class Executor:
             weights = _core.WeightSet(self._program)
             weights.set(0, weight, [], bias)
             call.plan.prepare(weights)
-            call.plan.run(weights, [x.detach().numpy() for x in inputs], [y.numpy()])
+            call.plan.run(weights, [view(x) for x in inputs], [view(y)])
         return y
 
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:

@@ -1,4 +1,8 @@
-"""Parameters as the core sees them."""
+"""Tensors as the core sees them: arrays over their memory.
+
+``Tensor.numpy`` would forbid for ever to resize a tensor's storage. FSDP frees parameters by resizing theirs, and users
+fill tensors of theirs again with ``out=``.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+_CODES = {torch.float32: "<f4", torch.float64: "<f8", torch.uint8: "|u1"}
+
+
+class _Memory:
+    """What NumPy asks of an object whose memory it may share."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        size = tensor.element_size()
+        self.tensor = tensor  # the array holds this object, and so the memory
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "strides": tuple([stride * size for stride in tensor.stride()]),
+            "typestr": _CODES[tensor.dtype],
+        }
+
 
 def view(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """An array over a tensor's memory, to be read.
-
-    ``Tensor.numpy`` would forbid for ever to resize the tensor's storage, and FSDP frees parameters by resizing theirs.
+    """A writable array over the memory of a CPU tensor of any strides; over a copy's where its values are lazily
+    negated.
     """
-    array: npt.NDArray[Any] = np.from_dlpack(tensor.detach())
-    return array
+    return np.asarray(_Memory(tensor.resolve_neg()))

@@ -82,7 +82,7 @@ def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         return mean, variance
     mean, variance = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
-    _core.norm_statistics(dense(x).numpy(), mean.numpy(), variance.numpy(), torch.get_num_threads())
+    _core.norm_statistics(view(dense(x)), view(mean), view(variance), torch.get_num_threads())
     return mean, variance
 
 
@@ -104,13 +104,13 @@ def apply(x: torch.Tensor, residual: Maybe, norm: Norm, relu: bool) -> torch.Ten
         return y.relu() if relu else y
     y = empty(x.shape)
     _core.norm_forward(
-        dense(x).numpy(),
-        None if residual is None else dense(residual).numpy(),
+        view(dense(x)),
+        None if residual is None else view(dense(residual)),
         view(norm.mean),
-        norm.scale.numpy(),
+        view(norm.scale),
         view(norm.shift.contiguous()),
         relu,
-        y.numpy(),
+        view(y),
         torch.get_num_threads(),
     )
     return y
@@ -149,19 +149,19 @@ def backward(
         residual = grad if overwrite or not relu else empty(x.shape)
     dx = grad if overwrite and residual is not grad else empty(x.shape)
     _core.norm_backward(
-        grad.numpy(),
-        dense(y).numpy() if relu and y is not None else None,
-        norm.scale.numpy() if computed else None,
+        view(grad),
+        view(dense(y)) if relu and y is not None else None,
+        view(norm.scale) if computed else None,
         view(norm.shift.contiguous()) if computed else None,
-        x.numpy(),
+        view(x),
         view(norm.mean),
-        norm.inverse_deviation.numpy(),
+        view(norm.inverse_deviation),
         None if norm.weight is None else view(norm.weight.contiguous()),
         norm.batch_statistics,
-        dx.numpy(),
-        residual.numpy() if residual is not None and relu else None,
-        dweight.numpy(),
-        dbias.numpy(),
+        view(dx),
+        view(residual) if residual is not None and relu else None,
+        view(dweight),
+        view(dbias),
         torch.get_num_threads(),
     )
     return Gradients(dx, residual, dweight, dbias)

@@ -44,7 +44,7 @@ def weight_gradient(
         return _torch_backward(grad, x, weight, layer, padding, 1)
     dw = torch.empty_like(weight)
     _core.weight_gradient(
-        dense(x).numpy(), dense(grad).numpy(), dw.numpy(), layer.stride, layer.dilation, padding, layer.algorithm,
+        view(dense(x)), view(dense(grad)), view(dw), layer.stride, layer.dilation, padding, layer.algorithm,
         torch.get_num_threads(),
     )  # fmt: skip
     return dw
@@ -57,7 +57,7 @@ def input_gradient(
     if grad.dtype is torch.float32 and layer.groups == 1 and layer.dilation == (1, 1) and layer.stride != (1, 1):
         dx = empty(like.shape) if more is None else dense(more)
         _core.input_gradient(
-            dense(grad).numpy(), view(weight), dx.numpy(), more is not None, layer.stride, padding,
+            view(dense(grad)), view(weight), view(dx), more is not None, layer.stride, padding,
             torch.get_num_threads(),
         )  # fmt: skip
         return dx

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from resfuse import _core
 from resfuse.runtime.spec import MaxPoolSpec
+from resfuse.runtime.views import view
 from resfuse.training.memory import dense, empty
 
 Pads = tuple[int, int, int, int]  # top, left, bottom, right
@@ -27,7 +28,7 @@ def forward(
     if x.dtype is torch.float32 and x.numel() > 0:
         y = empty(shape)
         _core.max_pool_forward(
-            dense(x).numpy(), y.numpy(), taps.numpy(), layer.kernel_size, layer.stride, padding,
+            view(dense(x)), view(y), view(taps), layer.kernel_size, layer.stride, padding,
             layer.ceil_mode, torch.get_num_threads(),
         )  # fmt: skip
         return y, taps
@@ -42,7 +43,7 @@ def backward(
     if grad.dtype is torch.float32 and grad.numel() > 0:
         dx = empty(like.shape)
         _core.max_pool_backward(
-            dense(grad).numpy(), dense(taps).numpy(), dx.numpy(), layer.kernel_size, layer.stride,
+            view(dense(grad)), view(dense(taps)), view(dx), layer.kernel_size, layer.stride,
             padding, layer.ceil_mode, torch.get_num_threads(),
         )  # fmt: skip
         return dx

@@ -1,0 +1,1 @@
+"""What a module computes, and what that assumed of its Python state."""

@@ -1,0 +1,144 @@
+"""The graphs of one fused model: one for each pattern of arguments and each state of its Python objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from resfuse.capture.arguments import Key, read_arguments, replaced
+from resfuse.capture.assumptions import ABSENT, FAILS, USUAL, Assumptions, Difference
+from resfuse.errors import UnsupportedModelError
+from resfuse.lowering.binding import Binding
+from resfuse.lowering.lower import lower
+from resfuse.lowering.steps import Lowered
+
+_MOST_GRAPHS = 8
+_FREE_LOWERINGS = 32  # before a model whose state changes all the time runs natively
+_CALLS_A_LOWERING = 8
+
+
+class Graph:
+    """What a model computes for calls of one pattern while its assumptions hold."""
+
+    def __init__(self, key: Key, assumptions: Assumptions, binding: Binding | None, reason: str = "") -> None:
+        self.key = key
+        self.assumptions = assumptions
+        self.binding = binding  # None: it cannot be traced
+        self.reason = reason
+        self.always_trains = binding is not None and binding.always_trains
+        for norm in [] if binding is None else binding.norm_modules():
+            assumptions.usually(vars(norm), "training", False)
+        assumptions.watch()
+
+    def unchanged(self) -> bool:
+        """Whether its assumptions hold, in Python that Dynamo can read and guard."""
+        held, absent, empty = self.assumptions.for_dynamo()
+        for holder, name, value in held:
+            if holder.get(name, ABSENT) is not value:
+                return False
+        for holder, name in absent:
+            if name in holder:
+                return False
+        return not any([len(hooks) > 0 for hooks in empty])
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Arguments like those of a call, without its tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Graphs:
+    """Keeps a few graphs, the one used last first."""
+
+    def __init__(self, model: nn.Module, algorithm: str, lowered: Lowered | None = None) -> None:
+        self._algorithm = algorithm
+        self.kept: list[Graph] = []
+        self._example: Example | None = None
+        self._lowerings = 0
+        self._calls = 0
+        self.changed: str | None = None  # what the last new graph was made for
+        if lowered is not None and lowered.trace is not None:
+            self._keep(Graph(lowered.trace.key, lowered.trace.assumptions, Binding(lowered, model)))
+
+    def find(self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Graph, int]:
+        """The graph for a call, made if there is none, and what its assumptions' check said."""
+        self._calls += 1
+        found: list[Difference] = []
+        for graph in list(self.kept):
+            if graph.key != key:
+                continue
+            state = graph.assumptions.check()
+            if state != FAILS:
+                if graph is not self.kept[0]:
+                    self.kept.remove(graph)
+                    self.kept.insert(0, graph)
+                return graph, state
+            differences = graph.assumptions.differences()
+            found = found or differences
+            if any(difference.structural for difference in differences):
+                self.kept.remove(graph)  # and the modules that it was made for
+        if found:
+            self.changed = found[0].what
+        if self._lowerings >= _FREE_LOWERINGS + self._calls // _CALLS_A_LOWERING:
+            return Graph(key, Assumptions(model), None, f"its state changes from call to call ({self.changed})"), FAILS
+        graph = self._make(model, key, args, kwargs)
+        self._keep(graph)
+        return graph, graph.assumptions.check()
+
+    def _make(self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
+        self._lowerings += 1
+        _, values = read_arguments(args, kwargs)
+        empty = [torch.empty(0) if isinstance(value, torch.Tensor) else value for value in values]
+        seen: list[Any] = []
+        example = Example(
+            tuple(replaced(value, seen, empty) for value in args),
+            {name: replaced(value, seen, empty) for name, value in kwargs.items()},
+        )
+        if not any(value is kept for value in values for kept in empty):
+            self._example = example  # objects of a call are not kept
+        try:
+            lowered = lower(model, self._algorithm, example.args, example.kwargs)
+        except UnsupportedModelError as error:
+            assumptions = error.assumptions or Assumptions(model)
+            return Graph(key, assumptions, None, str(error))
+        assert lowered.trace is not None
+        return Graph(key, lowered.trace.assumptions, Binding(lowered, model))
+
+    def _keep(self, graph: Graph) -> None:
+        self.kept.insert(0, graph)
+        del self.kept[_MOST_GRAPHS:]
+
+    def present(self, model: nn.Module) -> Graph:
+        """The graph for calls like the last one, with the model as it is now."""
+        example = self._example
+        if example is None:
+            for graph in self.kept:
+                if graph.assumptions.check() != FAILS:
+                    return graph
+            try:
+                lowered = lower(model, self._algorithm)
+            except UnsupportedModelError as error:
+                return Graph((), error.assumptions or Assumptions(model), None, str(error))
+            assert lowered.trace is not None
+            graph = Graph(lowered.trace.key, lowered.trace.assumptions, Binding(lowered, model))
+            self._keep(graph)
+            return graph
+        key, _ = read_arguments(example.args, example.kwargs)
+        return self.find(model, key, example.args, example.kwargs)[0]
+
+    def bindings(self) -> Sequence[Binding]:
+        """Of all graphs that are kept."""
+        return [graph.binding for graph in self.kept if graph.binding is not None]
+
+    def trains(self, graph: Graph, state: int) -> bool:
+        """Whether a batch norm of a graph takes its statistics from the batch."""
+        if state == USUAL:
+            return graph.always_trains
+        return graph.binding is not None and graph.binding.trains()

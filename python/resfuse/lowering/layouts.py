@@ -1,0 +1,113 @@
+"""Memory formats: what the plain model would have returned, and which nodes can tell.
+
+Programs write feature maps in channels_last memory. Where torch's own layers would have written contiguous memory, such
+a tensor is handed on as it is through nodes whose results do not depend on it, and made contiguous before any other
+node, or the caller, can see it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from resfuse.lowering.modules import qualified_name
+from resfuse.runtime.spec import ConvSpec, ProgramSpec
+
+# Modules and functions that compute the same from either format, and whose results have the format of what they read.
+_BLIND_MODULES = (
+    nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.Upsample, nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU,
+    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Softplus, nn.Identity,
+    nn.ZeroPad2d,
+)  # fmt: skip
+_BLIND_FOREIGN = ("timm.DropPath", "torchvision.StochasticDepth", "timm.BatchNormAct2d", "torchvision.FrozenBatchNorm2d")
+_BLIND_FUNCTIONS = frozenset({
+    torch.cat, torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.mul, torch.sub, torch.max_pool2d,
+    torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d, F.interpolate, F.relu, F.relu6, F.silu, F.gelu,
+    F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.max_pool2d, F.avg_pool2d,
+    F.adaptive_avg_pool2d, F.batch_norm, F.group_norm, F.pad,
+    operator.add, operator.mul, operator.sub, operator.iadd, operator.imul, operator.isub,
+})  # fmt: skip
+_BLIND_METHODS = frozenset(
+    {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "add", "add_", "mul", "mul_", "sub", "sub_", "size", "dim", "numel"}
+)
+_BLIND_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "layout")
+
+
+def is_blind(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a node computes the same from either format, and hands the format on."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        known = type(module) in _BLIND_MODULES or qualified_name(module) in _BLIND_FOREIGN
+        return known and not hooked and "forward" not in vars(module) and not getattr(module, "return_indices", False)
+    if node.target is getattr:
+        return node.args[1] in _BLIND_ATTRIBUTES
+    if node.op == "call_method":
+        return node.target in _BLIND_METHODS
+    blind = node.target in _BLIND_FUNCTIONS or getattr(node.target, "__name__", "") == "boolean_dispatch"
+    return blind and not node.kwargs.get("return_indices", False)
+
+
+def suggests_channels_last(shape: Sequence[Any], strides: Sequence[Any]) -> bool:
+    """``Tensor::suggest_memory_format`` of torch: whether torch takes strides for those of channels_last memory."""
+    if len(shape) != 4 or strides[1] == 0:
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if shape[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
+            return False
+        least = strides[d] * shape[d] if shape[d] > 1 else strides[d]
+    return True
+
+
+def plain_formats(spec: ProgramSpec, inputs: Sequence[bool], weights: Sequence[bool]) -> list[bool]:
+    """For each buffer of a program, whether torch's own layers would have written it in channels_last memory.
+
+    Args:
+        spec: the program.
+        inputs: the same of its inputs.
+        weights: for each layer, whether it has weights in channels_last memory.
+    """
+    formats = list(inputs)
+    for layer, weight in zip(spec.layers, weights, strict=True):
+        formats.append(formats[layer.input] or weight)
+    return formats
+
+
+def contiguous_outputs(
+    spec: ProgramSpec, inputs: Sequence[torch.Tensor], contiguous: Sequence[bool], parameters: Sequence[torch.Tensor]
+) -> list[int]:
+    """Which of a program's outputs torch's own layers would have returned as contiguous.
+
+    Args:
+        spec: the program.
+        inputs: its inputs.
+        contiguous: of each, whether it would be contiguous in the plain model, whatever it is here.
+        parameters: its parameters.
+    """
+    sources = [
+        not plain and suggests_channels_last(x.shape, x.stride()) for x, plain in zip(inputs, contiguous, strict=True)
+    ]
+    weights = [
+        isinstance(layer, ConvSpec)
+        and parameters[layer.weight].dim() == 4
+        and suggests_channels_last(parameters[layer.weight].shape, parameters[layer.weight].stride())
+        for layer in spec.layers
+    ]
+    formats = plain_formats(spec, sources, weights)
+    return [i for i, output in enumerate(spec.outputs) if output.rank == 4 and not formats[output.buffer]]
+
+
+def made_contiguous(x: torch.Tensor) -> torch.Tensor:
+    """A tensor in contiguous memory, with the strides that torch gives such a tensor."""
+    y = x.contiguous()
+    # One channel or one pixel: contiguous in either format, but for the strides of dimensions of size 1.
+    return y if y.stride(1) == y.shape[2] * y.shape[3] else y.flatten().view(y.shape)
+
+
