@@ -36,14 +36,14 @@ class Graph:
 
     def unchanged(self) -> bool:
         """Whether its assumptions hold, in Python that Dynamo can read and guard."""
-        held, absent, empty = self.assumptions.for_dynamo()
+        plain, held, absent = self.assumptions.for_dynamo()
+        for holder, name, value in plain:  # Dynamo makes numbers and tuples anew
+            if holder.get(name, ABSENT) != value:
+                return False
         for holder, name, value in held:
             if holder.get(name, ABSENT) is not value:
                 return False
-        for holder, name in absent:
-            if name in holder:
-                return False
-        return not any([len(hooks) > 0 for hooks in empty])
+        return not any([name in holder for holder, name in absent])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Assumptions:
         container = value if isinstance(value, (list, dict)) else getattr(value, "__dict__", None)
         if not isinstance(container, (list, dict)) or type(value).__module__.split(".")[0] in ("torch", "logging"):
             return
-        if id(container) in self._contents or len(self._contents) >= _MOST_CONTAINERS:
+        if id(container) in self._contents or id(container) in self._empty or len(self._contents) >= _MOST_CONTAINERS:
             return
         copy = list(container) if isinstance(container, list) else dict(container)
         self._contents[id(container)] = container, copy
@@ -161,7 +161,9 @@ class Assumptions:
 
     def watch(self) -> None:
         """Begins to watch, when all facts are there."""
-        self._plain = list(self._held.values()), list(self._absent.values()), list(self._empty.values())
+        plain = [item for item in self._held.values() if type(item[2]) in (*PLAIN_TYPES, tuple, torch.Size)]
+        others = [item for item in self._held.values() if type(item[2]) not in (*PLAIN_TYPES, tuple, torch.Size)]
+        self._plain = plain, others, [item for item in self._absent.values() if item[1] == "forward"]
         self._watch = _core.StateWatch(
             list(self._held.values()),
             list(self._absent.values()),
@@ -224,7 +226,9 @@ class Assumptions:
         return found
 
     def for_dynamo(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Items and their values, items that are not there and empty dictionaries, to be read in plain Python."""
+        """Items with numbers and the like, items with other values, and instances whose forward nobody patched: to be
+        read in plain Python. Hooks are not in it, which Dynamo does not guard in plain models either.
+        """
         return self._plain
 
     def _name(self, holder: dict[Any, Any], key: Any) -> str:

@@ -36,14 +36,15 @@ def global_avg_pool2d(x: torch.Tensor, keepdim: bool = True) -> torch.Tensor:
         ValueError: another number of dimensions, no channels, or no pixels.
         NotImplementedError: ``x`` is on a device other than the CPU (or meta).
     """
-    if not torch.compiler.is_compiling() and isinstance(x, torch.Tensor):
+    traced = isinstance(x, torch.fx.Proxy)  # which may say that it is a tensor
+    if not traced and not torch.compiler.is_compiling() and isinstance(x, torch.Tensor):
         if pooling.is_plain(x):  # the dispatcher would cost several times a small tensor's pooling
             if x.requires_grad and torch.is_grad_enabled():
                 return apply_once(GlobalAvgPool2dFunction, x, keepdim)
             return pooling.forward(x, keepdim)
         elif x.layout is not torch.strided or x.is_quantized:
             pooling.check_input(x)
-    elif not isinstance(x, torch.fx.Proxy):
+    elif not traced:
         require_tensor("x", x)
     result: torch.Tensor = _global_avg_pool2d(x, keepdim)
     return result
