@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import inspect
 import random
 import sys
 import threading
@@ -53,6 +54,7 @@ class Recorder:
         self._overlay: dict[tuple[int, str], Any] = {}
         self._readers: dict[tuple[int, Any], str] = {}
         self._code: set[int] = set()
+        self._library: set[int] = set()
 
     def mine(self) -> bool:
         """Whether the thread that asks is the one that traces."""
@@ -68,6 +70,7 @@ class Recorder:
         """A module is called: its class and its forward matter, and that it has no hooks."""
         self.assumptions.is_class(module)
         self._attribute_of_class(module, "forward")
+        self._library_code(inspect.unwrap(type(module).forward))
         for name in _HOOKS:
             hooks = vars(module).get(name)
             if isinstance(hooks, dict) and not hooks:
@@ -205,6 +208,18 @@ class Recorder:
                 self._global(function.__globals__, first, attributes)
         self.saw_code(getattr(function, "__wrapped__", None))
 
+    def _library_code(self, function: Any) -> None:
+        """The functions that a library's layer calls: they may be patched, too."""
+        if not isinstance(function, types.FunctionType) or id(function) in self._library:
+            return
+        self._library.add(id(function))
+        if not function.__code__.co_filename.startswith(_TORCH):
+            self.saw_code(function)
+            return
+        for first, *attributes in globals_read(function.__code__):
+            if first in ("F", "torch") and first in function.__globals__:
+                self._global(function.__globals__, first, attributes)
+
     def _global(self, holder: dict[str, Any], name: str, attributes: list[str]) -> None:
         value = holder[name]
         self.assumptions.holds_item(holder, name, value, str(holder.get("__name__", "")))
@@ -259,21 +274,29 @@ class Recorder:
     def no_effects(self) -> Iterator[None]:
         """What code does beside computing tensors is undone, and named as what a graph cannot repeat."""
         state = _RandomState()
-        usual_print = builtins.print
+        usual_print, usual_isinstance = builtins.print, builtins.isinstance
 
         def refuse(*args: Any, **kwargs: Any) -> None:
             if self.mine():
                 raise ViolationError(self.running[-1], "prints")
             usual_print(*args, **kwargs)
 
+        def is_instance(value: Any, kinds: Any) -> bool:
+            # Of a graph's value that is known to be a tensor, the model's code is told so. Not torch's code, which would
+            # hand such a value to C++ as a tensor.
+            kind = vars(value).get("kind") if usual_isinstance(value, fx.Proxy) else None
+            if kind is None or not self.mine() or not _asks_as_user(sys._getframe(1)):
+                return usual_isinstance(value, kinds)
+            return issubclass(kind, kinds) or usual_isinstance(value, kinds)
+
         with _patching:
-            builtins.print = refuse
+            builtins.print, builtins.isinstance = refuse, is_instance
             try:
                 yield
                 if self.assumptions.undo_changes():
                     raise ViolationError(self.running[-1], "changes lists or dictionaries")
             finally:
-                builtins.print = usual_print
+                builtins.print, builtins.isinstance = usual_print, usual_isinstance
                 self.assumptions.undo_changes()
                 state.restore()
 
@@ -307,6 +330,11 @@ class _RandomState:
         torch.set_rng_state(self._torch)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _asks_as_user(frame: types.FrameType) -> bool:
+    code = frame.f_code
+    return not code.co_filename.startswith((_TORCH, _OURS)) or code.co_name == "is_tensor"
 
 
 def _common(a: str, b: str) -> str:

@@ -7,6 +7,7 @@ gradients off, ...) are left whole: one node calls such a module, and it is name
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -91,20 +92,14 @@ _OTHER_RESULTS = frozenset(
 
 
 class _Proxy(fx.Proxy):
-    """A value of the graph; of a tensor it says that it is one, since code asks with isinstance.
+    """A value of the graph.
 
     ``x += y`` and its like are recorded as what they are; torch.fx makes them ``x = x + y``, which aliases do not see.
     """
 
-    kind: type | None = None  # what it is known to be
-
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
-        return type(self) if self.kind is None else self.kind
+    kind: type | None = None  # what it is known to be; for isinstance, see `resfuse.capture.recorder`
 
     def __getattr__(self, k: str) -> Any:
-        if k == "_is_param":
-            return False
         if self.kind is torch.Tensor and not hasattr(torch.Tensor, k):
             raise AttributeError(f"'Tensor' object has no attribute {k!r}")
         return fx.proxy.Attribute(self, k) if k not in _TENSOR_ATTRIBUTES else self._attribute(k)
@@ -205,7 +200,7 @@ class _Tracer(fx.Tracer):
         def call(*_: Any) -> list[Any]:
             recorder = self._recorder
             recorder.enter(self.root)  # type: ignore[arg-type]
-            recorder.saw_code(forward)
+            recorder.saw_code(inspect.unwrap(type(self.root).forward))
             recorder.parameter, recorder.written = self._parameter, self._write
             before = recorder.random_state()
             with recorder.watching():
@@ -331,6 +326,9 @@ def trace(model: nn.Module, args: tuple[Any, ...] | None = None, kwargs: Mapping
         recorder = Recorder(model)
         for name in _GLOBAL_HOOKS:
             hooks = getattr(torch_module, name, None)
+            if isinstance(hooks, dict) and hooks:
+                recorder.assumptions.watch_value(hooks)
+                raise _unsupported(model, "there are global hooks, which must see all modules", recorder)
             if isinstance(hooks, dict):
                 recorder.assumptions.is_empty(hooks)
         tracer = _Tracer(recorder, native)

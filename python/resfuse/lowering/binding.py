@@ -13,7 +13,7 @@ from torch import nn
 from resfuse import _core
 from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
 from resfuse.capture.tracer import Output
-from resfuse.lowering.layouts import contiguous_outputs, made_contiguous
+from resfuse.lowering.layouts import contiguous_outputs, made_contiguous, with_plain_gradient
 from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
@@ -148,6 +148,9 @@ class Binding:
             next(programs) if isinstance(step, ProgramStep) else native_call(step.node, model) for step in lowered.steps
         ]
         self._freed = self._last_uses()
+        # Values whose gradients others may see, in the memory format that these have.
+        self._seen = {*self._placeholders}
+        self._seen |= {step.name for step in self._steps if isinstance(step, NativeCall) and not step.blind}
         self.refusal: str | None = None  # of the last call: why a program could not compute its inputs
 
     @property
@@ -212,6 +215,11 @@ class Binding:
     ) -> bool:  # fmt: skip
         """Whether the program has run; else its nodes have."""
         inputs = [env[name] for name in step.inputs]
+        if run_program is not None and not torch.compiler.is_compiling():
+            inputs = [
+                with_plain_gradient(x) if name in self._seen and name not in contiguous else x
+                for name, x in zip(step.inputs, inputs, strict=True)
+            ]
         try:
             if not all([isinstance(x, torch.Tensor) for x in inputs]):
                 raise RefusedError(f"{step.inputs}: want tensors, got {[type(x).__name__ for x in inputs]}")

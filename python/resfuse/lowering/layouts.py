@@ -111,3 +111,25 @@ def made_contiguous(x: torch.Tensor) -> torch.Tensor:
     return y if y.stride(1) == y.shape[2] * y.shape[3] else y.flatten().view(y.shape)
 
 
+
+
+class _PlainGradient(torch.autograd.Function):
+    """Hands a tensor on, and its gradient back in contiguous memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        return made_contiguous(grad) if grad is not None and grad.dim() == 4 else grad
+
+
+def with_plain_gradient(x: Any) -> Any:
+    """A program's input whose gradient comes in the memory format in which torch's own layers would give it."""
+    if not isinstance(x, torch.Tensor) or not x.requires_grad or x.dim() != 4:
+        return x
+    if not torch.is_grad_enabled() or suggests_channels_last(x.shape, x.stride()):
+        return x
+    return _PlainGradient.apply(x)  # type: ignore[no-untyped-call]

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
+from resfuse.capture.code import globals_read
 from resfuse.layers import Conv2dSame, MaxPool2dSame
 from resfuse.lowering.op import Conv, Norm, Op, Unsupported, pads, pair
 from resfuse.lowering.steps import ParameterPath
@@ -20,6 +22,9 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.LeakyReLU: "leaky_relu",
 }
+
+
+_FUNCTIONS = dict(vars(F))  # as they are before anybody patches them
 
 
 def qualified_name(module: nn.Module) -> str:
@@ -41,7 +46,9 @@ def has_own_forward(module: nn.Module) -> bool:
         library = str(getattr(function, "__module__", "")).split(".")[0]
         if function is not None and library not in ("torch", "torchvision", "timm", "resfuse"):
             return False
-    return True
+    code = getattr(type(module).forward, "__code__", None)
+    called = [] if code is None else [chain[1] for chain in globals_read(code) if chain[0] == "F" and len(chain) > 1]
+    return all(getattr(F, name, None) is _FUNCTIONS.get(name) for name in called)
 
 
 def activation_of(module: nn.Module) -> tuple[str, float] | str:
