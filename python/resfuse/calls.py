@@ -38,9 +38,12 @@ def input_reason(tensors: Sequence[torch.Tensor]) -> str | None:
         return "an input is not a dense float32 tensor on the CPU"
     if not all([type(t) in _PLAIN_TENSORS for t in tensors]):
         return "an input is of a subclass of torch.Tensor"
-    if torch.is_grad_enabled() and any([t.shape[0] == 0 for t in tensors if t.dim() > 0]):
-        return "the batch is empty"
     return None
+
+
+def has_empty_batch(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether there is an input without images, from which nothing can be learnt."""
+    return any([t.shape[0] == 0 for t in tensors if t.dim() > 0])
 
 
 def are_plain(tensors: Sequence[torch.Tensor]) -> bool:

@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from resfuse.arguments import require_choice
-from resfuse.calls import asks_for_gradients, input_reason, tool_reason, train_program
+from resfuse.calls import asks_for_gradients, has_empty_batch, input_reason, tool_reason, train_program
 from resfuse.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import drop_identities, lower_graph
@@ -98,6 +98,8 @@ class CompiledGraph:
         if (tool_reason(read) or input_reason(read)) is not None:
             return self._module(*args)
         learns = self.binding.trains() or asks_for_gradients([a for a in args if isinstance(a, torch.Tensor)])
+        if learns and has_empty_batch([a for a in read if isinstance(a, torch.Tensor)]):
+            return self._module(*args)
         return self.binding.run(self._module, args, train_program if learns else None)
 
 

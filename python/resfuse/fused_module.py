@@ -15,6 +15,7 @@ from resfuse.arguments import require_module
 from resfuse.calls import (
     are_plain,
     asks_for_gradients,
+    has_empty_batch,
     input_reason,
     is_exporting,
     refuse,
@@ -134,6 +135,8 @@ class FusedModule(nn.Module):
             trains = fusion.graphs.trains(graph, state)
             try:
                 runner = self._runner(binding, tensors, trains)
+                if runner is not None and has_empty_batch(tensors):
+                    reason = "the batch is empty"
                 if runner is not None:  # a whole program's weights are checked when they are packed
                     for bound in binding.programs:
                         require_plain(bound.parameters())
