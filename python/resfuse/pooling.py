@@ -11,7 +11,7 @@ from torch import nn
 
 from resfuse.copies import plain_copy
 from resfuse.nn.functional import global_avg_pool2d
-from resfuse.runtime.pooling import is_plain
+from resfuse.runtime.pooling import replaces_torch
 
 
 def is_global(output_size: Any) -> bool:
@@ -29,7 +29,7 @@ class FusedPool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> [N, C, 1, 1] or [N, C]."""
-        if not isinstance(x, torch.Tensor) or not is_plain(x) or x.dim() not in (3, 4) or x.numel() == 0:
+        if not replaces_torch(x):
             return super().forward(x)  # type: ignore[no-any-return]  # for torch's own errors, and for its tools
         return global_avg_pool2d(x, keepdim=self.keepdim)
 

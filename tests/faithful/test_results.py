@@ -28,7 +28,7 @@ class Layers(nn.Module):
         results = []
         for layer in self.layers:
             y = layer(x)
-            if y.shape[1:] == x.shape[1:] if False else isinstance(layer, nn.BatchNorm2d) and self.gate:
+            if isinstance(layer, nn.BatchNorm2d) and self.gate:
                 y = y * torch.sigmoid(y.mean((2, 3), keepdim=True)) + y
             results.append(y)
             x = y
@@ -160,6 +160,9 @@ def test_code_that_can_tell(how: str, layout: str, training: bool) -> None:
 
 class Tagged(torch.Tensor):
     """A subclass without data of its own."""
+
+    def __deepcopy__(self, memo: Any) -> Tagged:
+        return self.clone().as_subclass(Tagged)
 
 
 def test_tensor_subclasses_stay_what_they_are() -> None:

@@ -49,7 +49,7 @@ class BoundProgram:
         kept = {*self.outputs, *(name for name, _ in self.aliases)}
         self.inner = [call.name for call in self.calls if call.name not in kept]
         self.returns_feature_maps = any(output.rank == 4 for output in step.spec.outputs)
-        self._layouts: dict[tuple[Any, ...], list[int]] = {}
+        self._layouts: dict[tuple[Any, ...], list[int] | None] = {}
         # Dynamo reads this table: the usual states are in it from the start.
         self._blocks: dict[tuple[bool, ...], tuple[Block, ...]] = {}
         for training in (False, True):
@@ -87,16 +87,23 @@ class BoundProgram:
     def contiguous_outputs(
         self, inputs: Sequence[torch.Tensor], contiguous: Sequence[bool], parameters: Sequence[torch.Tensor]
     ) -> list[int]:
-        """`resfuse.lowering.layouts.contiguous_outputs` of this program; remembers what it found."""
+        """`resfuse.lowering.layouts.contiguous_outputs` of this program; remembers what it found.
+
+        Raises:
+            RefusedError: the plain model would return other strides than those of a dense memory format.
+        """
         spec = self.step.spec
         if torch.compiler.is_compiling():
-            return contiguous_outputs(spec, inputs, contiguous, parameters)
-        key = (tuple(contiguous), *[(x.shape, x.stride()) for x in inputs], *map(torch.Tensor.stride, parameters))
-        found = self._layouts.get(key)
+            found = contiguous_outputs(spec, inputs, contiguous, parameters)
+        else:
+            key = (tuple(contiguous), *[(x.shape, x.stride()) for x in inputs], *map(torch.Tensor.stride, parameters))
+            if key not in self._layouts:
+                if len(self._layouts) >= _MOST_LAYOUTS:
+                    self._layouts.clear()
+                self._layouts[key] = contiguous_outputs(spec, inputs, contiguous, parameters)
+            found = self._layouts[key]
         if found is None:
-            if len(self._layouts) >= _MOST_LAYOUTS:
-                self._layouts.clear()
-            found = self._layouts[key] = contiguous_outputs(spec, inputs, contiguous, parameters)
+            raise RefusedError("elementwise layers keep an input's strides, which are in no dense memory format")
         return found
 
     def trains(self) -> bool:
@@ -206,6 +213,9 @@ class Binding:
                 contiguous.discard(name)
         for name in list(contiguous):
             _settle(env, contiguous, name)
+        if run_program is not None and not torch.compiler.is_compiling():
+            for name in made:
+                _make_resizable(env, str(name))
         outputs = fill(self._outputs, env)
         return outputs if self._result is None else _form(self._result, outputs)
 
@@ -224,6 +234,9 @@ class Binding:
             if not all([isinstance(x, torch.Tensor) for x in inputs]):
                 raise RefusedError(f"{step.inputs}: want tensors, got {[type(x).__name__ for x in inputs]}")
             parameters = step.parameters(env)
+            plain: list[int] = []
+            if step.returns_feature_maps and all([x.dim() == 4 for x in inputs]):
+                plain = step.contiguous_outputs(inputs, [name in contiguous for name in step.inputs], parameters)
             if run_program is None:
                 results = ops.run_program(inputs, parameters, step.text)
                 if not torch.compiler.is_compiling():
@@ -242,9 +255,7 @@ class Binding:
             return False
         for name, result in zip(step.outputs, results, strict=True):
             env[name] = result
-        if step.returns_feature_maps:
-            plain = [name in contiguous for name in step.inputs]
-            contiguous.update([step.outputs[i] for i in step.contiguous_outputs(inputs, plain, parameters)])
+        contiguous.update([step.outputs[i] for i in plain])
         for name, other in step.aliases:
             env[name] = env[other]
             if other in contiguous:
@@ -298,6 +309,16 @@ def _form(result: Any, outputs: Sequence[Any]) -> Any:
     if is_mapping(result):
         return type(result)([(key, _form(item, outputs)) for key, item in result.items()])
     return result
+
+
+def _make_resizable(env: dict[str, Any], name: str) -> None:
+    """A result of training that leaves the model: users may resize it, which memory of the core's heap does not allow."""
+    value = env.get(name)
+    if isinstance(value, torch.Tensor) and not value.untyped_storage().resizable():
+        own = value.clone()
+        for other, same in env.items():
+            if same is value:
+                env[other] = own
 
 
 def _reads(step: Step) -> list[str]:

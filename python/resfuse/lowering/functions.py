@@ -153,7 +153,7 @@ def _mean(call: Call) -> Op | Unsupported:
     dims = call.get("dim")
     whole = isinstance(dims, (tuple, list)) and sorted(d % 4 for d in dims) == [2, 3]
     if whole and call.get("dtype") is None:
-        return Op("global_avg_pool", call.inputs, keepdim=bool(call.get("keepdim", False)))
+        return Op("global_avg_pool", call.inputs, keepdim=bool(call.get("keepdim", False)), mean=True)
     return Unsupported(f"mean over dimensions {dims}, want (2, 3)")
 
 

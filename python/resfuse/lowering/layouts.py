@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.lowering.modules import qualified_name
-from resfuse.runtime.spec import ConvSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, ProgramSpec
 
 # Modules and functions that compute the same from either format, and whose results have the format of what they read.
 _BLIND_MODULES = (
@@ -66,24 +66,49 @@ def suggests_channels_last(shape: Sequence[Any], strides: Sequence[Any]) -> bool
     return True
 
 
-def plain_formats(spec: ProgramSpec, inputs: Sequence[bool], weights: Sequence[bool]) -> list[bool]:
+def plain_formats(
+    spec: ProgramSpec, shapes: Sequence[Sequence[Any]], inputs: Sequence[bool | None], weights: Sequence[bool]
+) -> list[bool | None]:
     """For each buffer of a program, whether torch's own layers would have written it in channels_last memory.
 
     Args:
         spec: the program.
-        inputs: the same of its inputs.
+        shapes: of its buffers.
+        inputs: the same of its inputs; None for strides that are neither dense format, which elementwise functions keep.
         weights: for each layer, whether it has weights in channels_last memory.
     """
     formats = list(inputs)
     for layer, weight in zip(spec.layers, weights, strict=True):
-        formats.append(formats[layer.input] or weight)
+        _, channels, height, width = shapes[len(formats)]
+        source = formats[layer.input]
+        if source is None and isinstance(layer, AffineSpec):
+            formats.append(None)
+            continue
+        channels_last = bool(source) or weight
+        # Where memory is in both formats at once, torch's elementwise functions write it as contiguous, others do not.
+        if isinstance(layer, GlobalAvgPoolSpec) and layer.mean:
+            channels_last = False
+        elif channels == height == width == 1:
+            channels_last = False
+        elif channels == 1 or height == width == 1:
+            channels_last = channels_last and not _ends_elementwise(layer, height * width)
+        formats.append(channels_last)
     return formats
+
+
+def _ends_elementwise(layer: LayerSpec, pixels: Any) -> bool:
+    if isinstance(layer, AffineSpec):
+        gated = layer.gate is not None and layer.residual is None and layer.activation == "none"
+        return not gated or pixels == 1
+    if isinstance(layer, ConvSpec):
+        return layer.batch_norm is not None or layer.residual is not None or layer.activation != "none"
+    return False
 
 
 def contiguous_outputs(
     spec: ProgramSpec, inputs: Sequence[torch.Tensor], contiguous: Sequence[bool], parameters: Sequence[torch.Tensor]
-) -> list[int]:
-    """Which of a program's outputs torch's own layers would have returned as contiguous.
+) -> list[int] | None:
+    """Which of a program's outputs torch's own layers would have returned as contiguous; None: some in other strides.
 
     Args:
         spec: the program.
@@ -91,8 +116,10 @@ def contiguous_outputs(
         contiguous: of each, whether it would be contiguous in the plain model, whatever it is here.
         parameters: its parameters.
     """
-    sources = [
-        not plain and suggests_channels_last(x.shape, x.stride()) for x, plain in zip(inputs, contiguous, strict=True)
+    sources = [False if plain else _format(x) for x, plain in zip(inputs, contiguous, strict=True)]
+    windows = [  # of layers that are no elementwise ones, for which torch only asks which format strides resemble
+        False if plain else suggests_channels_last(x.shape, x.stride())
+        for x, plain in zip(inputs, contiguous, strict=True)
     ]
     weights = [
         isinstance(layer, ConvSpec)
@@ -100,15 +127,30 @@ def contiguous_outputs(
         and suggests_channels_last(parameters[layer.weight].shape, parameters[layer.weight].stride())
         for layer in spec.layers
     ]
-    formats = plain_formats(spec, sources, weights)
+    weights = [
+        weight or (layer.input < len(inputs) and windows[layer.input] and not isinstance(layer, AffineSpec))
+        for layer, weight in zip(spec.layers, weights, strict=True)
+    ]
+    shapes = spec.buffer_shapes([x.shape for x in inputs])
+    formats = plain_formats(spec, shapes, sources, weights)
+    if any(formats[output.buffer] is None for output in spec.outputs if output.rank == 4):
+        return None
     return [i for i, output in enumerate(spec.outputs) if output.rank == 4 and not formats[output.buffer]]
+
+
+def _format(x: torch.Tensor) -> bool | None:
+    """Whether a tensor is in channels_last memory; None where it is in neither dense format."""
+    if suggests_channels_last(x.shape, x.stride()) and x.is_contiguous(memory_format=torch.channels_last):
+        return True
+    return False if x.is_contiguous() else None
 
 
 def made_contiguous(x: torch.Tensor) -> torch.Tensor:
     """A tensor in contiguous memory, with the strides that torch gives such a tensor."""
     y = x.contiguous()
+    _, c, h, w = y.shape
     # One channel or one pixel: contiguous in either format, but for the strides of dimensions of size 1.
-    return y if y.stride(1) == y.shape[2] * y.shape[3] else y.flatten().view(y.shape)
+    return y if y.stride() == (c * h * w, h * w, w, 1) or y.numel() == 0 else y.flatten().view(y.shape)
 
 
 

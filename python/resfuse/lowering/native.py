@@ -90,7 +90,7 @@ def run_native(call: NativeCall, model: nn.Module, env: dict[str, Any]) -> Any:
     """The value of a node."""
     args, kwargs = fill(call.args, env), fill(call.kwargs, env)
     if call.op == "call_module":
-        if call.pools and isinstance(args[0], torch.Tensor) and args[0].dim() == 4 and _has_kernel(args[0]):
+        if call.pools and not torch.compiler.is_compiling() and pooling.replaces_torch(args[0]):
             return global_avg_pool2d(args[0], call.keepdim)
         return model.get_submodule(str(call.target))(*args, **kwargs)
     if call.op == "call_method":
@@ -102,6 +102,3 @@ def run_native(call: NativeCall, model: nn.Module, env: dict[str, Any]) -> Any:
         return setattr(model.get_submodule(path), name, value)
     return call.target(*args, **kwargs)
 
-
-def _has_kernel(x: torch.Tensor) -> bool:
-    return not torch.compiler.is_compiling() and pooling.is_plain(x) and x.numel() > 0

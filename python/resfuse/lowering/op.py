@@ -76,6 +76,7 @@ class Op:
     activation: str = "none"  # of an activation, or behind a batch norm
     slope: float = 0.0  # of leaky_relu
     keepdim: bool = True
+    mean: bool = False  # a global average pool that is written as a mean
     pool: dict[str, Any] | None = None
     inplace: bool = False  # overwrites its first input
 

@@ -92,6 +92,7 @@ class _Emitted:
     output: _Buffer
     pending: _Pending | None = None
     pool: dict[str, Any] | None = None
+    mean: bool = False
 
 
 class Region:
@@ -229,7 +230,7 @@ class Region:
         if source is None:
             return "its input is no feature map"
         buffer = _Buffer(None, like=source, unit=unit)
-        self._emitted.append(_Emitted(op.kind, node, source, buffer, pool=op.pool))
+        self._emitted.append(_Emitted(op.kind, node, source, buffer, pool=op.pool, mean=op.mean))
         self._values[node] = _Value(node, 4 if op.keepdim else 2, buffer, unit=unit)
         return None
 
@@ -342,7 +343,7 @@ class Region:
             assert e.pool is not None
             return AvgPoolSpec(e.node.name, source, output, **e.pool)
         if e.kind == "global_avg_pool":
-            return GlobalAvgPoolSpec(e.node.name, source, output)
+            return GlobalAvgPoolSpec(e.node.name, source, output, e.mean)
         pending = e.pending
         assert pending is not None
 

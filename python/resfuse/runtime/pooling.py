@@ -17,6 +17,14 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
+def replaces_torch(x: object) -> bool:
+    """Whether the kernel may take the place of ``nn.AdaptiveAvgPool2d(1)``: nobody could tell, but for the time."""
+    if not isinstance(x, torch.Tensor) or not is_plain(x) or x.dim() != 4 or not x.is_floating_point():
+        return False
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return dense and x.numel() > 0 and x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1
+
+
 def is_plain(x: torch.Tensor) -> bool:
     """Whether a tensor is only its memory, and nothing listens to the dispatcher."""
     return (

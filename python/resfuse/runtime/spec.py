@@ -87,11 +87,12 @@ class AvgPoolSpec:
 
 @dataclasses.dataclass(frozen=True)
 class GlobalAvgPoolSpec:
-    """Mean over all pixels of each channel."""
+    """Mean over all pixels of each channel; ``mean`` where it was written so, whose memory torch lays out in another way."""
 
     name: str
     input: int
     output: int
+    mean: bool = False
     kind: str = "global_avg_pool"
 
 
