@@ -11,29 +11,36 @@ using namespace resfuse;
 
 namespace {
 
-// Pointers only: the caller compares addresses before it asks for a value, and keeps no array alive through this.
-class Fingerprint {
-  public:
-    explicit Fingerprint(const std::vector<py::array>& arrays) {
-        for (const py::array& array : arrays) {
-            if (!py::isinstance<py::array_t<float>>(array))
-                throw py::type_error("arrays: got dtype " + std::string(py::str(array.dtype())) + ", want float32");
-            // A view with gaps or overlaps: its first element only.
-            const bool dense = array.flags() & (py::array::c_style | py::array::f_style);
-            const index_t floats = array.size() == 0 ? 0 : dense ? array.size() : 1;
-            arrays_.push_back({static_cast<const float*>(array.data()), floats});
+// Pointers only: the caller compares addresses before it asks, and keeps no array alive through this.
+std::vector<WatchedArray> watched(const std::vector<py::array>& arrays) {
+    std::vector<WatchedArray> list;
+    for (const py::array& array : arrays) {
+        if (!py::isinstance<py::array_t<float>>(array))
+            throw py::type_error("arrays: got dtype " + std::string(py::str(array.dtype())) + ", want float32");
+        if (array.ndim() > 4)
+            throw py::value_error("arrays: got " + std::to_string(array.ndim()) + " dimensions, want 4 at most");
+        WatchedArray item{static_cast<const float*>(array.data()), {1, 1, 1, 1}, {0, 0, 0, 0}};
+        for (py::ssize_t d = 0; d < array.ndim(); ++d) {
+            const auto place = static_cast<std::size_t>(4 - array.ndim() + d);
+            item.shape[place] = array.shape(d);
+            item.strides[place] = array.strides(d) / static_cast<index_t>(sizeof(float));
         }
+        list.push_back(item);
     }
-    std::uint64_t value() const { return fingerprint(arrays_); }
-
-  private:
-    std::vector<SampledArray> arrays_;
-};
+    return list;
+}
 
 }  // namespace
 
 void register_fingerprint(py::module_& m) {
-    py::class_<Fingerprint>(m, "Fingerprint", "Hash of a few samples of each of some arrays, which must stay alive.")
-        .def(py::init<const std::vector<py::array>&>(), py::arg("arrays"))
-        .def("value", &Fingerprint::value);
+    py::class_<Fingerprint>(m, "Fingerprint", "Hashes of some arrays, which must stay alive.")
+        .def(py::init(
+                 [](const std::vector<py::array>& arrays) { return std::make_unique<Fingerprint>(watched(arrays)); }),
+             py::arg("arrays"))
+        .def("take", &Fingerprint::take, py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
+             "Hashes all bytes as they are now.")
+        .def("samples", &Fingerprint::samples, "A hash of a few values of each array.")
+        .def("same_slice", &Fingerprint::same_slice, py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
+             "Whether the next of the slices, in turn, is as it was when the hashes were taken.")
+        .def_property_readonly("slices", &Fingerprint::slices);
 }

@@ -9,6 +9,7 @@ from resfuse.errors import GradientsEnabledWarning, ResfuseError, UnsupportedMod
 from resfuse.fuse import fuse
 from resfuse.gil import require_gil
 from resfuse.profile import Profile, profile
+from resfuse.refresh import refresh
 from resfuse.report import Report, report
 from resfuse.verify import Verification, verify
 
@@ -29,6 +30,7 @@ __all__ = [
     "models",
     "nn",
     "profile",
+    "refresh",
     "report",
     "verify",
 ]

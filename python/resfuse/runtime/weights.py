@@ -1,18 +1,21 @@
 """Packed weights that follow the parameters they were made from.
 
 A cache entry belongs to one list of tensors. It is valid while every tensor is the same object at the same address with
-the same version counter, and while a few sampled values of each are the same (that last check sees writes through
-``.data``, which no version counter counts).
+the same version counter, and while its values are the same as far as a call looks: a few samples of each tensor, and a
+slice of all bytes, another one at each call. That last check sees writes that no version counter counts (``.data``, NumPy
+views, other processes): a change of a whole tensor at the next call, of a single element `_core.Fingerprint`'s slices later.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -41,12 +44,11 @@ def require_plain(tensors: Sequence[torch.Tensor]) -> None:
         raise ValueError("its parameters are not all plain float32 tensors on the CPU")
 
 
-def _flat(tensor: torch.Tensor) -> np.ndarray:
-    """All elements of a dense tensor in memory order; one element of any other."""
-    tensor = tensor.detach()
+def _watched(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """All elements of a tensor, in the order of memory where that is channels_last."""
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
-    return view(tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()[:0])
+    return view(tensor)
 
 
 def fold_batch_norm(
@@ -77,6 +79,20 @@ def fold_batch_norm(
     return scale.tolist(), shift.tolist()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Packed:
+    """A weight set and what its tensors were when it was made."""
+
+    stamp: Stamp
+    fingerprint: _core.Fingerprint
+    samples: int
+    weights: _core.WeightSet
+
+    def holds(self, threads: int) -> bool:
+        """Whether the values are the same, as far as this call looks."""
+        return self.fingerprint.samples() == self.samples and self.fingerprint.same_slice(threads)
+
+
 class PackedWeights:
     """One list of tensors and the weight set made from their present values."""
 
@@ -84,25 +100,30 @@ class PackedWeights:
         self._spec = spec
         self._program = program
         self._lock = threading.Lock()
-        self._state: tuple[Stamp, _core.Fingerprint, int, _core.WeightSet] | None = None
+        self._state: _Packed | None = None
 
     def current(self, tensors: Sequence[torch.Tensor], plan: _core.Plan) -> _core.WeightSet:
         """A weight set with the tensors' present values, packed for `plan`."""
-        state = self._state
-        if state is not None and state[0] == _stamp(tensors) and state[1].value() == state[2]:
-            return state[3]
+        state, threads = self._state, torch.get_num_threads()
+        if state is not None and state.stamp == _stamp(tensors) and state.holds(threads):
+            return state.weights
         require_plain(tensors)
         with self._lock:
             while True:
                 stamp = _stamp(tensors)
-                fingerprint = _core.Fingerprint([_flat(t) for t in tensors])
-                value = fingerprint.value()
+                fingerprint = _core.Fingerprint([_watched(t) for t in tensors])
+                fingerprint.take(threads)
+                samples = fingerprint.samples()
                 weights = self._read(tensors)
                 plan.prepare(weights)
                 # Another thread may have written meanwhile: a set of mixed values must not be kept.
-                if stamp == _stamp(tensors) and value == fingerprint.value():
-                    self._state = stamp, fingerprint, value, weights
+                if stamp == _stamp(tensors) and samples == fingerprint.samples():
+                    self._state = _Packed(stamp, fingerprint, samples, weights)
                     return weights
+
+    def forget(self) -> None:
+        """The next call reads the tensors anew."""
+        self._state = None
 
     def _read(self, tensors: Sequence[torch.Tensor]) -> _core.WeightSet:
         weights = _core.WeightSet(self._program)
@@ -119,7 +140,8 @@ class PackedWeights:
     @property
     def packed_bytes(self) -> int:
         """Bytes of packed weights held now."""
-        return 0 if self._state is None else self._state[3].packed_bytes
+        state = self._state
+        return 0 if state is None else state.weights.packed_bytes
 
 
 class WeightCache:
@@ -145,3 +167,9 @@ class WeightCache:
             for tensor in tensors:
                 weakref.finalize(tensor, self._entries.pop, key, None).atexit = False
         return entry
+
+    def forget(self, tensors: Sequence[torch.Tensor]) -> None:
+        """What was packed of these tensors counts no longer."""
+        entry = self._entries.get(tuple(map(id, tensors)))
+        if entry is not None:
+            entry.forget()

@@ -1,0 +1,32 @@
+"""`resfuse.refresh`: for whoever changes parameters where torch does not notice."""
+
+from __future__ import annotations
+
+import contextlib
+
+from torch import nn
+
+from resfuse.fused_module import require_fused
+from resfuse.runtime.executor import executor_of
+
+
+def refresh(model: nn.Module) -> None:
+    """Makes the next call read all parameters and buffers anew.
+
+    Whatever torch counts (in-place operations, optimizers, ``load_state_dict``, assignments) is seen without this. What it
+    does not count is a write through ``.data``, a NumPy view or another process. A change of a whole tensor by such a write
+    is seen at the next call, a change of single elements 31 calls later at the latest; after ``refresh`` both are seen at
+    once.
+
+    Args:
+        model: what `resfuse.fuse` returned.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        UnsupportedModelError: ``model`` is not fused.
+    """
+    for part in require_fused("model", model).values():
+        for binding in part.fusion().graphs.bindings():
+            for bound in binding.programs:
+                with contextlib.suppress(KeyError):  # a parameter is gone: nothing is packed for what is left
+                    executor_of(bound.text).forget(bound.parameters())
