@@ -16,6 +16,7 @@ from resfuse.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import drop_identities, lower_graph
 from resfuse.lowering.op import value_of
+from resfuse.lowering.written_norms import join_written_norms
 from resfuse.lowering.steps import Lowered, NativeStep, NodeParameter, ProgramStep, Step
 
 Compiled = Callable[..., Any]
@@ -42,6 +43,7 @@ def resfuse(
     algorithm, fallback = _options(options or {})
     _fix_numbers(graph_module.graph)
     drop_identities(graph_module.graph, graph_module)
+    join_written_norms(graph_module.graph, graph_module)
     steps = lower_graph(graph_module.graph, graph_module, algorithm)
     if not any(isinstance(step, ProgramStep) and _is_float32(step, graph_module) for step in steps):
         return _compile(graph_module, example_inputs, fallback)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.lowering.modules import softmax
-from resfuse.lowering.op import Conv, Norm, Op, Parameter, Unsupported, pads, pair, value_of
+from resfuse.lowering.op import Conv, Norm, Op, Parameter, Unsupported, WrittenNorm, pads, pair, value_of
 from resfuse.lowering.steps import NodeParameter, ParameterPath
 from resfuse.pooling import is_global
 
@@ -113,6 +113,27 @@ def _batch_norm(call: Call) -> Op | Unsupported:
         momentum=momentum,
     )
     return Op("batch_norm", call.inputs, name=call.node.name, norm=norm)
+
+
+def _written_norm(node: fx.Node, call: WrittenNorm, model: nn.Module) -> Op | Unsupported:
+    """Of `resfuse.lowering.written_norms`."""
+    names = ("input", "tensors", "running_mean", "running_var", "weight", "bias")
+    arguments = Call(node, names, model)
+    found = {name: arguments.parameter(name) for name in names[2:]}
+    mean, variance = found["running_mean"], found["running_var"]
+    assert mean is not None
+    assert variance is not None
+    weight, bias = found["weight"], found["bias"]
+    norm = Norm(
+        int(mean[1].shape[0]),
+        None if weight is None else weight[0],
+        None if bias is None else bias[0],
+        mean[0],
+        variance[0],
+        call.eps,
+    )
+    name = mean[0].module if isinstance(mean[0], ParameterPath) else ""
+    return Op("batch_norm", arguments.inputs, name=name or node.name, norm=norm)
 
 
 def _window(call: Call) -> dict[str, Any]:
@@ -256,6 +277,8 @@ for _name in ("relu", "tanh", "sigmoid", "silu", "leaky_relu"):
 
 def describe_call(node: fx.Node, model: nn.Module) -> Op | Unsupported:
     """A function's or method's call as an `Op`, or why it stays native."""
+    if isinstance(node.target, WrittenNorm):
+        return _written_norm(node, node.target, model)
     entry = _TABLE.get(node.target)
     if entry is None:
         return Unsupported(f"{_function_name(node.target)} has no fused form")

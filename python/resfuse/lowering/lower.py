@@ -12,6 +12,7 @@ from resfuse.lowering.describe import describe
 from resfuse.lowering.op import Op
 from resfuse.lowering.region import Region
 from resfuse.lowering.steps import Lowered, NativeStep, Step
+from resfuse.lowering.written_norms import join_written_norms
 
 _PASSIVE = ("placeholder", "output", "get_attr")
 
@@ -31,6 +32,7 @@ def lower(
     traced = trace(model, args, kwargs)
     with traced.recorder.watching():  # what decides here is assumed as well
         drop_identities(traced.graph, model)
+        join_written_norms(traced.graph, model)
         return Lowered(traced.graph, lower_graph(traced.graph, model, algorithm), traced)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,6 +87,22 @@ class Unsupported:
     """A node that stays native, and why."""
 
     reason: str
+
+
+class WrittenNorm:
+    """A batch norm that is written by hand, as one function: of the image, the tensors that its nodes read, and which of
+    these are mean, variance, weight and bias.
+    """
+
+    __name__ = "written_norm"
+    __module__ = __name__
+
+    def __init__(self, run: Callable[[list[Any]], Any], eps: float) -> None:
+        self._run = run
+        self.eps = eps
+
+    def __call__(self, x: torch.Tensor, tensors: list[torch.Tensor], *roles: Any) -> Any:
+        return self._run([x, *tensors])
 
 
 def pair(value: Any) -> tuple[int, int]:

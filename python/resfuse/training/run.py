@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from resfuse.nn.functional import global_avg_pool2d
 from resfuse.runtime.executor import check_shapes
-from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, ProgramSpec
 from resfuse.training import ops
 from resfuse.training.batch_norm import RunningNorm, update_running_statistics, values_per_channel
-from resfuse.training.split import Block, pads_of
+from resfuse.training.plain import ACTIVATIONS, plain_layer
+from resfuse.training.split import Block
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda x: x,
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "softmax": lambda x: x.softmax(1),
-    "silu": F.silu,
-    "gelu": F.gelu,
-}
 Update = tuple[RunningNorm, torch.Tensor, torch.Tensor, int]
 
 
@@ -76,14 +67,14 @@ def _run_block(
         layer = spec.layers[index]
         if isinstance(layer, AffineSpec):
             return [_affine(layer, inputs, parameters, norms[index], updates)]
-        return [_plain_layer(layer, inputs[0], parameters)]
+        return [plain_layer(layer, inputs[0], parameters)]
     results = ops.block_forward(inputs, [parameters[p] for p in part.parameters], part.text)
     for statistics in part.statistics:
         norm = norms[statistics.layer]
         assert norm is not None
         count = values_per_channel(shapes[spec.layers[statistics.layer].output])
         updates.append((norm, results[statistics.mean], results[statistics.variance], count))
-    return [_ACTIVATIONS[part.activation](y) for y in results[: len(part.outputs)]]
+    return [ACTIVATIONS[part.activation](y) for y in results[: len(part.outputs)]]
 
 
 def _affine(
@@ -115,7 +106,7 @@ def _affine(
         x = x + residual
     if layer.activation == "leaky_relu":
         return F.leaky_relu(x, layer.slope)
-    return _ACTIVATIONS[layer.activation](x)
+    return ACTIVATIONS[layer.activation](x)
 
 
 def _update(norm: RunningNorm, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
@@ -131,41 +122,3 @@ def _update(norm: RunningNorm, mean: torch.Tensor, variance: torch.Tensor, count
     factor = 0.0 if factor is None else factor
     if norm.running_mean is not None and norm.running_var is not None:
         update_running_statistics(norm.running_mean, norm.running_var, mean, variance, factor, count)
-
-
-def _plain_layer(layer: LayerSpec, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    if isinstance(layer, ConvSpec):
-        weight = parameters[layer.weight]
-        bias = None if layer.bias is None else parameters[layer.bias]
-        if weight.dim() == 2:
-            y = F.linear(x.flatten(1), weight, bias)[:, :, None, None]
-        else:
-            x = F.pad(x, _pads(layer, x))
-            y = F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
-        return _ACTIVATIONS[layer.activation](y)
-    if isinstance(layer, MaxPoolSpec):
-        if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
-            padding = layer.padding[:2]
-            return F.max_pool2d(x, layer.kernel_size, layer.stride, padding, layer.dilation, layer.ceil_mode)
-        x = F.pad(x, _pads(layer, x), value=float("-inf"))
-        return F.max_pool2d(x, layer.kernel_size, layer.stride, 0, layer.dilation, layer.ceil_mode)
-    if isinstance(layer, AvgPoolSpec):
-        return _avg_pool(layer, x)
-    return global_avg_pool2d(x)
-
-
-def _avg_pool(layer: AvgPoolSpec, x: torch.Tensor) -> torch.Tensor:
-    def pool(t: torch.Tensor, padding: tuple[int, int], count_include_pad: bool) -> torch.Tensor:
-        return F.avg_pool2d(t, layer.kernel_size, layer.stride, padding, layer.ceil_mode, count_include_pad)
-
-    if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
-        return pool(x, layer.padding[:2], layer.count_include_pad)
-    pads = _pads(layer, x)
-    inside = pool(F.pad(torch.ones_like(x[:1, :1]), pads), (0, 0), True)
-    return pool(F.pad(x, pads), (0, 0), True) / (1.0 if layer.count_include_pad else inside)
-
-
-def _pads(layer: ConvSpec | MaxPoolSpec | AvgPoolSpec, x: torch.Tensor) -> tuple[int, int, int, int]:
-    """In F.pad's order."""
-    top, left, bottom, right = pads_of(layer, (x.shape[2], x.shape[3]))
-    return left, right, top, bottom

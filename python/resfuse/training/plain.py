@@ -1,0 +1,66 @@
+"""Layers on torch's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from resfuse.nn.functional import global_avg_pool2d
+from resfuse.runtime.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
+from resfuse.training.split import pads_of
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda x: x.softmax(1),
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+def plain_layer(
+    layer: LayerSpec, x: torch.Tensor, parameters: Sequence[torch.Tensor], activate: bool = True
+) -> torch.Tensor:
+    """A convolution, linear layer or pool; of a convolution without batch norm and residual."""
+    if isinstance(layer, ConvSpec):
+        weight = parameters[layer.weight]
+        bias = None if layer.bias is None else parameters[layer.bias]
+        if weight.dim() == 2:
+            y = F.linear(x.flatten(1), weight, bias)[:, :, None, None]
+        else:
+            x = F.pad(x, _pads(layer, x))
+            if layer.kernel_size == (1, 1) and layer.stride != (1, 1):
+                # torch 2.13 gets second derivatives of these wrong, now and then, in channels_last memory.
+                x = x.contiguous()
+            y = F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+        return ACTIVATIONS[layer.activation](y) if activate else y
+    if isinstance(layer, MaxPoolSpec):
+        if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
+            padding = layer.padding[:2]
+            return F.max_pool2d(x, layer.kernel_size, layer.stride, padding, layer.dilation, layer.ceil_mode)
+        x = F.pad(x, _pads(layer, x), value=float("-inf"))
+        return F.max_pool2d(x, layer.kernel_size, layer.stride, 0, layer.dilation, layer.ceil_mode)
+    if isinstance(layer, AvgPoolSpec):
+        return _avg_pool(layer, x)
+    return global_avg_pool2d(x)
+
+
+def _avg_pool(layer: AvgPoolSpec, x: torch.Tensor) -> torch.Tensor:
+    def pool(t: torch.Tensor, padding: tuple[int, int], count_include_pad: bool) -> torch.Tensor:
+        return F.avg_pool2d(t, layer.kernel_size, layer.stride, padding, layer.ceil_mode, count_include_pad)
+
+    if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
+        return pool(x, layer.padding[:2], layer.count_include_pad)
+    pads = _pads(layer, x)
+    inside = pool(F.pad(torch.ones_like(x[:1, :1]), pads), (0, 0), True)
+    return pool(F.pad(x, pads), (0, 0), True) / (1.0 if layer.count_include_pad else inside)
+
+
+def _pads(layer: ConvSpec | MaxPoolSpec | AvgPoolSpec, x: torch.Tensor) -> tuple[int, int, int, int]:
+    """In F.pad's order."""
+    top, left, bottom, right = pads_of(layer, (x.shape[2], x.shape[3]))
+    return left, right, top, bottom
