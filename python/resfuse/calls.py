@@ -19,7 +19,7 @@ def tool_reason(inputs: Sequence[Any]) -> str | None:
     """Why a call has to run the original code whatever it is called with, or None: tools that must see all of it."""
     if torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0:
         return "a torch_dispatch or torch_function mode must see what the original modules do"
-    if torch._C._is_tracing():  # type: ignore[attr-defined]
+    if torch._C._is_tracing():
         return "torch.jit is tracing it"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is enabled"

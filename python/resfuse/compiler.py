@@ -16,8 +16,8 @@ from resfuse.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import drop_identities, lower_graph
 from resfuse.lowering.op import value_of
-from resfuse.lowering.written_norms import join_written_norms
 from resfuse.lowering.steps import Lowered, NativeStep, NodeParameter, ProgramStep, Step
+from resfuse.lowering.written_norms import join_written_norms
 
 Compiled = Callable[..., Any]
 FALLBACKS = ("eager", "inductor")

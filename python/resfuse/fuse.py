@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,11 +68,11 @@ def _fuse_parts(model: nn.Module, algorithm: str) -> list[str]:
     failures: list[UnsupportedModelError] = []
 
     def visit(module: nn.Module, path: str) -> None:
-        plain = type(module)
+        plain: Any = type(module)
         try:
             if "forward" in vars(module):
                 raise UnsupportedModelError(f"model: the forward of {plain.__name__} was replaced on the instance")
-            module.__class__ = fused_class(plain)  # type: ignore[arg-type]  # classes do hash
+            module.__class__ = fused_class(plain)
             assert isinstance(module, FusedModule)
             lowered = lower(module, algorithm)
         except UnsupportedModelError as error:

@@ -11,10 +11,10 @@ import torch
 from torch import fx, nn
 
 from resfuse.arguments import require_epsilon, require_module
+from resfuse.capture.tracer import trace
 from resfuse.errors import UnsupportedModelError, VerificationError
 from resfuse.fused_module import FusedModule, fused_parts, require_fused
 from resfuse.lowering.steps import ProgramStep
-from resfuse.capture.tracer import trace
 from resfuse.probe import probe
 from resfuse.runtime.spec import AffineSpec, ConvSpec
 

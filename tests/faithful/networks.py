@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tests.faithful.twins import conv_norm_relu
 from torch import nn
 from torch.nn import functional as F
+
+from tests.faithful.twins import conv_norm_relu
 
 CHANNELS = 6
 Pair = namedtuple("Pair", "first second")

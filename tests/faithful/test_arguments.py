@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.faithful.twins import Twins, conv_norm_relu, images
 from torch import nn
 
 import resfuse
+from tests.faithful.twins import Twins, conv_norm_relu, images
 
 Features = namedtuple("Features", "low high")
 

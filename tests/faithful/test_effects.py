@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.faithful.twins import Twins, conv_norm_relu, images
 from torch import nn
 from torch.nn import functional as F
 
 import resfuse
+from tests.faithful.twins import Twins, conv_norm_relu, images
 
 SEEN: list[Any] = []
 

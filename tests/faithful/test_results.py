@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.faithful.twins import Twins, conv_norm_relu, images
 from torch import nn
 from torch.nn import functional as F
 
 import resfuse
 from resfuse.layers import Conv2dSame
+from tests.faithful.twins import Twins, conv_norm_relu, images
 
 
 class Layers(nn.Module):
@@ -51,7 +52,7 @@ def layer_lists(draw: st.DrawFn) -> tuple[list[nn.Module], tuple[int, int, int]]
             channels = outputs
         else:
             layers.append({
-                "norm": lambda: nn.BatchNorm2d(channels), "relu": nn.ReLU, "silu": nn.SiLU,
+                "norm": partial(nn.BatchNorm2d, channels), "relu": nn.ReLU, "silu": nn.SiLU,
                 "max": lambda: nn.MaxPool2d(3, 2, 1), "avg": lambda: nn.AvgPool2d(3, 2, 1),
                 "gap": lambda: nn.AdaptiveAvgPool2d(1),
             }[kind]())  # fmt: skip
@@ -137,7 +138,13 @@ class Tells(nn.Module):
             return F.layer_norm(y, y.shape[1:]), F.instance_norm(y), F.group_norm(y, 2), F.normalize(y, dim=1)
         if self.how == "resize":
             up = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
-            return up, F.interpolate(y, size=(5, 7)), F.adaptive_avg_pool2d(y, 3), F.adaptive_max_pool2d(y, 2), F.pad(y, (1, 2))
+            return (
+                up,
+                F.interpolate(y, size=(5, 7)),
+                F.adaptive_avg_pool2d(y, 3),
+                F.adaptive_max_pool2d(y, 2),
+                F.pad(y, (1, 2)),
+            )
         if self.how == "clone":
             return y.clone(), y.detach(), y.to(torch.float64), y.float(), y.data
         return y.numpy(force=True).sum() > -1e9, y.tolist()[0][0][0][0] < 1e9

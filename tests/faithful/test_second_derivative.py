@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from tests.faithful.twins import conv_norm_relu, images
 from torch import nn
 from torch.nn import functional as F
 
 import resfuse
 from resfuse.training import block
+from tests.faithful.twins import conv_norm_relu, images
 
 
 class Net(nn.Module):
@@ -66,7 +66,9 @@ def test_hessian_vector_product(training: bool) -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_gradgradcheck(training: bool) -> None:
     """In fp64, through the operator itself."""
-    fast = resfuse.fuse(nn.Sequential(nn.Conv2d(2, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.Tanh(), nn.Conv2d(3, 2, 1)).eval())
+    fast = resfuse.fuse(
+        nn.Sequential(nn.Conv2d(2, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.Tanh(), nn.Conv2d(3, 2, 1)).eval()
+    )
     (bound,) = fast.fusion().binding.programs
     blocks = bound._split(tuple(norm is not None and training for norm in bound._norms))
     parameters = [p.detach().double().clone().requires_grad_(p.is_floating_point()) for p in bound.parameters()]
@@ -81,7 +83,7 @@ def test_gradgradcheck(training: bool) -> None:
     def run(x: torch.Tensor, *own: torch.Tensor) -> torch.Tensor:
         return torch.ops.resfuse.block([x], list(own), first.text)[0]
 
-    running = {p for p in variances} | {n.running_mean for layer in first.spec.layers if (n := layer.batch_norm)}
+    running = set(variances) | {n.running_mean for layer in first.spec.layers if (n := layer.batch_norm)}
     own = [p.detach() if i in running else p for i, p in enumerate(own)]
     assert torch.autograd.gradcheck(run, (x, *own))
     assert torch.autograd.gradgradcheck(run, (x, *own))

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.faithful.twins import Twins, conv_norm_relu, images
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune
 
 import resfuse
+from tests.faithful.twins import Twins, conv_norm_relu, images
 
 FACTOR = 1.0
 SETTINGS = {"double": False}
@@ -250,7 +250,9 @@ class Hooks:
         for value in values:
             for tensor in value if isinstance(value, tuple) else (value,):
                 if isinstance(tensor, torch.Tensor):
-                    self.seen.append((what, tuple(tensor.shape), tensor.stride(), round(float(tensor.double().sum()), 2)))
+                    self.seen.append(
+                        (what, tuple(tensor.shape), tensor.stride(), round(float(tensor.double().sum()), 2))
+                    )
 
     def add(self, kind: str, path: str) -> None:
         module = self.model.get_submodule(path)

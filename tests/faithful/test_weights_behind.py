@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.faithful.twins import conv_norm_relu, images
 from torch import nn
 
 import resfuse
 from resfuse import _core
 from resfuse.runtime.executor import executor_of
 from resfuse.runtime.weights import PackedWeights
+from tests.faithful.twins import conv_norm_relu, images
 
 CALLS = 31  # at the latest
 

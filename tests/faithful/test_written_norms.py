@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.faithful.twins import Twins, images
 from torch import nn
 
 import resfuse
 from resfuse.bench.models import torchvision_models
+from tests.faithful.twins import Twins, images
 
 
 class Written(nn.Module):

@@ -48,9 +48,7 @@ class Twins:
         assert_buffers_alike(self.fused, self.plain)
         assert torch.equal(plain_state, fused_state), "random numbers were drawn in another way"
         if backward:
-            for (name, a), (_, b) in zip(
-                self.plain.named_parameters(), self.fused.named_parameters(), strict=True
-            ):
+            for (name, a), (_, b) in zip(self.plain.named_parameters(), self.fused.named_parameters(), strict=True):
                 assert (a.grad is None) == (b.grad is None), name
                 if a.grad is not None:
                     assert torch.equal(a.grad.isnan(), b.grad.isnan()), name
@@ -58,9 +56,7 @@ class Twins:
                     assert error < 2e-2, f"{name}: gradients differ by {error:.1e}"
         return fused
 
-    def _call(
-        self, model: nn.Module, args: Any, kwargs: Any, backward: bool
-    ) -> tuple[Any, Any, torch.Tensor]:
+    def _call(self, model: nn.Module, args: Any, kwargs: Any, backward: bool) -> tuple[Any, Any, torch.Tensor]:
         args = copy.deepcopy(args)
         torch.manual_seed(7)
         random.seed(7)

@@ -108,9 +108,8 @@ def guessed_arguments(forward: Callable[..., Any]) -> tuple[tuple[Any, ...], dic
     for parameter in inspect.signature(forward).parameters.values():
         if parameter.default is not parameter.empty:
             continue
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            args.append(torch.empty(0))
-        elif parameter.kind is parameter.VAR_POSITIONAL and not args:
+        positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if positional or (parameter.kind is parameter.VAR_POSITIONAL and not args):
             args.append(torch.empty(0))
         elif parameter.kind is parameter.KEYWORD_ONLY:
             kwargs[parameter.name] = torch.empty(0)

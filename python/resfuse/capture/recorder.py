@@ -282,8 +282,8 @@ class Recorder:
             usual_print(*args, **kwargs)
 
         def is_instance(value: Any, kinds: Any) -> bool:
-            # Of a graph's value that is known to be a tensor, the model's code is told so. Not torch's code, which would
-            # hand such a value to C++ as a tensor.
+            # The model's code is told of a graph's value that it is a tensor, where that is known. Torch's code is not:
+            # it would hand such a value to C++ as a tensor.
             kind = vars(value).get("kind") if usual_isinstance(value, fx.Proxy) else None
             if kind is None or not self.mine() or not _asks_as_user(sys._getframe(1)):
                 return usual_isinstance(value, kinds)

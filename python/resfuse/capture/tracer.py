@@ -84,11 +84,12 @@ _PURE = (getattr, operator.eq, operator.ne, operator.getitem, operator.gt, opera
 _TENSOR_ATTRIBUTES = ("T", "mT", "H", "mH", "data", "real", "imag")
 # Methods and functions whose results are no single tensors.
 _OTHER_RESULTS = frozenset(
-    "size dim numel nelement ndimension item tolist stride storage_offset is_contiguous element_size data_ptr get_device "
-    "is_floating_point is_complex type split chunk unbind tensor_split split_with_sizes unsafe_chunk unsafe_split topk "
-    "sort kthvalue mode median nanmedian max min var_mean std_mean qr svd max_pool2d_with_indices getattr "
-    "unique unique_consecutive meshgrid broadcast_tensors register_hook shape".split()
-)
+    {"size", "dim", "numel", "nelement", "ndimension", "item", "tolist", "stride", "storage_offset", "is_contiguous",
+     "element_size", "data_ptr", "get_device", "is_floating_point", "is_complex", "type", "split", "chunk", "unbind",
+     "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "topk", "sort", "kthvalue", "mode", "median",
+     "nanmedian", "max", "min", "var_mean", "std_mean", "qr", "svd", "max_pool2d_with_indices", "unique",
+     "unique_consecutive", "meshgrid", "broadcast_tensors", "register_hook", "shape"}
+)  # fmt: skip
 
 
 class _Proxy(fx.Proxy):
@@ -195,11 +196,11 @@ class _Tracer(fx.Tracer):
         kwargs = {name: replaced(value, values, proxies) for name, value in self._kwargs.items()}
         copies = [(a, list(a) if isinstance(a, list) else dict(a)) for a in (*args, *kwargs.values())
                   if isinstance(a, (list, dict))]  # fmt: skip
-        forward = plain_forward(self.root)  # type: ignore[arg-type]
+        forward = plain_forward(self.root)
 
         def call(*_: Any) -> list[Any]:
             recorder = self._recorder
-            recorder.enter(self.root)  # type: ignore[arg-type]
+            recorder.enter(self.root)
             recorder.saw_code(inspect.unwrap(type(self.root).forward))
             recorder.parameter, recorder.written = self._parameter, self._write
             before = recorder.random_state()
@@ -369,6 +370,3 @@ def _drop_assertions(graph: fx.Graph) -> None:
         checks = checks and not all(source in of_inputs for source in node.all_input_nodes)
         if checks or (not node.users and node.op == "call_function" and node.target in _PURE):
             graph.erase_node(node)
-
-
-

@@ -269,13 +269,20 @@ def _run_native(call: NativeCall, model: nn.Module, env: dict[str, Any], contigu
         env[call.name] = env[held[0]]  # as the plain model's value is contiguous already
         contiguous.add(call.name)
         return
-    if not call.blind:
+    # The result is contiguous in the plain model where all that is read is.
+    keeps = bool(held) and call.blind and all([_is_contiguous(env[name], name, contiguous) for name in call.inputs])
+    if not keeps:
         for name in held:
             _settle(env, contiguous, name)
     value = run_native(call, model, env)
     env[call.name] = value
-    if held and call.blind and isinstance(value, torch.Tensor) and value.dim() == 4:
+    if keeps and isinstance(value, torch.Tensor) and value.dim() == 4:
         contiguous.add(call.name)
+
+
+def _is_contiguous(value: Any, name: str, contiguous: set[str]) -> bool:
+    """Whether a value is contiguous in the plain model, or has no memory format."""
+    return name in contiguous or not isinstance(value, torch.Tensor) or value.dim() != 4 or value.is_contiguous()
 
 
 def _settle(env: dict[str, Any], contiguous: set[str], name: str) -> None:
@@ -312,7 +319,7 @@ def _form(result: Any, outputs: Sequence[Any]) -> Any:
 
 
 def _make_resizable(env: dict[str, Any], name: str) -> None:
-    """A result of training that leaves the model: users may resize it, which memory of the core's heap does not allow."""
+    """A result of training that leaves the model: users may resize it, which the memory of the core's heap forbids."""
     value = env.get(name)
     if isinstance(value, torch.Tensor) and not value.untyped_storage().resizable():
         own = value.clone()

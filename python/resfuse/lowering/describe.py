@@ -36,6 +36,6 @@ def _owns(node: fx.Node, model: nn.Module) -> bool:
         if node.op != "call_module" or "native" in node.meta:
             return False
         module = model.get_submodule(str(node.target))
-        passes_through = is_random(module) and isinstance(node.args[0], fx.Node)
-        return type(module) in _OWNERS or (passes_through and _owns(node.args[0], model))
+        source = node.args[0] if is_random(module) else None  # it returns what it is given, or a tensor of its own
+        return type(module) in _OWNERS or (isinstance(source, fx.Node) and _owns(source, model))
     return op.kind != "flatten" or _owns(op.inputs[0], model)

@@ -25,7 +25,12 @@ _BLIND_MODULES = (
     nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Softplus, nn.Identity,
     nn.ZeroPad2d,
 )  # fmt: skip
-_BLIND_FOREIGN = ("timm.DropPath", "torchvision.StochasticDepth", "timm.BatchNormAct2d", "torchvision.FrozenBatchNorm2d")
+_BLIND_FOREIGN = (
+    "timm.DropPath",
+    "torchvision.StochasticDepth",
+    "timm.BatchNormAct2d",
+    "torchvision.FrozenBatchNorm2d",
+)
 _BLIND_FUNCTIONS = frozenset({
     torch.cat, torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.mul, torch.sub, torch.max_pool2d,
     torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d, F.interpolate, F.relu, F.relu6, F.silu, F.gelu,
@@ -34,7 +39,23 @@ _BLIND_FUNCTIONS = frozenset({
     operator.add, operator.mul, operator.sub, operator.iadd, operator.imul, operator.isub,
 })  # fmt: skip
 _BLIND_METHODS = frozenset(
-    {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "add", "add_", "mul", "mul_", "sub", "sub_", "size", "dim", "numel"}
+    {
+        "relu",
+        "relu_",
+        "sigmoid",
+        "sigmoid_",
+        "tanh",
+        "tanh_",
+        "add",
+        "add_",
+        "mul",
+        "mul_",
+        "sub",
+        "sub_",
+        "size",
+        "dim",
+        "numel",
+    }
 )
 _BLIND_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "layout")
 
@@ -43,7 +64,9 @@ def is_blind(node: fx.Node, model: nn.Module) -> bool:
     """Whether a node computes the same from either format, and hands the format on."""
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        hooked = (
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        )
         known = type(module) in _BLIND_MODULES or qualified_name(module) in _BLIND_FOREIGN
         return known and not hooked and "forward" not in vars(module) and not getattr(module, "return_indices", False)
     if node.target is getattr:
@@ -74,7 +97,7 @@ def plain_formats(
     Args:
         spec: the program.
         shapes: of its buffers.
-        inputs: the same of its inputs; None for strides that are neither dense format, which elementwise functions keep.
+        inputs: the same of its inputs; None for strides of neither dense format, which elementwise functions keep.
         weights: for each layer, whether it has weights in channels_last memory.
     """
     formats = list(inputs)
@@ -86,9 +109,7 @@ def plain_formats(
             continue
         channels_last = bool(source) or weight
         # Where memory is in both formats at once, torch's elementwise functions write it as contiguous, others do not.
-        if isinstance(layer, GlobalAvgPoolSpec) and layer.mean:
-            channels_last = False
-        elif channels == height == width == 1:
+        if (isinstance(layer, GlobalAvgPoolSpec) and layer.mean) or channels == height == width == 1:
             channels_last = False
         elif channels == 1 or height == width == 1:
             channels_last = channels_last and not _ends_elementwise(layer, height * width)
@@ -150,9 +171,7 @@ def made_contiguous(x: torch.Tensor) -> torch.Tensor:
     y = x.contiguous()
     _, c, h, w = y.shape
     # One channel or one pixel: contiguous in either format, but for the strides of dimensions of size 1.
-    return y if y.stride() == (c * h * w, h * w, w, 1) or y.numel() == 0 else y.flatten().view(y.shape)
-
-
+    return y if y.stride() == (c * h * w, h * w, w, 1) else y.flatten().view(y.shape)
 
 
 class _PlainGradient(torch.autograd.Function):

@@ -101,4 +101,3 @@ def run_native(call: NativeCall, model: nn.Module, env: dict[str, Any]) -> Any:
         path, name, value = args
         return setattr(model.get_submodule(path), name, value)
     return call.target(*args, **kwargs)
-

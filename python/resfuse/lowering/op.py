@@ -90,8 +90,8 @@ class Unsupported:
 
 
 class WrittenNorm:
-    """A batch norm that is written by hand, as one function: of the image, the tensors that its nodes read, and which of
-    these are mean, variance, weight and bias.
+    """A batch norm that is written by hand, as one function: of the image, of the tensors that its nodes read, and of
+    those that are its mean, variance, weight and bias.
     """
 
     __name__ = "written_norm"

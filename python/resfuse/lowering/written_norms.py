@@ -61,7 +61,7 @@ def _join(node: fx.Node, graph: fx.Graph, model: nn.Module) -> bool:
 
     with graph.inserting_before(node):
         names = ("running_mean", "running_var", "weight", "bias")
-        new = graph.call_function(WrittenNorm(run, eps), (x, tensors, *(roles.get(name) for name in names)))  # type: ignore[arg-type]
+        new = graph.call_function(WrittenNorm(run, eps), (x, tensors, *(roles.get(name) for name in names)))
     new.meta["tensor"] = True
     node.replace_all_uses_with(new)
     for n in reversed(inner):
@@ -177,7 +177,9 @@ class _Expansion:
             return None
         with_image = [any(f[0] == "x" for key in operand or () for f in key) for operand in operands]
         if any(with_image):
-            vectors = [arg for arg, image in zip(args, with_image, strict=True) if isinstance(arg, fx.Node) and not image]
+            vectors = [
+                arg for arg, image in zip(args, with_image, strict=True) if isinstance(arg, fx.Node) and not image
+            ]
             if not all(_is_of_channels(vector, self._model) for vector in vectors):
                 return None
         return handler[1](*operands)

@@ -87,7 +87,7 @@ class AvgPoolSpec:
 
 @dataclasses.dataclass(frozen=True)
 class GlobalAvgPoolSpec:
-    """Mean over all pixels of each channel; ``mean`` where it was written so, whose memory torch lays out in another way."""
+    """Mean over all pixels of each channel; ``mean`` where it was written so, which torch lays out in another way."""
 
     name: str
     input: int

@@ -1,9 +1,9 @@
 """Packed weights that follow the parameters they were made from.
 
 A cache entry belongs to one list of tensors. It is valid while every tensor is the same object at the same address with
-the same version counter, and while its values are the same as far as a call looks: a few samples of each tensor, and a
-slice of all bytes, another one at each call. That last check sees writes that no version counter counts (``.data``, NumPy
-views, other processes): a change of a whole tensor at the next call, of a single element `_core.Fingerprint`'s slices later.
+the same version counter, and while its values are the same as far as a call looks: a few samples of each tensor, and
+a slice of all bytes, another one at each call. That last check sees writes that no version counter counts (``.data``,
+NumPy views, other processes): a change of a whole tensor at the next call, of a single element when its slice comes.
 """
 
 from __future__ import annotations

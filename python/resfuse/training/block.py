@@ -136,8 +136,8 @@ class Backward:
                 else:
                     assert isinstance(layer, ConvSpec)
                     self._conv(index, layer, grad, owned)
-            if self._first_read[layer.input] == index and layer.input >= len(self._spec.inputs):
-                self._values.pop(layer.input, None)
+            # Its readers came before; it may itself have needed what it had made.
+            self._values.pop(layer.output, None)
         while self._deferred:  # they hold this object
             self._deferred.pop()()
         inputs = [self._grads[i][0] if i in self._grads else None for i in range(len(self._spec.inputs))]
