@@ -14,9 +14,9 @@ def refresh(model: nn.Module) -> None:
     """Makes the next call read all parameters and buffers anew.
 
     Whatever torch counts (in-place operations, optimizers, ``load_state_dict``, assignments) is seen without this. What
-    it does not count is a write through ``.data``, a NumPy view or another process. A change of a whole tensor by such a
-    write is seen at the next call, a change of single elements in one of the next 31; after ``refresh`` both are seen at
-    once.
+    it does not count is a write through ``.data``, a NumPy view or another process. A change of a whole tensor by such
+    a write is seen at the next call, a change of single elements in one of the next 31; after ``refresh`` both are seen
+    at once.
 
     Args:
         model: what `resfuse.fuse` returned.

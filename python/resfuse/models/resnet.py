@@ -120,7 +120,7 @@ class ResNet(nn.Module):
         return out
 
     def __prepare_scriptable__(self) -> nn.Sequential:
-        """For ``torch.jit.script``, which knows no computed names of attributes: the same modules one after the other."""
+        """For ``torch.jit.script``, which knows no computed names: the same modules one after the other."""
         stages = [f"layer{stage}" for stage in range(1, self._stages + 1)]
         names = ["conv1", "bn1", "relu", "maxpool", *stages, "avgpool", "flatten", "fc", "head_activation"]
         flatten = nn.Flatten(1)
