@@ -40,7 +40,8 @@ void register_fingerprint(py::module_& m) {
         .def("take", &Fingerprint::take, py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
              "Hashes all bytes as they are now.")
         .def("samples", &Fingerprint::samples, "A hash of a few values of each array.")
-        .def("same_slice", &Fingerprint::same_slice, py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
+        // With the lock held: meanwhile no other Python thread can free what is read.
+        .def("same_slice", &Fingerprint::same_slice, py::arg("threads"),
              "Whether the next of the slices, in turn, is as it was when the hashes were taken.")
         .def_property_readonly("slices", &Fingerprint::slices);
 }

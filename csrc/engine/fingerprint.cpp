@@ -9,7 +9,8 @@
 namespace resfuse {
 namespace {
 
-// A lane is h = h * odd + word, and lanes are added up with odd factors: whatever one word becomes, the sum changes.
+// A lane is h = rotated(h) * odd + word, and lanes are added up with odd factors: whatever one word becomes, the sum
+// changes. Without the rotation two changed signs would cancel out.
 constexpr int kVectors = 8, kWidth = 4;
 constexpr std::uint32_t kFactor = 0x9e3779b1u;
 constexpr std::uint64_t kMix = 0x9e3779b97f4a7c15u;
@@ -28,7 +29,7 @@ std::uint64_t hash_dense(const float* data, index_t count) {
         for (int v = 0; v < kVectors; ++v) {
             Lanes words;
             std::memcpy(&words, data + i + v * kWidth, sizeof words);
-            lanes[v] = lanes[v] * kFactor + words;
+            lanes[v] = (lanes[v] << 13 | lanes[v] >> 19) * kFactor + words;
         }
     }
     std::uint64_t sum = 0, factor = 1;
@@ -37,7 +38,7 @@ std::uint64_t hash_dense(const float* data, index_t count) {
             sum += vector[lane] * factor;
             factor = factor * kMix + 2;  // odd again
         }
-    for (; i < count; ++i) sum = sum * kMix + std::bit_cast<std::uint32_t>(data[i]);
+    for (; i < count; ++i) sum = std::rotl(sum, 13) * kMix + std::bit_cast<std::uint32_t>(data[i]);
     return sum;
 }
 
@@ -84,7 +85,8 @@ std::uint64_t Fingerprint::hash(const Part& part) const {
     const WatchedArray& array = arrays_[part.array];
     if (is_dense(array)) return hash_dense(array.data + part.begin, part.end - part.begin);
     std::uint64_t sum = 0;
-    for (index_t i = part.begin; i < part.end; ++i) sum = sum * kMix + std::bit_cast<std::uint32_t>(*address(array, i));
+    for (index_t i = part.begin; i < part.end; ++i)
+        sum = std::rotl(sum, 13) * kMix + std::bit_cast<std::uint32_t>(*address(array, i));
     return sum;
 }
 
@@ -96,7 +98,7 @@ std::uint64_t Fingerprint::hash(const Slice& slice, int threads) const {
     for (index_t i = 0; i < count; ++i)
         hashes[static_cast<std::size_t>(i)] = hash(slice.parts[static_cast<std::size_t>(i)]);
     std::uint64_t sum = 0;
-    for (const std::uint64_t part : hashes) sum = sum * kMix + part;
+    for (const std::uint64_t part : hashes) sum = std::rotl(sum, 13) * kMix + part;
     return sum;
 }
 

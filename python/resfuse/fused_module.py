@@ -189,7 +189,7 @@ class FusedModule(nn.Module):
                 "a fused model in eval mode ran block by block because gradients are enabled; "
                 "call it under torch.no_grad() or torch.inference_mode() to run it as one program",
                 GradientsEnabledWarning,
-                stacklevel=5,
+                stacklevel=6,  # the line that calls the model
             )
         return train_program
 

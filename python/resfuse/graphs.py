@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ class Graphs:
 
     def __init__(self, model: nn.Module, algorithm: str, lowered: Lowered | None = None) -> None:
         self._algorithm = algorithm
+        self._lock = threading.RLock()
         self.kept: list[Graph] = []
         self._example: Example | None = None
         self._lowerings = 0
@@ -70,15 +72,25 @@ class Graphs:
     def find(self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Graph, int]:
         """The graph for a call, made if there is none, and what its assumptions' check said."""
         self._calls += 1
+        first = self.kept[0] if self.kept else None
+        if first is not None and first.key == key:
+            state = first.assumptions.check()
+            if state != FAILS:
+                return first, state
+        with self._lock:
+            return self._find_other(model, key, args, kwargs)
+
+    def _find_other(
+        self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Graph, int]:
         found: list[Difference] = []
         for graph in list(self.kept):
             if graph.key != key:
                 continue
             state = graph.assumptions.check()
             if state != FAILS:
-                if graph is not self.kept[0]:
-                    self.kept.remove(graph)
-                    self.kept.insert(0, graph)
+                self.kept.remove(graph)
+                self.kept.insert(0, graph)
                 return graph, state
             differences = graph.assumptions.differences()
             found = found or differences

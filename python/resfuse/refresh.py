@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from torch import nn
 
 from resfuse.fused_module import require_fused
-from resfuse.runtime.executor import executor_of
+from resfuse.runtime.weights import forget_packed_weights
 
 
 def refresh(model: nn.Module) -> None:
@@ -16,7 +14,7 @@ def refresh(model: nn.Module) -> None:
     Whatever torch counts (in-place operations, optimizers, ``load_state_dict``, assignments) is seen without this. What
     it does not count is a write through ``.data``, a NumPy view or another process. A change of a whole tensor by such
     a write is seen at the next call, a change of single elements in one of the next 31; after ``refresh`` both are seen
-    at once.
+    at once. Other fused models of the process read theirs anew as well.
 
     Args:
         model: what `resfuse.fuse` returned.
@@ -25,8 +23,5 @@ def refresh(model: nn.Module) -> None:
         TypeError: ``model`` is no module.
         UnsupportedModelError: ``model`` is not fused.
     """
-    for part in require_fused("model", model).values():
-        for binding in part.fusion().graphs.bindings():
-            for bound in binding.programs:
-                with contextlib.suppress(KeyError):  # a parameter is gone: nothing is packed for what is left
-                    executor_of(bound.text).forget(bound.parameters())
+    require_fused("model", model)
+    forget_packed_weights()

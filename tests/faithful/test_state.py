@@ -105,6 +105,8 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
     "stride": set_to("a.0", "stride", (2, 2)),
     "stride as a number": set_to("a.0", "stride", 2),
     "padding": set_to("a.0", "padding", (2, 2)),
+    "padding same": set_to("a.0", "padding", "same"),
+    "padding same and a stride": lambda m: (setattr(m.a[0], "padding", "same"), setattr(m.a[0], "stride", (2, 2))),
     "padding mode": set_to("a.0", "padding_mode", "reflect"),
     "dilation": set_to("a.0", "dilation", (2, 2)),
     "eps": set_to("a.1", "eps", 0.5),

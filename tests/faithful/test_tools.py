@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.faithful.twins import images
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import resfuse
+from tests.faithful.twins import images
 
 
 @pytest.fixture

@@ -156,6 +156,26 @@ def test_any_changed_word_changes_its_hash(sizes: list[int], data: st.DataObject
     assert all(fingerprint.same_slice(1) for _ in range(fingerprint.slices))
 
 
+def test_signs_that_change_together_do_not_cancel_out() -> None:
+    array = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
+    fingerprint = _core.Fingerprint([array])
+    fingerprint.take(2)
+    for places in ([0, 32], [5, 5 + 64], [100, 132, 164, 196], list(range(0, 1024, 32))):
+        array[places] *= -1.0
+        assert sum(not fingerprint.same_slice(2) for _ in range(fingerprint.slices)) == 1
+        array[places] *= -1.0
+
+
+@torch.no_grad()
+def test_new_strides_over_the_same_memory() -> None:
+    model = small()
+    fast = resfuse.fuse(copy.deepcopy(model))
+    fast(images())
+    for m in (model, fast):
+        m[1][0].weight.data = m[1][0].weight.data.transpose(2, 3)
+    torch.testing.assert_close(fast(images()), model(images()), rtol=1e-3, atol=1e-4)
+
+
 def test_strided_arrays_are_hashed_whole() -> None:
     whole = np.random.default_rng(0).standard_normal((6, 5, 4, 3)).astype(np.float32)
     view = whole[::2, ::-1, :, 1:]

@@ -298,7 +298,8 @@ class Recorder:
             finally:
                 builtins.print, builtins.isinstance = usual_print, usual_isinstance
                 self.assumptions.undo_changes()
-                state.restore()
+                if state.changed():
+                    state.restore()
 
     def random_state(self) -> _RandomState:
         """Of all generators that code may draw from."""

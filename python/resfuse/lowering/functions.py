@@ -62,6 +62,8 @@ def _conv2d(call: Call) -> Op | Unsupported:
     tensor = weight[1]
     if tensor.dim() != 4:
         return Unsupported("a convolution of other images than two-dimensional ones")
+    if call.get("padding", 0) == "same" and pair(call.get("stride", 1)) != (1, 1):
+        return Unsupported("padding='same' with a stride, which torch refuses")
     groups = int(call.get("groups", 1))
     kernel_size = int(tensor.shape[2]), int(tensor.shape[3])
     dilation = pair(call.get("dilation", 1))

@@ -68,6 +68,8 @@ def _conv(module: nn.Module, path: str, inputs: tuple[fx.Node, ...], same: bool 
     assert isinstance(module, nn.Conv2d)
     if module.padding_mode != "zeros":
         return Unsupported(f"padding_mode={module.padding_mode!r}")
+    if module.padding == "same" and pair(module.stride) != (1, 1):
+        return Unsupported("padding='same' with a stride, which torch refuses")
     kernel_size, dilation = pair(module.kernel_size), pair(module.dilation)
     weight = _parameter(path, module, "weight")
     assert weight is not None

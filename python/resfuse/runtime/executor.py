@@ -182,10 +182,6 @@ class Executor:
             call.plan.run(weights, [view(x) for x in inputs], [view(y)])
         return y
 
-    def forget(self, parameters: Sequence[torch.Tensor]) -> None:
-        """The next run with these parameters reads them anew."""
-        self._weights.forget(parameters)
-
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
         """Bytes of packed weights held for these parameters."""
         return self._weights.entry(parameters).packed_bytes

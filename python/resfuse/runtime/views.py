@@ -20,7 +20,7 @@ class _Memory:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         size = tensor.element_size()
-        self.tensor = tensor  # the array holds this object, and so the memory
+        self.storage = tensor.untyped_storage()  # the array holds this object, and so the memory
         self.__array_interface__ = {
             "version": 3,
             "data": (tensor.data_ptr(), False),

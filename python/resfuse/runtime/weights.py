@@ -24,15 +24,16 @@ from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, ProgramSpe
 from resfuse.runtime.views import view
 
 _version = operator.attrgetter("_version")
-Stamp = tuple[tuple[int, ...], tuple[int, ...]]
+Stamp = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]
 
 
 def _stamp(tensors: Sequence[torch.Tensor]) -> Stamp:
     addresses = tuple(map(torch.Tensor.data_ptr, tensors))
+    strides = tuple(map(torch.Tensor.stride, tensors))  # p.data = p.data.transpose(2, 3) changes nothing else
     try:
-        return addresses, tuple(map(_version, tensors))
+        return addresses, strides, tuple(map(_version, tensors))
     except RuntimeError:  # tensors made under inference_mode have no version counter
-        return addresses, tuple(0 if t.is_inference() else t._version for t in tensors)
+        return addresses, strides, tuple(0 if t.is_inference() else t._version for t in tensors)
 
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
@@ -45,7 +46,9 @@ def require_plain(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def _watched(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """All elements of a tensor, in the order of memory where that is channels_last."""
+    """All elements of a tensor, in the order of memory where that is channels_last; never a copy's."""
+    if tensor.is_neg():
+        tensor = torch._neg_view(tensor)
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
     return view(tensor)
@@ -79,6 +82,15 @@ def fold_batch_norm(
     return scale.tolist(), shift.tolist()
 
 
+_MOST_TRIES = 4  # where somebody keeps writing while weights are packed
+_generations = [0]  # grows when somebody says that weights have changed
+
+
+def forget_packed_weights() -> None:
+    """All programs read their parameters anew when they run next."""
+    _generations[0] += 1
+
+
 @dataclasses.dataclass(frozen=True)
 class _Packed:
     """A weight set and what its tensors were when it was made."""
@@ -87,10 +99,13 @@ class _Packed:
     fingerprint: _core.Fingerprint
     samples: int
     weights: _core.WeightSet
+    generation: int
 
     def holds(self, threads: int) -> bool:
         """Whether the values are the same, as far as this call looks."""
-        return self.fingerprint.samples() == self.samples and self.fingerprint.same_slice(threads)
+        if self.generation != _generations[0] or self.fingerprint.samples() != self.samples:
+            return False
+        return self.fingerprint.same_slice(threads)
 
 
 class PackedWeights:
@@ -107,9 +122,11 @@ class PackedWeights:
         state, threads = self._state, torch.get_num_threads()
         if state is not None and state.stamp == _stamp(tensors) and state.holds(threads):
             return state.weights
+        self._state = None  # what has changed stays so, also where packing fails now
         require_plain(tensors)
+        generation = _generations[0]
         with self._lock:
-            while True:
+            for _ in range(_MOST_TRIES):
                 stamp = _stamp(tensors)
                 fingerprint = _core.Fingerprint([_watched(t) for t in tensors])
                 fingerprint.take(threads)
@@ -118,12 +135,9 @@ class PackedWeights:
                 plan.prepare(weights)
                 # Another thread may have written meanwhile: a set of mixed values must not be kept.
                 if stamp == _stamp(tensors) and samples == fingerprint.samples():
-                    self._state = _Packed(stamp, fingerprint, samples, weights)
-                    return weights
-
-    def forget(self) -> None:
-        """The next call reads the tensors anew."""
-        self._state = None
+                    self._state = _Packed(stamp, fingerprint, samples, weights, generation)
+                    break
+            return weights
 
     def _read(self, tensors: Sequence[torch.Tensor]) -> _core.WeightSet:
         weights = _core.WeightSet(self._program)
@@ -167,9 +181,3 @@ class WeightCache:
             for tensor in tensors:
                 weakref.finalize(tensor, self._entries.pop, key, None).atexit = False
         return entry
-
-    def forget(self, tensors: Sequence[torch.Tensor]) -> None:
-        """What was packed of these tensors counts no longer."""
-        entry = self._entries.get(tuple(map(id, tensors)))
-        if entry is not None:
-            entry.forget()
