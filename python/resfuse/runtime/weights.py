@@ -27,9 +27,10 @@ _version = operator.attrgetter("_version")
 Stamp = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]
 
 
-def _stamp(tensors: Sequence[torch.Tensor]) -> Stamp:
+def _stamp(tensors: Sequence[torch.Tensor], matrices: Sequence[int]) -> Stamp:
     addresses = tuple(map(torch.Tensor.data_ptr, tensors))
-    strides = tuple(map(torch.Tensor.stride, tensors))  # p.data = p.data.transpose(2, 3) changes nothing else
+    # Of those with several dimensions: p.data = p.data.transpose(2, 3) changes nothing else.
+    strides = tuple([tensors[i].stride() for i in matrices])
     try:
         return addresses, strides, tuple(map(_version, tensors))
     except RuntimeError:  # tensors made under inference_mode have no version counter
@@ -114,27 +115,28 @@ class PackedWeights:
     def __init__(self, spec: ProgramSpec, program: _core.Program) -> None:
         self._spec = spec
         self._program = program
+        self._matrices = tuple(layer.weight for layer in spec.layers if isinstance(layer, ConvSpec))
         self._lock = threading.Lock()
         self._state: _Packed | None = None
 
     def current(self, tensors: Sequence[torch.Tensor], plan: _core.Plan) -> _core.WeightSet:
         """A weight set with the tensors' present values, packed for `plan`."""
         state, threads = self._state, torch.get_num_threads()
-        if state is not None and state.stamp == _stamp(tensors) and state.holds(threads):
+        if state is not None and state.stamp == _stamp(tensors, self._matrices) and state.holds(threads):
             return state.weights
         self._state = None  # what has changed stays so, also where packing fails now
         require_plain(tensors)
         generation = _generations[0]
         with self._lock:
             for _ in range(_MOST_TRIES):
-                stamp = _stamp(tensors)
+                stamp = _stamp(tensors, self._matrices)
                 fingerprint = _core.Fingerprint([_watched(t) for t in tensors])
                 fingerprint.take(threads)
                 samples = fingerprint.samples()
                 weights = self._read(tensors)
                 plan.prepare(weights)
                 # Another thread may have written meanwhile: a set of mixed values must not be kept.
-                if stamp == _stamp(tensors) and samples == fingerprint.samples():
+                if stamp == _stamp(tensors, self._matrices) and samples == fingerprint.samples():
                     self._state = _Packed(stamp, fingerprint, samples, weights, generation)
                     break
             return weights
