@@ -171,7 +171,8 @@ class DictReader {
         py::list list(items_.size());
         for (std::size_t i = 0; i < items_.size(); ++i) {
             PyObject* const value = find(items_[i]);
-            if (value == nullptr || value == Py_None) throw py::key_error(py::cast<std::string>(py::str(items_[i].key)));
+            if (value == nullptr || value == Py_None)
+                throw py::key_error(py::cast<std::string>(py::str(items_[i].key)));
             __builtin_prefetch(value);
             list[i] = py::reinterpret_borrow<py::object>(value);
         }
@@ -194,5 +195,6 @@ void register_dictionaries(py::module_& m) {
              "0 where something is another object than it was, 1 where all holds, 2 where the usual items do as well.");
     py::class_<DictReader>(m, "DictReader", "Places in dictionaries, which must stay alive.")
         .def(py::init<const Absent&>(), py::arg("items"))
-        .def("values", &DictReader::values, "What the places hold now; raises KeyError where one holds nothing or None.");
+        .def("values", &DictReader::values,
+             "What the places hold now; raises KeyError where one holds nothing or None.");
 }
