@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
     register_fingerprint(m);
     register_global_avg_pool(m);
     register_info(m);
+    register_planes(m);
     register_program(m);
     register_training(m);
     register_plan(m);

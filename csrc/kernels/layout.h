@@ -1,7 +1,7 @@
 // Copies a window of an image with any strides into a dense, zero-padded NHWC band.
 #pragma once
 
-#include "kernels/simd.h"
+#include "kernels/transpose.h"
 
 namespace resfuse {
 namespace {
@@ -35,6 +35,8 @@ inline void copy_pixels(const BandArgs& g, float* to, const float* from, index_t
         for (index_t x = 0; x < pixels; ++x) copy_floats(to + x * g.pixel, from + x * g.stride_w, g.channels);
     } else if (g.channels == 3 && g.pixel == 3 && g.stride_w == 1) {
         interleave3(to, from, g.stride_c, pixels);
+    } else if (g.stride_w == 1) {
+        transpose_floats({from, g.channels, pixels, g.stride_c, to, g.pixel});
     } else {
         for (index_t x = 0; x < pixels; ++x)
             for (index_t c = 0; c < g.channels; ++c) to[x * g.pixel + c] = from[x * g.stride_w + c * g.stride_c];

@@ -17,6 +17,7 @@
 #include "kernels/products.h"
 #include "kernels/read.h"
 #include "kernels/strassen.h"
+#include "kernels/transpose.h"
 #include "kernels/winograd_kinds.h"
 #include "kernels/winograd_rows.h"
 
@@ -47,6 +48,7 @@ constexpr KernelTable make_table(const char* name) {
         .pack_paired = nullptr,
         .paired_matrix_rows = nullptr,
         .copy_band = copy_band,
+        .transpose = transpose_floats,
         .grouped = grouped,
         .grouped_f2 = grouped_f2,
         .norm_sums = norm_sums,

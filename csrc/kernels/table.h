@@ -206,6 +206,14 @@ struct BandArgs {
     index_t pixel;  // floats between pixels of the band
 };
 
+// y[col * y_pitch + row] = x[row * pitch + col]
+struct TransposeArgs {
+    const float* x;
+    index_t rows, cols, pitch;
+    float* y;
+    index_t y_pitch;
+};
+
 // Output channels [channel_begin, channel_end) and rows of one image, for a convolution whose groups have as many
 // output as input channels, fewer than a vector. `channel_begin` is a multiple of vector_floats.
 struct GroupedArgs {
@@ -475,6 +483,7 @@ struct KernelTable {
     void (*pack_paired)(const PackPairedArgs&);
     index_t (*paired_matrix_rows)(index_t depth);
     void (*copy_band)(const BandArgs&);
+    void (*transpose)(const TransposeArgs&);
     void (*grouped)(const GroupedArgs&);
     void (*grouped_f2)(const GroupedArgs&);
     void (*norm_sums)(const NormSumsArgs&);

@@ -238,7 +238,7 @@ class Binding:
             if step.returns_feature_maps and all([x.dim() == 4 for x in inputs]):
                 plain = step.contiguous_outputs(inputs, [name in contiguous for name in step.inputs], parameters)
             if run_program is None:
-                results = ops.run_program(inputs, parameters, step.text)
+                results = ops.run_program(inputs, parameters, step.text, plain)
                 if not torch.compiler.is_compiling():
                     step.last_plan = executor_of(step.text).last_plan
             else:

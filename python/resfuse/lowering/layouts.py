@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.lowering.modules import qualified_name
+from resfuse.runtime.planes import to_contiguous
 from resfuse.runtime.spec import AffineSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, ProgramSpec
 
 # Modules and functions that compute the same from either format, and whose results have the format of what they read.
@@ -168,7 +169,7 @@ def _format(x: torch.Tensor) -> bool | None:
 
 def made_contiguous(x: torch.Tensor) -> torch.Tensor:
     """A tensor in contiguous memory, with the strides that torch gives such a tensor."""
-    y = x.contiguous()
+    y = to_contiguous(x)
     _, c, h, w = y.shape
     # One channel or one pixel: contiguous in either format, but for the strides of dimensions of size 1.
     return y if y.stride() == (c * h * w, h * w, w, 1) else y.flatten().view(y.shape)

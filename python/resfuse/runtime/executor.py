@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from resfuse import _core
+from resfuse.runtime.memory import empty
 from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, MaxPoolSpec, ProgramSpec
 from resfuse.runtime.views import view
 from resfuse.runtime.weights import WeightCache
@@ -152,14 +153,16 @@ class Executor:
             self._calls[key] = call
         return call
 
-    def run(self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs for [N, C, H, W] float32 CPU tensors of any strides; feature maps come back in channels_last."""
+    def run(
+        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], copied: Collection[int] = ()
+    ) -> list[torch.Tensor]:
+        """The outputs for [N, C, H, W] float32 CPU tensors of any strides; feature maps come back in channels_last.
+
+        ``copied`` are the numbers of outputs that no user sees, only copies of them in contiguous memory.
+        """
         _check_kinds(self.spec, inputs)
         call = self._call(inputs)
-        outputs = [
-            torch.empty(shape, memory_format=torch.channels_last) if len(shape) == 4 else torch.empty(shape)
-            for shape in call.outputs
-        ]
+        outputs = [_output(shape, i in copied) for i, shape in enumerate(call.outputs)]
         if inputs[0].shape[0] > 0:
             weights = self._weights.entry(parameters).current(parameters, call.plan)
             records = _records.get()
@@ -174,7 +177,7 @@ class Executor:
         """A program of one convolution with weights [K, C, R, S] of any strides that are packed for this call alone."""
         _check_kinds(self.spec, inputs)
         call = self._call(inputs)
-        y = torch.from_numpy(_core.empty(call.outputs[0]))
+        y = empty(call.outputs[0])
         if inputs[0].shape[0] > 0:
             weights = _core.WeightSet(self._program)
             weights.set(0, weight, [], bias)
@@ -185,6 +188,16 @@ class Executor:
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
         """Bytes of packed weights held for these parameters."""
         return self._weights.entry(parameters).packed_bytes
+
+
+def _output(shape: tuple[int, ...], copied: bool) -> torch.Tensor:
+    if len(shape) != 4:
+        return torch.empty(shape)
+    _, c, h, w = shape
+    # One channel or one pixel: such a tensor is contiguous as it is, so it may be handed out.
+    if copied and c > 1 and h * w > 1:
+        return empty(shape)
+    return torch.empty(shape, memory_format=torch.channels_last)
 
 
 def check_shapes(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -44,8 +44,13 @@ def _(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], progra
     ]
 
 
-def run_program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], text: str) -> list[torch.Tensor]:
-    """The operator's result; where nothing listens to the dispatcher, without its 0.2 ms for a hundred parameters."""
+def run_program(
+    inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], text: str, copied: Collection[int] = ()
+) -> list[torch.Tensor]:
+    """The operator's result; where nothing listens to the dispatcher, without its 0.2 ms for a hundred parameters.
+
+    ``copied`` are the numbers of outputs that no user sees, only copies of them in contiguous memory.
+    """
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -55,7 +60,7 @@ def run_program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tenso
         return results
     executor = executor_of(text)
     if not torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
-        return executor.run(inputs, parameters)
+        return executor.run(inputs, parameters, copied)
     layers = executor.spec.layers
     with torch.profiler.record_function(f"resfuse: {layers[0].name} ... {layers[-1].name} ({len(layers)} layers)"):
-        return executor.run(inputs, parameters)
+        return executor.run(inputs, parameters, copied)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from resfuse import _core
+from resfuse.runtime.memory import dense, empty
 from resfuse.runtime.views import view
-from resfuse.training.memory import dense, empty
 
 Maybe = torch.Tensor | None
 

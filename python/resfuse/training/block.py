@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from resfuse.runtime.memory import dense
 from resfuse.runtime.spec import ConvSpec, MaxPoolSpec, ProgramSpec
 from resfuse.training import batch_norm, convolution, pooling
 from resfuse.training.batch_norm import Norm
-from resfuse.training.memory import dense
 from resfuse.training.split import (
     Saved,
     computes_again,

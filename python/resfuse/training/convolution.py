@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from resfuse import _core
 from resfuse.runtime.executor import Executor
+from resfuse.runtime.memory import dense, empty
 from resfuse.runtime.spec import ConvSpec, OutputSpec, ProgramSpec
 from resfuse.runtime.views import view
-from resfuse.training.memory import dense, empty
 
 Maybe = torch.Tensor | None
 Pads = tuple[int, int, int, int]  # top, left, bottom, right

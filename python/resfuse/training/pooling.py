@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from resfuse import _core
+from resfuse.runtime.memory import dense, empty
 from resfuse.runtime.spec import MaxPoolSpec
 from resfuse.runtime.views import view
-from resfuse.training.memory import dense, empty
 
 Pads = tuple[int, int, int, int]  # top, left, bottom, right
 _MOST_KERNEL = 8

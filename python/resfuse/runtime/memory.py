@@ -1,4 +1,4 @@
-"""Memory of the training kernels."""
+"""Memory of feature maps that no user holds: what training keeps for backward, what is copied before a user sees it."""
 
 from __future__ import annotations
 
