@@ -10,6 +10,14 @@ import resfuse
 from resfuse import _core
 
 
+def _last(*shape: int) -> torch.Tensor:
+    return torch.randn(shape).to(memory_format=torch.channels_last)
+
+
+def _to_planes(x: torch.Tensor, y: torch.Tensor) -> None:
+    _core.copy_to_planes(x.numpy(), y.numpy(), 1)
+
+
 def _fast() -> nn.Module:
     return resfuse.fuse(resfuse.models.ResNet("basic", [1], width=8, num_classes=5, stem="cifar").eval())
 
@@ -41,6 +49,10 @@ def _fast() -> nn.Module:
         (lambda: resfuse.class_activation_map(_fast(), torch.randn(2, 3, 8, 8), [1]), ValueError, "class_index: got shape"),
         (lambda: resfuse.class_activation_map(_fast(), torch.randn(2, 3, 8, 8), 0.5), TypeError, "class_index: got dtype"),
         (lambda: resfuse.class_activation_map(_fast().train(), torch.randn(2, 3, 8, 8)), ValueError, "train mode"),
+        (lambda: _to_planes(torch.randn(1, 3, 4, 4), torch.empty(1, 3, 4, 5)), ValueError, "y: got shape [1, 3, 4, 5]"),
+        (lambda: _to_planes(torch.randn(1, 3, 4, 4), torch.empty(1, 3, 4, 4)), ValueError, "x: want dense"),
+        (lambda: _to_planes(_last(1, 3, 4, 4), _last(1, 3, 4, 4)), ValueError, "y: want writable, contiguous"),
+        (lambda: _to_planes(_last(1, 3, 4, 4).double(), torch.empty(1, 3, 4, 4)), TypeError, "x: got dtype float64"),
         (lambda: _core.Program("mips"), ValueError, "RESFUSE_ISA=mips"),
         (lambda: _core.Program().add_input(0), ValueError, "channels: got 0"),
         (lambda: _core.Program().add_global_avg_pool("gap", 0), ValueError, "gap: input: got buffer 0"),
@@ -132,6 +144,10 @@ def test_core_checks_arrays() -> None:
     plan.run(weights, [x], [y])
     with pytest.raises(ValueError, match="smaller than the kernel"):
         _big_kernel()
+    with pytest.raises(ValueError, match="planes: got output 1, want less than 1"):
+        _core.Plan(program, 2, [(5, 6, False)], 2, [1])
+    with pytest.raises(ValueError, match=r"outputs\[0\]: want writable, contiguous"):
+        _core.Plan(program, 2, [(5, 6, False)], 2, [0]).run(weights, [x], [y])
 
 
 def _big_kernel() -> _core.Plan:

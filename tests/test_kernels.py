@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resfuse import _core
 from resfuse.runtime.executor import Executor
 from resfuse.runtime.spec import (
     AffineSpec,
@@ -612,6 +613,40 @@ def test_sums_that_overwrite_residuals_take_less_memory() -> None:
         assert executor.last_plan is not None
         sizes.append(executor.last_plan.workspace_bytes)
     assert sizes[1] - sizes[0] > 0.9 * images.numel() * 4
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@given(n=st.integers(1, 3), c=st.integers(1, 40), h=st.integers(1, 12), w=st.integers(1, 12), threads=st.integers(1, 3))
+@settings(deadline=None, max_examples=60)
+def test_copies_to_planes(isa: str, n: int, c: int, h: int, w: int, threads: int) -> None:
+    memory = torch.arange(n * h * w * c + 1).float()
+    x = memory[1:].view(n, h, w, c).permute(0, 3, 1, 2)
+    y = torch.full((n * c * h * w + 2,), -1.0)
+    _core.copy_to_planes(x.numpy(), y[1:-1].view(n, c, h, w).numpy(), threads, isa)
+    assert torch.equal(y[1:-1].view(n, c, h, w), x)
+    assert y[0] == y[-1] == -1.0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("channels", [3, 24, 40])
+def test_outputs_in_planes(isa: str, kernel_size: int, channels: int) -> None:
+    """An output that later layers read as well, a pooled one, and one whose layer is pooled away."""
+    layers = (
+        ConvSpec("a", 0, 1, channels, 24, 0, kernel_size=(kernel_size,) * 2, activation="relu"),
+        ConvSpec("b", 1, 2, 24, channels, 1),
+        MaxPoolSpec("pool", 2, 3, (2, 2), (2, 2), (1, 1), (0, 0, 0, 0), False),
+        GlobalAvgPoolSpec("gap", 3, 4),
+    )
+    spec = ProgramSpec((channels,), layers, (OutputSpec(1), OutputSpec(3), OutputSpec(4)))
+    inputs = [torch.randn(5, channels, 9, 7)]
+    parameters = [torch.randn(24, channels, kernel_size, kernel_size), torch.randn(channels, 24, 1, 1)]
+    executor = Executor(spec, isa)
+    expected = executor.run(inputs, parameters)
+    for planes in ((0,), (1,), (0, 1, 2)):
+        for i, (got, want) in enumerate(zip(executor.run(inputs, parameters, planes), expected, strict=True)):
+            assert torch.equal(got, want)
+            assert got.is_contiguous(memory_format=torch.contiguous_format if i in planes else torch.channels_last)
 
 
 @pytest.mark.parametrize(

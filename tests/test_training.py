@@ -18,10 +18,10 @@ import resfuse
 from resfuse import _core
 from resfuse.bench.models import make_model, randomize_batch_norm
 from resfuse.data import load_digits
+from resfuse.runtime.memory import empty
 from resfuse.runtime.spec import ConvSpec, MaxPoolSpec
 from resfuse.training import batch_norm, convolution, pooling
 from resfuse.training.batch_norm import Norm
-from resfuse.runtime.memory import empty
 from resfuse.training.split import split
 from tests.conftest import ISAS
 from tests.reference import rms

@@ -47,9 +47,11 @@ std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const 
         const std::string what = "outputs[" + std::to_string(o) + "]";
         const Array4 array = array4(outputs[o], what);
         check_shape(array, plan, program.outputs()[o], what);
-        if (!is_dense_nhwc(array) || !outputs[o].writeable())
-            throw py::value_error(what + ": want writable, dense channels_last memory");
-        out.push_back(to_tensor(array));
+        const bool fits = plan.in_planes(o) ? is_dense_nchw(array) : is_dense_nhwc(array);
+        if (!fits || !outputs[o].writeable())
+            throw py::value_error(what + ": want writable, " +
+                                  (plan.in_planes(o) ? "contiguous" : "dense channels_last") + " memory");
+        out.push_back(plan.in_planes(o) ? to_planes(array) : to_tensor(array));
     }
     const py::gil_scoped_release release;
     weights.prepare(plan.algorithms(), plan.threads());
@@ -96,12 +98,14 @@ py::list describe_layers(const Plan& plan) {
 void register_plan(py::module_& m) {
     py::class_<Plan>(m, "Plan", "A program made ready for one batch and image size.")
         .def(py::init([](std::shared_ptr<Program> program, index_t batch,
-                         const std::vector<std::tuple<index_t, index_t, bool>>& inputs, int threads) {
+                         const std::vector<std::tuple<index_t, index_t, bool>>& inputs, int threads,
+                         const std::vector<std::size_t>& planes) {
                  std::vector<InputShape> shapes;
                  for (const auto& [h, w, dense] : inputs) shapes.push_back({h, w, dense});
-                 return std::make_unique<Plan>(std::move(program), batch, shapes, threads);
+                 return std::make_unique<Plan>(std::move(program), batch, shapes, threads, planes);
              }),
-             py::arg("program"), py::arg("batch"), py::arg("inputs"), py::arg("threads"))
+             py::arg("program"), py::arg("batch"), py::arg("inputs"), py::arg("threads"),
+             py::arg("planes") = std::vector<std::size_t>{})
         .def(
             "output_shape",
             [](const Plan& plan, std::size_t output) {

@@ -20,8 +20,7 @@ void copy(const py::array& x, const py::array& y, int threads, const std::option
     if (to.shape != from.shape)
         throw py::value_error("y: got shape " + shape_text(to.shape) + ", want " + shape_text(from.shape));
     if (!is_dense_nhwc(from)) throw py::value_error("x: want dense channels_last memory");
-    if (to.strides != std::array<index_t, 4>{c * h * w, h * w, w, 1} || !y.writeable())
-        throw py::value_error("y: want writable, contiguous memory");
+    if (!is_dense_nchw(to) || !y.writeable()) throw py::value_error("y: want writable, contiguous memory");
     const KernelTable& kernels = kernels_of(isa ? parse_isa(*isa) : active_isa());
     const py::gil_scoped_release release;
     copy_to_planes(kernels, from.data, n, c, h * w, to.data, threads);

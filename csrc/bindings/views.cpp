@@ -35,9 +35,26 @@ Array4 array4(const py::array& array, const std::string& what) {
     return view;
 }
 
+namespace {
+
+// Of a dimension of one element the stride says nothing.
+bool fits(index_t size, index_t stride, index_t want) { return size == 1 || stride == want; }
+
+}  // namespace
+
+bool is_dense_nchw(const Array4& a) {
+    const auto [n, c, h, w] = a.shape;
+    return fits(w, a.strides[3], 1) && fits(h, a.strides[2], w) && fits(c, a.strides[1], h * w) &&
+           fits(n, a.strides[0], c * h * w);
+}
+
+Tensor to_planes(const Array4& a) {
+    const auto [n, c, h, w] = a.shape;
+    return {a.data, c * h * w, w, 1, h * w};
+}
+
 bool is_dense_nhwc(const Array4& a) {
     const auto [n, c, h, w] = a.shape;
-    const auto fits = [](index_t size, index_t stride, index_t want) { return size == 1 || stride == want; };
     return fits(c, a.strides[1], 1) && fits(w, a.strides[3], c) && fits(h, a.strides[2], w * c) &&
            fits(n, a.strides[0], h * w * c);
 }

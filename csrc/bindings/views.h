@@ -25,6 +25,12 @@ Array4 array4(const pybind11::array& array, const std::string& what);
 // Whether an [N, C, H, W] array lies in memory as dense NHWC.
 bool is_dense_nhwc(const Array4& array);
 
+// Whether it lies there as dense NCHW.
+bool is_dense_nchw(const Array4& array);
+
+// Such an array as a core tensor, of canonical strides.
+resfuse::Tensor to_planes(const Array4& array);
+
 // The array as a core tensor; a dense one gets the canonical strides even where a dimension is 1.
 resfuse::Tensor to_tensor(const Array4& array);
 

@@ -65,7 +65,7 @@ const float* address(const WatchedArray& array, index_t element) {
 Fingerprint::Fingerprint(std::vector<WatchedArray> arrays) : arrays_(std::move(arrays)) {
     index_t total = 0;
     for (const WatchedArray& array : arrays_) total += array.size();
-    const index_t count = total <= kAlwaysFloats ? 1 : kSlices;
+    const index_t count = total <= kAlwaysFloats ? 1 : total <= kLargeFloats ? kSlices : kSlicesOfLarge;
     const index_t floats = (total + count - 1) / count;  // of a slice
     slices_.resize(static_cast<std::size_t>(count));
     std::size_t slice = 0;

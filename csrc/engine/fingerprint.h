@@ -23,8 +23,9 @@ struct WatchedArray {
 
 class Fingerprint {
   public:
-    // Arrays are cut into parts of at most kPartFloats, and parts are shared out into at most kSlices slices.
-    static constexpr index_t kSlices = 31;
+    // Arrays are cut into parts of at most kPartFloats, and parts are shared out into at most so many slices.
+    static constexpr index_t kSlices = 31, kSlicesOfLarge = 61;
+    static constexpr index_t kLargeFloats = 4 * 1024 * 1024;
     static constexpr index_t kPartFloats = 16384;
     static constexpr index_t kAlwaysFloats = 16384;  // so many are hashed whole at each call
 

@@ -9,7 +9,8 @@
 
 namespace resfuse {
 
-Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vector<InputShape>& inputs, int threads)
+Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vector<InputShape>& inputs, int threads,
+           const std::vector<std::size_t>& planes)
     : program_(std::move(program)), batch_(batch), threads_(threads) {
     program_->freeze();
     if (batch < 1) throw std::invalid_argument("batch: got " + std::to_string(batch) + ", want at least 1");
@@ -20,10 +21,12 @@ Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vec
     infer_extents(inputs);
     choose_algorithms();
     place_inputs(inputs);
+    place_outputs(planes);
     space_pixels();
     make_segments();
     find_pooled();
     make_steps();
+    add_planes();
     place_buffers();
     zeros_.assign(static_cast<std::size_t>(*std::max_element(channels_.begin(), channels_.end())), 0.0f);
 }
@@ -100,14 +103,36 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
             dense_[static_cast<std::size_t>(buffer)] = inputs[i].dense;
             continue;
         }
-        layouts_.push_back({static_cast<int>(channels_.size()), buffer});
-        channels_.push_back(channels_[static_cast<std::size_t>(buffer)]);
-        extents_.push_back(extents_[static_cast<std::size_t>(buffer)]);
-        dense_.push_back(false);
-        placements_.push_back({.external_input = static_cast<int>(i)});
+        layouts_.push_back({add_external(buffer, {.external_input = static_cast<int>(i)}), buffer});
     }
-    for (std::size_t o = 0; o < program_->outputs().size(); ++o)
-        placements_[static_cast<std::size_t>(program_->outputs()[o])].external_output = static_cast<int>(o);
+}
+
+// Of an output in planes, the buffer's own number names ours in NHWC, which later layers may read as well.
+void Plan::place_outputs(const std::vector<std::size_t>& planes) {
+    in_planes_.assign(program_->outputs().size(), false);
+    for (const std::size_t o : planes) {
+        if (o >= in_planes_.size())
+            throw std::invalid_argument("planes: got output " + std::to_string(o) + ", want less than " +
+                                        std::to_string(in_planes_.size()));
+        in_planes_[o] = true;
+    }
+    for (std::size_t o = 0; o < in_planes_.size(); ++o) {
+        const int buffer = program_->outputs()[o], number = static_cast<int>(o);
+        if (in_planes_[o]) {
+            planes_.push_back({buffer, add_external(buffer, {.external_output = number})});
+        } else {
+            placements_[static_cast<std::size_t>(buffer)].external_output = number;
+        }
+    }
+}
+
+// A number for a tensor of the caller's that is like another buffer.
+int Plan::add_external(int like, const Placement& placement) {
+    channels_.push_back(channels_[static_cast<std::size_t>(like)]);
+    extents_.push_back(extents_[static_cast<std::size_t>(like)]);
+    dense_.push_back(false);
+    placements_.push_back(placement);
+    return static_cast<int>(channels_.size()) - 1;
 }
 
 // Of our own buffers, where every step that reads or writes one honours the distance.
@@ -205,28 +230,35 @@ void Plan::make_steps() {
             steps_.push_back(make_layout_step(context, layouts_[s].from, layouts_[s].to));
             continue;
         }
-        const std::size_t l = s - layouts_.size();
-        const Layer& layer = layers_[l];
-        if (pooled_in(l) >= 0) {
-            steps_.push_back(make_fused_away_step());
-        } else if (layer.kind == LayerKind::affine) {
-            steps_.push_back(make_affine_step(context, l));
-        } else if (layer.kind == LayerKind::max_pool || layer.kind == LayerKind::avg_pool) {
-            steps_.push_back(make_pool_step(context, l));
-        } else if (layer.kind == LayerKind::global_avg_pool) {
-            steps_.push_back(make_global_avg_pool_step(context, l));
-        } else if (layer.has_small_groups(program_->kernels().vector_floats)) {
-            steps_.push_back(make_grouped_step(context, l, algorithms_[l]));
-        } else if (algorithms_[l] == Algorithm::direct || algorithms_[l] == Algorithm::winograd_rows) {
-            steps_.push_back(make_direct_step(context, l, algorithms_[l]));
-        } else if (algorithms_[l] == Algorithm::strassen) {
-            steps_.push_back(make_strassen_step(context, l));
-        } else if (algorithms_[l] == Algorithm::paired) {
-            steps_.push_back(make_paired_step(context, l));
-        } else {
-            steps_.push_back(make_winograd_step(context, l, algorithms_[l]));
-        }
+        steps_.push_back(make_step(context, s - layouts_.size()));
     }
+}
+
+std::unique_ptr<Step> Plan::make_step(const StepContext& context, std::size_t l) const {
+    const Layer& layer = layers_[l];
+    if (pooled_in(l) >= 0) return make_fused_away_step();
+    if (layer.kind == LayerKind::affine) return make_affine_step(context, l);
+    if (layer.kind == LayerKind::max_pool || layer.kind == LayerKind::avg_pool) return make_pool_step(context, l);
+    if (layer.kind == LayerKind::global_avg_pool) return make_global_avg_pool_step(context, l);
+    if (layer.has_small_groups(program_->kernels().vector_floats)) return make_grouped_step(context, l, algorithms_[l]);
+    if (algorithms_[l] == Algorithm::direct || algorithms_[l] == Algorithm::winograd_rows)
+        return make_direct_step(context, l, algorithms_[l]);
+    if (algorithms_[l] == Algorithm::strassen) return make_strassen_step(context, l);
+    if (algorithms_[l] == Algorithm::paired) return make_paired_step(context, l);
+    return make_winograd_step(context, l, algorithms_[l]);
+}
+
+// To the steps that write these outputs.
+void Plan::add_planes() {
+    for (const Layout& planes : planes_)
+        for (std::size_t l = 0; l < layers_.size(); ++l) {
+            if (layers_[l].output != planes.from) continue;
+            const int pooling = pooled_in(l);
+            const std::size_t step = step_of_layer(pooling >= 0 ? static_cast<std::size_t>(pooling) : l);
+            const StepContext context{
+                *program_, layers_, extents_, dense_, pixels_, pooled_, segments_[segment_of(step)].images, threads_};
+            steps_[step] = make_planes_step(context, std::move(steps_[step]), planes.from, planes.to);
+        }
 }
 
 // Whether a sum may take its residual's place: less memory, and lines that are in cache already. Every step reads an

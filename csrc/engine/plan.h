@@ -32,8 +32,10 @@ struct Placement {
 
 class Plan {
   public:
-    // Throws std::invalid_argument where the extents do not fit the program.
-    Plan(std::shared_ptr<const Program> program, index_t batch, const std::vector<InputShape>& inputs, int threads);
+    // `planes` are the outputs that come in contiguous NCHW memory; all others come in dense NHWC memory. Throws
+    // std::invalid_argument where the extents do not fit the program.
+    Plan(std::shared_ptr<const Program> program, index_t batch, const std::vector<InputShape>& inputs, int threads,
+         const std::vector<std::size_t>& planes = {});
 
     const Program& program() const { return *program_; }
     index_t batch() const { return batch_; }
@@ -43,6 +45,7 @@ class Plan {
     double stream_bytes_per_cycle() const { return stream_bytes_per_cycle_; }  // that the choice assumed
     const std::vector<Segment>& segments() const { return segments_; }
     bool input_dense(std::size_t input) const { return input_dense_[input]; }
+    bool in_planes(std::size_t output) const { return in_planes_[output]; }
     Extent extent(int buffer) const { return extents_[static_cast<std::size_t>(buffer)]; }
     std::size_t workspace_bytes() const { return workspace_floats_ * sizeof(float); }
     // The layer whose step pools as well, for a pooling layer that costs no step of its own; else -1.
@@ -64,10 +67,14 @@ class Plan {
     void infer_extents(const std::vector<InputShape>& inputs);
     void choose_algorithms();
     void place_inputs(const std::vector<InputShape>& inputs);
+    void place_outputs(const std::vector<std::size_t>& planes);
+    int add_external(int like, const Placement& placement);
     void make_segments();
     void find_pooled();
     void space_pixels();
     void make_steps();
+    std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const;
+    void add_planes();
     bool overwrites_residual(const Layer& layer) const;
     void place_buffers();
     std::size_t step_of_layer(std::size_t layer) const { return layer + layouts_.size(); }
@@ -90,6 +97,8 @@ class Plan {
     double stream_bytes_per_cycle_ = 0.0;
     std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null
     std::vector<Layout> layouts_;       // steps 0 .. layouts - 1; layers follow
+    std::vector<bool> in_planes_;       // per output
+    std::vector<Layout> planes_;        // outputs that a layer's step copies in addition
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<Segment> segments_;
     std::vector<Placement> placements_;

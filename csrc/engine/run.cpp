@@ -91,10 +91,14 @@ class Executor {
                 tensors[b].data += first_image * tensors[b].image;
                 continue;
             }
+            if (place.external_output >= 0) {
+                tensors[b] = outputs_[static_cast<std::size_t>(place.external_output)];
+                tensors[b].data += first_image * tensors[b].image;
+                continue;
+            }
             const index_t width = plan_.extent(static_cast<int>(b)).w;
             float* data = workspace_ + place.offset;
-            if (place.external_output >= 0) data = outputs_[static_cast<std::size_t>(place.external_output)].data;
-            if (place.external_output >= 0 || place.whole_batch) data += first_image * place.image_floats;
+            if (place.whole_batch) data += first_image * place.image_floats;
             tensors[b] = {data, place.image_floats, width * place.pixel_floats, place.pixel_floats, 1};
         }
     }

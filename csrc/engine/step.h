@@ -65,6 +65,9 @@ std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t lay
 std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer);
 // Does nothing, for a layer that the step before it computes as well.
 std::unique_ptr<Step> make_fused_away_step();
+// Does what another step does, then copies a buffer that this step writes, in NHWC, to one in contiguous NCHW memory:
+// while it is in cache.
+std::unique_ptr<Step> make_planes_step(const StepContext& context, std::unique_ptr<Step> step, int from, int to);
 // Copies a strided buffer into a dense NHWC one.
 std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int to);
 

@@ -148,7 +148,7 @@ class Faithful(RuleBasedStateMachine):
             assert name == other
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
         if grad and not isinstance(plain, Exception):
-            self.compare_gradients()
+            self.compare_gradients(make, context)
         assert len(self.seen[0]) == len(self.seen[1])
         for theirs, ours in zip(*self.seen, strict=True):
             assert str(theirs) == str(ours)
@@ -158,15 +158,52 @@ class Faithful(RuleBasedStateMachine):
                 if name in vars(module):
                     assert_near(vars(other_module).get(name), vars(module)[name])
 
-    def compare_gradients(self) -> None:
+    def compare_gradients(self, make: Callable[[], tuple[Any, Any]], context: Any) -> None:
         pairs = list(zip(self.models[0].named_parameters(), self.models[1].parameters(), strict=True))
         scale = max([float(p.grad.norm()) for (_, p), _ in pairs if p.grad is not None], default=0.0)
+        moves: dict[str, float] | None = None
         for (name, theirs), ours in pairs:
             assert (theirs.grad is None) == (ours.grad is None), name
             if theirs.grad is not None and bool(theirs.grad.isfinite().all()):
                 error = float((theirs.grad - ours.grad).norm())
-                # Where an input of a ReLU is all but zero, rounding decides its sign.
-                assert error <= 3e-2 * max(float(theirs.grad.norm()), 0.05 * scale) + 1e-5, f"{name}: {error}"
+                if error <= 3e-2 * max(float(theirs.grad.norm()), 0.05 * scale) + 1e-5:
+                    continue
+                # Where an input of a ReLU is all but zero, rounding decides its sign: torch's gradients jump, too.
+                if moves is None:
+                    moves = self.rounded_gradients(make, context)
+                assert error <= 3 * moves[name], f"{name}: {error}, where torch's own move by {moves[name]}"
+
+    def rounded_gradients(self, make: Callable[[], tuple[Any, Any]], context: Any) -> dict[str, float]:
+        """By how much the plain model's gradients change where its parameters do so in their last bits."""
+        model = self.models[0]
+        parameters = {name: (p, p.grad, p.detach().clone()) for name, p in model.named_parameters()}
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        written = [
+            (vars(m), name, vars(m)[name]) for m in model.modules() for name in ("features", "calls") if name in vars(m)
+        ]
+        heard = [len(seen) for seen in self.seen]
+        moves = dict.fromkeys(parameters, 0.0)
+        for trial in range(8):
+            generator = torch.Generator().manual_seed(trial)
+            with torch.no_grad():
+                for p, _, value in parameters.values():
+                    noise = torch.randn(p.shape, generator=generator).to(p.dtype)
+                    p.copy_(value * (1 + 3e-7 * 4 ** (trial // 2) * noise))
+            self.run(model, make, True, context)
+            for name, (p, grad, _) in parameters.items():
+                if grad is not None and p.grad is not None:
+                    moves[name] = max(moves[name], float((p.grad - grad).norm()))
+        with torch.no_grad():
+            for p, grad, value in parameters.values():
+                p.copy_(value)
+                p.grad = grad
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for attributes, name, value in written:
+            attributes[name] = value
+        for seen, length in zip(self.seen, heard, strict=True):
+            del seen[length:]
+        return moves
 
     # Calls.
 

@@ -122,6 +122,17 @@ Tensor dense_tensor(std::vector<float>& memory, const Images& images) {
     return {memory.data(), images.height * row, row, images.channels, 1};
 }
 
+Tensor planes_tensor(std::vector<float>& memory, const Images& images) {
+    const index_t plane = images.height * images.width;
+    return {memory.data(), plane * images.channels, images.width, 1, plane};
+}
+
+// Where channel c of the pixel lies that has so many others before it in all images.
+std::size_t in_planes(index_t pixel, index_t c, const Images& images) {
+    const index_t plane = images.height * images.width;
+    return static_cast<std::size_t>((pixel / plane * images.channels + c) * plane + pixel % plane);
+}
+
 Input lay_out(Images& images, bool dense) {
     Input input;
     if (dense) {
@@ -129,16 +140,12 @@ Input lay_out(Images& images, bool dense) {
         input.tensor = dense_tensor(input.memory, images);
         return input;
     }
-    const index_t plane = images.height * images.width;  // NCHW
     input.memory.resize(images.values.size());
-    input.tensor = {input.memory.data(), plane * images.channels, images.width, 1, plane};
-    for (index_t n = 0; n < images.batch; ++n)
-        for (index_t y = 0; y < images.height; ++y)
-            for (index_t x = 0; x < images.width; ++x)
-                for (index_t c = 0; c < images.channels; ++c)
-                    input.memory[static_cast<std::size_t>(
-                        ((n * images.channels + c) * images.height + y) * images.width + x)] =
-                        static_cast<float>(images.at(n, y, x, c));
+    input.tensor = planes_tensor(input.memory, images);
+    for (std::size_t i = 0; i < images.values.size(); ++i) {
+        const index_t place = static_cast<index_t>(i), pixel = place / images.channels;
+        input.memory[in_planes(pixel, place % images.channels, images)] = static_cast<float>(images.values[i]);
+    }
     return input;
 }
 
@@ -193,10 +200,10 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
     std::vector<Tensor> in, out;
     std::vector<std::vector<float>> results;
     for (const Input& input : inputs) in.push_back(input.tensor);
-    for (const int b : program->outputs()) {
-        const Images& images = buffers[static_cast<std::size_t>(b)];
+    for (std::size_t o = 0; o < program->outputs().size(); ++o) {
+        const Images& images = buffers[static_cast<std::size_t>(program->outputs()[o])];
         results.emplace_back(images.values.size(), std::nanf(""));
-        out.push_back(dense_tensor(results.back(), images));
+        out.push_back(plan.in_planes(o) ? planes_tensor(results.back(), images) : dense_tensor(results.back(), images));
     }
     const auto call = [&](const std::vector<Tensor>& to) {
         set.prepare(plan.algorithms(), plan.threads());
@@ -225,7 +232,10 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
     for (std::size_t o = 0; o < results.size(); ++o) {
         const Images& want = buffers[static_cast<std::size_t>(program->outputs()[o])];
         for (std::size_t i = 0; i < results[o].size(); ++i) {
-            const double got = static_cast<double>(results[o][i]), exact = want.values[i];
+            const index_t place = static_cast<index_t>(i);
+            const std::size_t at =
+                plan.in_planes(o) ? in_planes(place / want.channels, place % want.channels, want) : i;
+            const double got = static_cast<double>(results[o][at]), exact = want.values[i];
             const bool same_infinity = std::isinf(exact) && got == exact;
             if (same_infinity || (std::isnan(exact) && std::isnan(got)) || std::fabs(got - exact) <= 1e-3 * largest)
                 continue;
@@ -260,7 +270,12 @@ void try_program(Bytes& bytes) {
         dense.push_back(bytes.flag());
         shapes.push_back({height, width, dense.back()});
     }
-    const Plan plan(program, bytes.wild(1, 5), shapes, static_cast<int>(bytes.between(1, 3)));
+    const index_t batch = bytes.wild(1, 5);
+    const int threads = static_cast<int>(bytes.between(1, 3));
+    std::vector<std::size_t> planes;
+    for (std::size_t o = 0; o < program->outputs().size(); ++o)
+        if (bytes.flag()) planes.push_back(o);
+    const Plan plan(program, batch, shapes, threads, planes);
     for (const InputShape& shape : shapes)
         if (plan.batch() > 64 || shape.height > 64 || shape.width > 64) return;
     if (is_small(plan)) compute_and_compare(bytes, program, plan, dense);

@@ -8,12 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from resfuse import _core
 from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
 from resfuse.capture.tracer import Output
-from resfuse.lowering.layouts import contiguous_outputs, made_contiguous, with_plain_gradient
+from resfuse.lowering.layouts import contiguous_outputs, is_blind, made_contiguous, with_plain_gradient
 from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
@@ -48,6 +48,7 @@ class BoundProgram:
         self.calls = [native_call(node, model) for node in step.all_nodes]
         kept = {*self.outputs, *(name for name, _ in self.aliases)}
         self.inner = [call.name for call in self.calls if call.name not in kept]
+        self.handed_out = [i for i, node in enumerate(step.outputs) if _is_handed_out(node, step, model)]
         self.returns_feature_maps = any(output.rank == 4 for output in step.spec.outputs)
         self._layouts: dict[tuple[Any, ...], list[int] | None] = {}
         # Dynamo reads this table: the usual states are in it from the start.
@@ -117,6 +118,14 @@ class BoundProgram:
     def norm_modules(self) -> list[nn.BatchNorm2d]:
         """The batch norms whose modes decide that."""
         return [norm for norm in self._norms if isinstance(norm, nn.BatchNorm2d)]
+
+
+def _is_handed_out(output: fx.Node, step: ProgramStep, model: nn.Module) -> bool:
+    """Whether all that reads an output of a program, outside it, can tell memory formats: users, and most nodes."""
+    own = set(step.all_nodes)
+    nodes = [output, *(node for node, other in step.aliases if other is output)]
+    readers = {reader for node in nodes for reader in node.users if reader not in own and reader.target is not getattr}
+    return not any(reader.op != "output" and is_blind(reader, model) for reader in readers)
 
 
 def _source(parameter: ParameterPath | NodeParameter, model: nn.Module) -> tuple[dict[str, Any] | None, str]:
@@ -238,7 +247,9 @@ class Binding:
             if step.returns_feature_maps and all([x.dim() == 4 for x in inputs]):
                 plain = step.contiguous_outputs(inputs, [name in contiguous for name in step.inputs], parameters)
             if run_program is None:
-                results = ops.run_program(inputs, parameters, step.text, plain)
+                planes = tuple([i for i in plain if i in step.handed_out])
+                results = ops.run_program(inputs, parameters, step.text, planes)
+                plain = [i for i in plain if i not in planes]
                 if not torch.compiler.is_compiling():
                     step.last_plan = executor_of(step.text).last_plan
             else:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -125,26 +125,29 @@ class Executor:
         self._weights = WeightCache(spec, self._program)
         self.last_plan: _core.Plan | None = None
 
-    def plan(self, inputs: Sequence[torch.Tensor]) -> _core.Plan:
-        """The plan for these inputs' sizes and layouts and torch's present number of threads."""
+    def plan(self, inputs: Sequence[torch.Tensor], planes: tuple[int, ...] = ()) -> _core.Plan:
+        """The plan for these inputs' sizes and layouts and torch's present number of threads.
+
+        ``planes`` are the numbers of the outputs in contiguous memory.
+        """
         threads = _core.usable_threads(torch.get_num_threads())
         shapes = tuple([(x.shape[2], x.shape[3], x.is_contiguous(memory_format=torch.channels_last)) for x in inputs])
-        key = (max(inputs[0].shape[0], 1), shapes, threads)
+        key = (max(inputs[0].shape[0], 1), shapes, threads, planes)
         plan = self._plans.get(key)
         if plan is None:
-            plan = _core.Plan(self._program, key[0], shapes, threads)
+            plan = _core.Plan(self._program, key[0], shapes, threads, planes)
             self._plans[key] = plan
             while len(self._plans) > _MOST_PLANS:
                 self._plans.popitem(last=False)
         return plan
 
-    def _call(self, inputs: Sequence[torch.Tensor]) -> _Call:
+    def _call(self, inputs: Sequence[torch.Tensor], planes: tuple[int, ...] = ()) -> _Call:
         """The plan and the outputs' shapes; raises as `check_shapes` does."""
-        key = (torch.get_num_threads(), *[(x.shape, x.stride()) for x in inputs])
+        key = (torch.get_num_threads(), planes, *[(x.shape, x.stride()) for x in inputs])
         call = self._calls.get(key)
         if call is None:
             check_shapes(self.spec, inputs)
-            plan, batch = self.plan(inputs), inputs[0].shape[0]
+            plan, batch = self.plan(inputs, planes), inputs[0].shape[0]
             shapes = [(batch, *plan.output_shape(i)[1:]) for i in range(len(self.spec.outputs))]
             ranks = [output.rank for output in self.spec.outputs]
             call = _Call(plan, [shape[:rank] for shape, rank in zip(shapes, ranks, strict=True)])
@@ -154,15 +157,20 @@ class Executor:
         return call
 
     def run(
-        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], copied: Collection[int] = ()
+        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], planes: tuple[int, ...] = ()
     ) -> list[torch.Tensor]:
-        """The outputs for [N, C, H, W] float32 CPU tensors of any strides; feature maps come back in channels_last.
+        """The outputs for [N, C, H, W] float32 CPU tensors of any strides.
 
-        ``copied`` are the numbers of outputs that no user sees, only copies of them in contiguous memory.
+        Feature maps come back in channels_last memory, but for the outputs whose numbers are ``planes``: contiguous.
         """
         _check_kinds(self.spec, inputs)
-        call = self._call(inputs)
-        outputs = [_output(shape, i in copied) for i, shape in enumerate(call.outputs)]
+        call = self._call(inputs, planes)
+        outputs = [
+            torch.empty(shape)
+            if len(shape) != 4 or i in planes
+            else torch.empty(shape, memory_format=torch.channels_last)
+            for i, shape in enumerate(call.outputs)
+        ]
         if inputs[0].shape[0] > 0:
             weights = self._weights.entry(parameters).current(parameters, call.plan)
             records = _records.get()
@@ -188,16 +196,6 @@ class Executor:
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
         """Bytes of packed weights held for these parameters."""
         return self._weights.entry(parameters).packed_bytes
-
-
-def _output(shape: tuple[int, ...], copied: bool) -> torch.Tensor:
-    if len(shape) != 4:
-        return torch.empty(shape)
-    _, c, h, w = shape
-    # One channel or one pixel: such a tensor is contiguous as it is, so it may be handed out.
-    if copied and c > 1 and h * w > 1:
-        return empty(shape)
-    return torch.empty(shape, memory_format=torch.channels_last)
 
 
 def check_shapes(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
