@@ -13,8 +13,8 @@ def refresh(model: nn.Module) -> None:
 
     Whatever torch counts (in-place operations, optimizers, ``load_state_dict``, assignments) is seen without this. What
     it does not count is a write through ``.data``, a NumPy view or another process. A change of a whole tensor by such
-    a write is seen at the next call, a change of single elements in one of the next 31; after ``refresh`` both are seen
-    at once. Other fused models of the process read theirs anew as well.
+    a write is seen at the next call, a change of single elements in one of the next 31 (61 of a large model); after
+    ``refresh`` both are seen at once. Other fused models of the process read theirs anew as well.
 
     Args:
         model: what `resfuse.fuse` returned.

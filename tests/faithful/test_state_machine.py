@@ -55,6 +55,9 @@ ATTRIBUTES: list[tuple[type, str, list[Any]]] = [
 class Noted:
     """A hook that writes down what it sees, or changes it; as an object of a class, so that models can be pickled."""
 
+    # In a model in channels_last torch's gradients come in either format, as sums of gradients take that of the first.
+    notes_formats_of_gradients = True
+
     def __init__(self, kind: str, seen: list[Any]) -> None:
         self.kind, self.seen = kind, seen
 
@@ -66,7 +69,10 @@ class Noted:
 
     def __call__(self, module: nn.Module, *values: Any) -> Any:
         tensors = [t for t in tree_flatten(values)[0] if isinstance(t, torch.Tensor)]
-        self.seen.append((self.kind, [(tuple(t.shape), t.stride(), t.dtype, t.requires_grad) for t in tensors]))
+        formats = self.notes_formats_of_gradients or not self.kind.startswith("backward")
+        self.seen.append(
+            (self.kind, [(tuple(t.shape), t.stride() if formats else (), t.dtype, t.requires_grad) for t in tensors])
+        )
         if self.kind == "changing":
             return tree_map_first(values[1])
         return None
@@ -86,6 +92,7 @@ class Faithful(RuleBasedStateMachine):
     def build(self, blocks: list[str], shared: bool, form: str, inplace: bool, training: bool) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(0)
+        Noted.notes_formats_of_gradients = True
         plain = Network(blocks, shared, form, inplace).train(training)
         other = copy.deepcopy(plain)
         self.models = [plain, other if PLAIN else resfuse.fuse(other)]
@@ -388,6 +395,7 @@ class Faithful(RuleBasedStateMachine):
 
     @rule(memory_format=st.sampled_from([torch.channels_last, torch.contiguous_format]))
     def change_layout(self, memory_format: torch.memory_format) -> None:
+        Noted.notes_formats_of_gradients = False
         self.each(lambda m: m.to(memory_format=memory_format))
 
     # Parameters.
