@@ -63,8 +63,14 @@ const float* address(const WatchedArray& array, index_t element) {
 }  // namespace
 
 Fingerprint::Fingerprint(std::vector<WatchedArray> arrays) : arrays_(std::move(arrays)) {
+    constexpr index_t kSamples = 4;  // of each array
     index_t total = 0;
-    for (const WatchedArray& array : arrays_) total += array.size();
+    for (const WatchedArray& array : arrays_) {
+        const index_t size = array.size(), samples = std::min(size, kSamples);
+        for (index_t i = 0; i < samples; ++i)
+            samples_.push_back(address(array, samples == 1 ? 0 : i * (size - 1) / (samples - 1)));
+        total += size;
+    }
     const index_t count = total <= kAlwaysFloats ? 1 : total <= kLargeFloats ? kSlices : kSlicesOfLarge;
     const index_t floats = (total + count - 1) / count;  // of a slice
     slices_.resize(static_cast<std::size_t>(count));
@@ -112,15 +118,10 @@ bool Fingerprint::same_slice(int threads) {
 }
 
 std::uint64_t Fingerprint::samples() const {
-    constexpr index_t kSamples = 4;
     std::uint64_t sum = 0xcbf29ce484222325u;
-    for (const WatchedArray& array : arrays_) {
-        const index_t size = array.size(), samples = std::min(size, kSamples);
-        for (index_t i = 0; i < samples; ++i) {
-            const index_t at = samples == 1 ? 0 : i * (size - 1) / (samples - 1);
-            sum = (sum ^ std::bit_cast<std::uint32_t>(*address(array, at))) * kMix;
-            sum ^= sum >> 29;
-        }
+    for (const float* const sample : samples_) {
+        sum = (sum ^ std::bit_cast<std::uint32_t>(*sample)) * kMix;
+        sum ^= sum >> 29;
     }
     return sum;
 }

@@ -57,6 +57,7 @@ class Fingerprint {
     std::uint64_t hash(const Part& part) const;
 
     std::vector<WatchedArray> arrays_;
+    std::vector<const float*> samples_;
     std::vector<Slice> slices_;
     std::atomic<std::uint64_t> calls_{0};
 };
