@@ -1,5 +1,5 @@
 // Change detection for parameters.
-#include "engine/fingerprint.h"
+#include "memory/fingerprint.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>

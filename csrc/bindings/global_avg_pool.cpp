@@ -1,6 +1,6 @@
 // Global average pooling on raw addresses: the one place of the core that takes them, because a call on a small tensor
 // has to cost a few microseconds. The caller (resfuse.runtime.pooling) has checked what they point to.
-#include "engine/global_avg_pool.h"
+#include "pool/global_avg_pool.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>

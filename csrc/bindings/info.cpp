@@ -3,12 +3,12 @@
 #include <pybind11/stl.h>
 
 #include "bindings/register.h"
-#include "engine/cgroup.h"
-#include "engine/dispatch.h"
-#include "engine/handover.h"
-#include "engine/heap.h"
-#include "engine/peak.h"
-#include "engine/threads.h"
+#include "machine/cgroup.h"
+#include "machine/dispatch.h"
+#include "machine/handover.h"
+#include "machine/peak.h"
+#include "machine/threads.h"
+#include "memory/heap.h"
 
 namespace py = pybind11;
 using namespace resfuse;

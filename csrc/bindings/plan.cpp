@@ -1,5 +1,5 @@
 // Planning a program for one input size and running it.
-#include "engine/plan.h"
+#include "plan/plan.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -8,8 +8,8 @@
 
 #include "bindings/register.h"
 #include "bindings/views.h"
-#include "engine/cost.h"
-#include "engine/run.h"
+#include "conv/cost.h"
+#include "plan/run.h"
 
 namespace py = pybind11;
 using namespace resfuse;

@@ -1,5 +1,5 @@
 // Feature maps in contiguous memory.
-#include "engine/planes.h"
+#include "layout/planes.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>

@@ -1,12 +1,12 @@
 // Building programs and handing them weights.
-#include "engine/program.h"
+#include "program/program.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include "bindings/register.h"
 #include "bindings/views.h"
-#include "engine/weights.h"
+#include "conv/weights.h"
 
 namespace py = pybind11;
 using namespace resfuse;

@@ -7,11 +7,11 @@
 
 #include "bindings/register.h"
 #include "bindings/views.h"
-#include "engine/batch_norm.h"
-#include "engine/heap.h"
-#include "engine/input_gradient.h"
-#include "engine/max_pool_training.h"
-#include "engine/weight_gradient.h"
+#include "conv/input_gradient.h"
+#include "conv/weight_gradient.h"
+#include "memory/heap.h"
+#include "norm/batch_norm.h"
+#include "pool/max_pool_training.h"
 
 namespace py = pybind11;
 using namespace resfuse;

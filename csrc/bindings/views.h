@@ -6,7 +6,7 @@
 #include <array>
 #include <string>
 
-#include "engine/step.h"
+#include "plan/step.h"
 
 struct Array4 {
     float* data;

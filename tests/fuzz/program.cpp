@@ -1,7 +1,7 @@
 // Fuzz target: bytes become a Program of any layers, a Plan and inputs; what the engine computes must be what the
 // definition says, or building it must have thrown. Layers, windows, groups, strides of memory, batch, threads and
 // instruction set all come from the bytes.
-#include "engine/program.h"
+#include "program/program.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,7 +13,7 @@
 #include <thread>
 
 #include "bytes.h"
-#include "engine/run.h"
+#include "plan/run.h"
 #include "reference.h"
 
 namespace {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "engine/plan.h"
+#include "plan/plan.h"
 
 namespace fuzz {
 

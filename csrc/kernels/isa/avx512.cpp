@@ -1,6 +1,6 @@
 #include "kernels/make_table.h"
-#include "kernels/paired_rows.h"
-#include "kernels/paired_weights.h"
+#include "kernels/paired/paired_rows.h"
+#include "kernels/paired/paired_weights.h"
 
 namespace resfuse {
 

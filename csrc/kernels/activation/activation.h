@@ -1,0 +1,84 @@
+// Activations that are not a clamp; ReLU is one, in the epilogues, and never comes here.
+#pragma once
+
+#include "kernels/simd/element.h"
+
+namespace resfuse {
+namespace {
+
+// e^x to about one unit in the last place: x = k ln 2 + r, a polynomial of degree 6 in r (Cephes' expf), times 2^k in
+// two factors, so that results down to the denormals and up to infinity come out right. NaN stays NaN.
+inline Vec exp_vector(Vec x) {
+    const Vec high = Vec{} + 89.0f, low = Vec{} - 104.0f;
+    const Vec bounded = x > high ? high : (x < low ? low : x);
+    const Vec magic = Vec{} + 0x1.8p23f;  // adding it rounds to a whole number
+    const Vec k = (bounded * 1.44269504088896341f + magic) - magic;
+    const Vec r = (bounded - k * 0.693359375f) + k * 2.12194440e-4f;
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const VecMask whole = __builtin_convertvector(k == k ? k : Vec{}, VecMask);
+    const VecMask half = whole >> 1;
+    const Vec scaled = p * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+    return x != x ? x : scaled;
+}
+
+// Calls f(values, number of valid lanes) for vectors of n floats and stores what it returns.
+template <class F>
+inline void transform_floats(float* p, index_t n, F f) {
+    for (index_t i = 0; i < n; i += kVectorFloats) {
+        const index_t lanes = at_most(kVectorFloats, n - i);
+        store_first(p + i, f(load_first(p + i, lanes), lanes), lanes);
+    }
+}
+
+// e^(x - max) / sum, the shift by the largest against overflow.
+inline void softmax(float* p, index_t n) {
+    float largest = -__builtin_inff();
+    for (index_t i = 0; i < n; ++i) largest = p[i] > largest || p[i] != p[i] ? p[i] : largest;
+    double sum = 0;
+    transform_floats(p, n, [&](Vec x, index_t lanes) {
+        const Vec e = exp_vector(x - broadcast(largest));
+        for (index_t k = 0; k < lanes; ++k) sum += static_cast<double>(e[k]);
+        return e;
+    });
+    const Vec divisor = broadcast(static_cast<float>(sum));
+    transform_floats(p, n, [&](Vec e, index_t) { return e / divisor; });
+}
+
+// x times the normal distribution's cumulative function, (1 + erf(x / sqrt 2)) / 2, with erf's error below 1.5e-7
+// (Abramowitz & Stegun, "Handbook of Mathematical Functions", 7.1.26).
+inline Vec gelu(Vec x) {
+    const Vec magnitude = (x < 0.0f ? -x : x) * 0.70710678118654752f;
+    const Vec t = 1.0f / (1.0f + 0.3275911f * magnitude);
+    Vec p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = (p * t + 0.254829592f) * t;
+    const Vec tail = 0.5f * p * exp_vector(-(magnitude * magnitude));  // of the side away from zero
+    return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+
+void activate(ActivationArgs activation, float* p, index_t n) {
+    const Activation kind = activation.kind;
+    if (kind == Activation::silu) {
+        transform_floats(p, n, [](Vec x, index_t) { return x / (1.0f + exp_vector(-x)); });
+    } else if (kind == Activation::gelu) {
+        transform_floats(p, n, [](Vec x, index_t) { return gelu(x); });
+    } else if (kind == Activation::leaky_relu) {
+        const Vec slope = broadcast(activation.slope);
+        transform_floats(p, n, [&](Vec x, index_t) { return x > 0.0f ? x : x * slope; });
+    } else if (kind == Activation::tanh) {
+        for (index_t i = 0; i < n; ++i) p[i] = __builtin_tanhf(p[i]);
+    } else if (kind == Activation::sigmoid) {
+        transform_floats(p, n, [](Vec x, index_t) { return 1.0f / (1.0f + exp_vector(-x)); });
+    } else if (kind == Activation::softmax) {
+        softmax(p, n);
+    }
+}
+
+}  // namespace
+}  // namespace resfuse

@@ -1,0 +1,32 @@
+// The products of Winograd convolutions: for each frequency, tiles times one panel of weights, as in gemm.h. The chunks
+// are added up in M, which lies in L1 as well.
+#pragma once
+
+#include "kernels/gemm/gemm.h"
+
+namespace resfuse {
+namespace {
+
+void winograd_products(const WinogradProductsArgs& w) {
+    const index_t offset = 0;
+    GemmArgs g{};
+    g.lda = g.segment_length = w.depth;
+    g.segment_offset = &offset;
+    g.segments = 1;
+    for (index_t f = 0; f < w.frequencies; ++f) {
+        const index_t rows = w.end[f] - w.begin[f];
+        if (rows <= 0) continue;
+        const Panel panel{.a = w.v + f * w.v_frequency + w.begin[f] * w.depth,
+                          .next_a = w.v + (f + 1) * w.v_frequency,
+                          .b = w.weights + w.matrix[f] * w.depth * kTileCols,
+                          .rows = rows,
+                          .chunk = w.chunk,
+                          .accumulate = w.accumulate,
+                          .sums = w.m + f * w.m_frequency + w.begin[f] * kTileCols,
+                          .to = {.cols = w.cols}};
+        multiply_panel<Form::plain, Tile::sums>(g, panel);
+    }
+}
+
+}  // namespace
+}  // namespace resfuse

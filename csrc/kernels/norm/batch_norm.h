@@ -1,0 +1,136 @@
+// Batch normalisation in training (Ioffe & Szegedy, "Batch Normalization", 2015) over rows of channels: its statistics,
+// its application with the residual sum and ReLU behind it, and the gradients of all three.
+//
+// Sums are taken in fp32 over a few rows, then in fp64, of values from which a nearby shift is subtracted: a channel
+// whose mean is large beside its deviation loses nothing.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/layout/layout.h"
+#include "kernels/simd/element.h"
+
+namespace resfuse {
+namespace {
+
+constexpr index_t kSumRows = 64;  // whose sums are kept in fp32
+
+// Adds to both sums what `terms(row, c, n)` gives for n channels from c on of `Rows` rows.
+template <int Rows, class Terms>
+[[gnu::always_inline]] inline void add_rows_at(const Terms& terms, index_t row, index_t channels, index_t c, index_t n,
+                                               float* sums) {
+    Vec first[Rows], second[Rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) terms(row + i, c, n, first[i], second[i]);
+#pragma GCC unroll 3
+    for (int width = Rows / 2; width > 0; width /= 2)
+#pragma GCC unroll 4
+        for (int i = 0; i < width; ++i) {
+            first[i] += first[i + width];
+            second[i] += second[i + width];
+        }
+    store_first(sums + c, load_first(sums + c, n) + first[0], n);
+    store_first(sums + channels + c, load_first(sums + channels + c, n) + second[0], n);
+}
+
+template <int Rows, class Terms>
+inline void add_rows(const Terms& terms, index_t row, index_t channels, float* sums) {
+    index_t c = 0;
+    for (; c + kVectorFloats <= channels; c += kVectorFloats)
+        add_rows_at<Rows>(terms, row, channels, c, kVectorFloats, sums);
+    if (c < channels) add_rows_at<Rows>(terms, row, channels, c, channels - c, sums);
+}
+
+// `scratch` holds 2 * channels floats, `sums` as many doubles.
+template <class Terms>
+inline void sum_rows(const Terms& terms, index_t rows, index_t channels, float* scratch, double* sums) {
+    for (index_t i = 0; i < 2 * channels; ++i) sums[i] = 0.0;
+    for (index_t begin = 0; begin < rows; begin += kSumRows) {
+        const index_t end = at_most(begin + kSumRows, rows);
+        fill_floats(scratch, 2 * channels, 0.0f);
+        index_t row = begin;
+        for (; row + 8 <= end; row += 8) add_rows<8>(terms, row, channels, scratch);
+        for (; row < end; ++row) add_rows<1>(terms, row, channels, scratch);
+        for (index_t i = 0; i < 2 * channels; ++i) sums[i] += static_cast<double>(scratch[i]);
+    }
+}
+
+// How a ReLU's gradient is found: from its output, from what its output is computed from, or there is none.
+enum class Relu { kept, computed, none };
+
+// NaN outputs let the gradient pass, as in torch.
+template <Relu relu>
+inline Vec masked(const NormGrad& g, index_t at, index_t c, index_t n, Vec centred) {
+    const Vec grad = load_first(g.grad + at, n);
+    if constexpr (relu == Relu::none) return grad;
+    const Vec y =
+        relu == Relu::kept ? load_first(g.y + at, n) : centred * load_first(g.scale + c, n) + load_first(g.bias + c, n);
+    return y <= zero() ? zero() : grad;
+}
+
+template <class F>
+inline void for_relu_of(const NormGrad& g, F f) {
+    if (g.y) {
+        f(std::integral_constant<Relu, Relu::kept>());
+    } else if (g.scale) {
+        f(std::integral_constant<Relu, Relu::computed>());
+    } else {
+        f(std::integral_constant<Relu, Relu::none>());
+    }
+}
+
+// Sums of x - shift and of its square.
+void norm_sums(const NormSumsArgs& g) {
+    sum_rows(
+        [&](index_t row, index_t c, index_t n, Vec& first, Vec& second) __attribute__((always_inline)) {
+            first = load_first(g.x + row * g.channels + c, n) - load_first(g.shift + c, n);
+            second = first * first;
+        },
+        g.rows, g.channels, g.scratch, g.sums);
+}
+
+// Sums of the gradient behind the activation and of its products with x - mean.
+void norm_grad_sums(const NormGradSumsArgs& args) {
+    const NormGrad& g = args.g;
+    for_relu_of(g, [&](auto relu) {
+        sum_rows(
+            [&](index_t row, index_t c, index_t n, Vec& first, Vec& second) __attribute__((always_inline)) {
+                const index_t at = row * g.channels + c;
+                const Vec centred = load_first(g.x + at, n) - load_first(g.mean + c, n);
+                first = masked<relu.value>(g, at, c, n, centred);
+                second = first * centred;
+            },
+            g.rows, g.channels, args.scratch, args.sums);
+    });
+}
+
+void norm_apply(const NormApplyArgs& g) {
+    const Vec floor = broadcast(g.floor);
+    for (index_t row = 0; row < g.rows; ++row)
+        for (index_t c = 0; c < g.channels; c += kVectorFloats) {
+            const index_t n = at_most(kVectorFloats, g.channels - c), at = row * g.channels + c;
+            Vec v = (load_first(g.x + at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
+                    load_first(g.bias + c, n);
+            if (g.residual) v += load_first(g.residual + at, n);
+            store_first(g.y + at, clamp_below(v, floor), n);
+        }
+}
+
+void norm_grad(const NormGradArgs& args) {
+    const NormGrad& g = args.g;
+    for_relu_of(g, [&](auto relu) {
+        for (index_t row = 0; row < g.rows; ++row)
+            for (index_t c = 0; c < g.channels; c += kVectorFloats) {
+                const index_t n = at_most(kVectorFloats, g.channels - c), at = row * g.channels + c;
+                const Vec centred = load_first(g.x + at, n) - load_first(g.mean + c, n);
+                const Vec grad = masked<relu.value>(g, at, c, n, centred);
+                const Vec dx = load_first(args.of_grad + c, n) * grad +
+                               (load_first(args.of_x + c, n) * centred + load_first(args.constant + c, n));
+                if (args.dresidual) store_first(args.dresidual + at, grad, n);
+                store_first(args.dx + at, dx, n);
+            }
+    });
+}
+
+}  // namespace
+}  // namespace resfuse

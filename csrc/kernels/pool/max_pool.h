@@ -1,0 +1,73 @@
+// Max-pooling over NHWC images, vectorised over the channels.
+#pragma once
+
+#include "kernels/simd/simd.h"
+
+namespace resfuse {
+namespace {
+
+// The taps of a window that lie inside the image: [begin, end), and the position of the first.
+struct Taps {
+    index_t begin, end, first;
+};
+inline Taps taps_inside(index_t start, index_t kernel, index_t dilation, index_t size) {
+    const index_t begin = start < 0 ? (-start + dilation - 1) / dilation : 0;
+    const index_t fit = size <= start ? 0 : (size - start + dilation - 1) / dilation;
+    return {begin, fit < kernel ? fit : kernel, start + begin * dilation};
+}
+
+// One vector of one output, with every care for NaN.
+inline Vec max_of_taps(const MaxPoolArgs& g, const float* window, index_t rows, index_t cols, index_t n) {
+    Vec best = broadcast(-__builtin_inff());
+    for (index_t r = 0; r < rows; ++r) {
+        const float* p = window + r * g.dilation_h * g.image.row;
+        for (index_t s = 0; s < cols; ++s, p += g.dilation_w * g.image.pixel)
+            best = max_keep_nan(best, load_first(p, n));
+    }
+    return best;
+}
+
+// Whole windows of 3 x 3, the pool of every ResNet stem: two operations a tap. A sum over the taps is NaN wherever one
+// of them is (or where infinities of both signs meet); such vectors are done again with care.
+inline void max_pool_3x3(const MaxPoolArgs& g, const float* window, float* y) {
+    index_t c = 0;
+    for (; c + kVectorFloats <= g.channels; c += kVectorFloats) {
+        Vec best = load(window + c), sum = best;
+#pragma GCC unroll 3
+        for (int r = 0; r < 3; ++r)
+#pragma GCC unroll 3
+            for (int s = 0; s < 3; ++s) {
+                if (r == 0 && s == 0) continue;
+                const Vec v = load(window + r * g.image.row + s * g.image.pixel + c);
+                best = clamp_below(best, v);
+                sum += v;
+            }
+        if (any_nan(sum)) best = max_of_taps(g, window + c, 3, 3, kVectorFloats);
+        store(y + c, best);
+    }
+    if (c < g.channels) store_first(y + c, max_of_taps(g, window + c, 3, 3, g.channels - c), g.channels - c);
+}
+
+void max_pool(const MaxPoolArgs& g) {
+    const bool dense_3x3 = g.kernel_h == 3 && g.kernel_w == 3 && g.dilation_h == 1 && g.dilation_w == 1;
+    for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
+        const Taps rows = taps_inside(oy * g.stride_h - g.pad_top, g.kernel_h, g.dilation_h, g.image.height);
+        for (index_t ox = 0; ox < g.out_width; ++ox) {
+            const Taps cols = taps_inside(ox * g.stride_w - g.pad_left, g.kernel_w, g.dilation_w, g.image.width);
+            const float* const window = g.image.data + rows.first * g.image.row + cols.first * g.image.pixel;
+            float* const y = g.y + (oy - g.out_row_begin) * g.y_row + ox * g.channels;
+            const index_t taps_h = rows.end - rows.begin, taps_w = cols.end - cols.begin;
+            if (dense_3x3 && taps_h == 3 && taps_w == 3) {
+                max_pool_3x3(g, window, y);
+                continue;
+            }
+            for (index_t c = 0; c < g.channels; c += kVectorFloats) {
+                const index_t n = g.channels - c < kVectorFloats ? g.channels - c : kVectorFloats;
+                store_first(y + c, max_of_taps(g, window + c, taps_h, taps_w, n), n);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace resfuse

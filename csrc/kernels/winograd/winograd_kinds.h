@@ -1,0 +1,61 @@
+// The kinds of Winograd tiles as rows of the kernel table.
+#pragma once
+
+#include "kernels/gradients/weight_gradient.h"
+
+namespace resfuse {
+namespace {
+
+template <class Dimension>
+constexpr std::uint32_t points_of() {
+    std::uint32_t mask = 0;
+    for (const int point : Dimension::points) mask |= 1u << point;
+    return mask;
+}
+
+template <class A, class B, class C>
+constexpr WinogradPoints points_of_kinds() {
+    return {points_of<A>(), points_of<B>(), points_of<C>()};
+}
+
+template <class F>
+constexpr WinogradKernels winograd_kernels_with_edges() {
+    using A = typename F::Full;
+    using B = typename F::Edge3;
+    using C = typename F::Edge2;
+    WinogradKernels kernels{.tile = A::out,
+                            .points = A::in,
+                            .stride = F::stride,
+                            .weight_points = kWeightPoints<F>,
+                            .chunk = F::stride == 1 ? 32 : 64,
+                            .kind_points = {points_of_kinds<A, B, C>()},
+                            .input = {{winograd_input<F, A, A>, winograd_input<F, A, B>, winograd_input<F, A, C>},
+                                      {winograd_input<F, B, A>, winograd_input<F, B, B>, winograd_input<F, B, C>},
+                                      {winograd_input<F, C, A>, winograd_input<F, C, B>, winograd_input<F, C, C>}},
+                            .output = {{winograd_output<F, A, A>, winograd_output<F, A, B>, winograd_output<F, A, C>},
+                                       {winograd_output<F, B, A>, winograd_output<F, B, B>, winograd_output<F, B, C>},
+                                       {winograd_output<F, C, A>, winograd_output<F, C, B>, winograd_output<F, C, C>}},
+                            .pack = pack_winograd<F>};
+    if constexpr (F::stride == 2) {
+        kernels.kind_points[1] = points_of_kinds<typename A::Odd, typename B::Odd, typename C::Odd>();
+    } else {
+        kernels.gradient = winograd_gradient<F>;
+        kernels.weight_gradient = winograd_weight_gradient<F>;
+    }
+    return kernels;
+}
+
+constexpr WinogradKernels f2x2_kernels() {
+    return {.tile = F2::out,
+            .points = F2::in,
+            .stride = 1,
+            .weight_points = kWeightPoints<F2x2>,
+            .chunk = 64,
+            .kind_points = {{points_of<F2>()}},
+            .input = {{winograd_input<F2x2, F2, F2>}},
+            .output = {{winograd_output<F2x2, F2, F2>}},
+            .pack = pack_winograd<F2x2>};
+}
+
+}  // namespace
+}  // namespace resfuse

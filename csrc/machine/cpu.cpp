@@ -1,0 +1,109 @@
+#include "machine/cpu.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <string>
+
+namespace resfuse {
+
+namespace {
+
+// The one of its family that has vectors of 512 bits.
+bool is_zen4() {
+#if defined(RESFUSE_X86)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amdfam19h") && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+
+Isa detect_isa() {
+#if defined(RESFUSE_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    if (avx512 && is_zen4()) return Isa::zen4;
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
+    if (avx512) return Isa::avx512;
+    if (avx2) return Isa::avx2;
+#endif
+    return Isa::generic;
+}
+
+// Zen 4 computes vectors of 512 bits in two halves.
+double multiply_adds_per_cycle(int vector_floats) {
+    static const bool in_halves = is_zen4();
+    return vector_floats == 16 && in_halves ? 1.0 : 2.0;
+}
+
+namespace {
+
+std::size_t sysconf_size(int name, std::size_t fallback) {
+    const long bytes = sysconf(name);
+    return bytes > 0 ? static_cast<std::size_t>(bytes) : fallback;
+}
+
+// What the kernel says of the caches of the first core; 0 where it says nothing. Better than sysconf, which adds up the
+// L3 of all of a processor's clusters.
+std::size_t sysfs_size(int level) {
+    for (int i = 0; i < 8; ++i) {
+        const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(i) + "/";
+        int of = 0;
+        std::size_t size = 0;
+        char unit = 0;
+        if (!(std::ifstream(folder + "level") >> of) || of != level) continue;
+        if (!(std::ifstream(folder + "size") >> size >> unit)) continue;
+        return size << (unit == 'K' ? 10 : unit == 'M' ? 20 : 0);
+    }
+    return 0;
+}
+
+std::size_t cache_size(int level, int name, std::size_t fallback) {
+    const std::size_t size = sysfs_size(level);
+    return size > 0 ? size : sysconf_size(name, fallback);
+}
+
+CacheSizes read_cache_sizes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    return {cache_size(2, _SC_LEVEL2_CACHE_SIZE, 1u << 20), cache_size(3, _SC_LEVEL3_CACHE_SIZE, 8u << 20)};
+#else
+    return {1u << 20, 8u << 20};
+#endif
+}
+
+}  // namespace
+
+// Additions that wait for each other take a cycle each on every CPU of the last decades. The fastest of several runs:
+// the others were interrupted, or the clock was not yet up.
+double measure_clock() {
+    constexpr int kRuns = 8, kSteps = 25'000, kUnroll = 10;
+    using Clock = std::chrono::steady_clock;
+    double best = 1.0;
+    unsigned long x = 1;
+    for (int run = 0; run < kRuns; ++run) {
+        const auto start = Clock::now();
+        for (int i = 0; i < kSteps; ++i)
+#pragma GCC unroll 10
+            for (int j = 0; j < kUnroll; ++j) {
+                x += static_cast<unsigned long>(i);
+                asm volatile("" : "+r"(x));
+            }
+        best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+    }
+    return kSteps * kUnroll / best;
+}
+
+const CacheSizes& cache_sizes() {
+    static const CacheSizes sizes = read_cache_sizes();
+    return sizes;
+}
+
+}  // namespace resfuse

@@ -1,0 +1,52 @@
+#include "machine/dispatch.h"
+
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace resfuse {
+
+namespace {
+constexpr std::array<const char*, 5> kNames = {"generic", "avx2", "avx512", "avx512_bf16", "zen4"};
+}
+
+const char* isa_name(Isa isa) { return kNames[static_cast<std::size_t>(isa)]; }
+
+Isa parse_isa(const std::string& name) {
+    for (std::size_t i = 0; i < kNames.size(); ++i) {
+        if (name != kNames[i]) continue;
+        const Isa isa = static_cast<Isa>(i);
+        if (isa > detect_isa())
+            throw std::invalid_argument("RESFUSE_ISA=" + name + ": this CPU has only " + isa_name(detect_isa()) +
+                                        " and what is below it");
+        return isa;
+    }
+    throw std::invalid_argument("RESFUSE_ISA=" + name + ": want one of generic, avx2, avx512, avx512_bf16, zen4");
+}
+
+Isa active_isa() {
+    static const Isa isa = [] {
+        const char* forced = std::getenv("RESFUSE_ISA");
+        return forced && *forced ? parse_isa(forced) : detect_isa();
+    }();
+    return isa;
+}
+
+const KernelTable& kernels_of(Isa isa) {
+#if defined(RESFUSE_X86)
+    if (isa == Isa::zen4) return zen4_kernels();
+    // avx512_bf16 adds no fp32 kernel; it is a level of its own for the half-precision kernels to come.
+    if (isa >= Isa::avx512) return avx512_kernels();
+    if (isa == Isa::avx2) return avx2_kernels();
+#endif
+    (void)isa;
+    return generic_kernels();
+}
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> names;
+    for (int i = 0; i <= static_cast<int>(detect_isa()); ++i) names.emplace_back(kNames[static_cast<std::size_t>(i)]);
+    return names;
+}
+
+}  // namespace resfuse

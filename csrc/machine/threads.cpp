@@ -1,0 +1,56 @@
+#include "machine/threads.h"
+
+#include <dirent.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <cmath>
+
+#include "machine/cgroup.h"
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+namespace resfuse {
+
+namespace {
+
+std::atomic<bool> has_threads{false};  // the process that is being forked
+std::atomic<bool> lost_threads{false};
+
+bool several_threads() {
+    DIR* tasks = opendir("/proc/self/task");
+    if (tasks == nullptr) return true;  // not told: be careful
+    int entries = 0;
+    while (readdir(tasks) != nullptr) ++entries;
+    closedir(tasks);
+    return entries > 3;  // ".", ".." and one thread
+}
+
+const bool registered = [] {
+    pthread_atfork([] { has_threads = several_threads(); }, nullptr,
+                   [] { lost_threads = lost_threads || has_threads; });
+    return true;
+}();
+
+}  // namespace
+
+int usable_threads(int wanted) {
+    if (registered && lost_threads.load(std::memory_order_relaxed)) return 1;
+    const double quota = cpu_quota();
+    return quota > 0 && quota < wanted ? static_cast<int>(std::ceil(quota)) : wanted;
+}
+
+#if defined(__SSE__)
+FlushDenormals::FlushDenormals() : before_(_mm_getcsr()) {
+    constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+    _mm_setcsr(before_ | kFlushToZero | kDenormalsAreZero);
+}
+FlushDenormals::~FlushDenormals() { _mm_setcsr(before_); }
+#else
+FlushDenormals::FlushDenormals() : before_(0) {}
+FlushDenormals::~FlushDenormals() = default;
+#endif
+
+}  // namespace resfuse

@@ -1,0 +1,129 @@
+#include "plan/run.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "machine/threads.h"
+#include "memory/aligned.h"
+
+namespace resfuse {
+
+namespace {
+
+// Hands out tasks: each thread first works through its own contiguous share, so that a layer finds in its core's cache
+// what the layer before left there, then takes what others have not begun. Two sets of counters alternate: the idle
+// set is cleared while the other is in use, and the barrier between stages publishes both.
+class TaskQueue {
+  public:
+    explicit TaskQueue(int threads) : counters_(static_cast<std::size_t>(threads)) {}
+
+    template <class F>
+    void work(int thread, int threads, index_t tasks, std::size_t stage, F run_task) {
+        counters_[static_cast<std::size_t>(thread)].next[(stage + 1) % 2].store(0, std::memory_order_relaxed);
+        for (int v = 0; v < threads; ++v) {
+            const int victim = (thread + v) % threads;
+            const Range share = part(tasks, victim, threads);
+            std::atomic<index_t>& next = counters_[static_cast<std::size_t>(victim)].next[stage % 2];
+            for (;;) {
+                const index_t task = share.begin + next.fetch_add(1, std::memory_order_relaxed);
+                if (task >= share.end) break;
+                run_task(task);
+            }
+        }
+    }
+
+  private:
+    struct alignas(64) Counter {
+        std::atomic<index_t> next[2] = {0, 0};
+    };
+    std::vector<Counter> counters_;
+};
+
+class Executor {
+  public:
+    Executor(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
+             const std::vector<Tensor>& outputs, float* workspace, std::vector<double>* step_seconds)
+        : plan_(plan),
+          weights_(weights),
+          inputs_(inputs),
+          outputs_(outputs),
+          workspace_(workspace),
+          step_seconds_(step_seconds) {}
+
+    void run_thread(int thread, int threads, TaskQueue& queue) const {
+        float* scratch = workspace_ + plan_.thread_scratch_offset() +
+                         static_cast<std::size_t>(thread) * plan_.thread_scratch_floats();
+        std::vector<Tensor> tensors(plan_.placements().size());
+        std::size_t stage_number = 0;
+        const bool clocked = step_seconds_ != nullptr && thread == 0;
+        for (const Segment& segment : plan_.segments())
+            for (index_t begin = 0; begin < plan_.batch(); begin += segment.images) {
+                const index_t images = std::min(segment.images, plan_.batch() - begin);
+                place_tensors(tensors, begin);
+                Wave wave{plan_.program().kernels(), weights_, images, tensors.data(), workspace_, plan_.zeros()};
+                for (std::size_t s = segment.first_step; s <= segment.last_step; ++s) {
+                    const Step& step = *plan_.steps()[s];
+                    wave.shared = workspace_ + plan_.shared_scratch_offset(s);
+                    const double start = clocked ? now() : 0.0;
+                    for (int stage = 0; stage < step.stages(); ++stage, ++stage_number) {
+                        queue.work(thread, threads, step.tasks(stage, images), stage_number,
+                                   [&](index_t task) { step.run(stage, task, wave, scratch); });
+#pragma omp barrier
+                    }
+                    if (clocked) (*step_seconds_)[s] += now() - start;
+                }
+            }
+    }
+
+  private:
+    static double now() {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    }
+
+    void place_tensors(std::vector<Tensor>& tensors, index_t first_image) const {
+        for (std::size_t b = 0; b < tensors.size(); ++b) {
+            const Placement& place = plan_.placements()[b];
+            if (place.external_input >= 0) {
+                tensors[b] = inputs_[static_cast<std::size_t>(place.external_input)];
+                tensors[b].data += first_image * tensors[b].image;
+                continue;
+            }
+            if (place.external_output >= 0) {
+                tensors[b] = outputs_[static_cast<std::size_t>(place.external_output)];
+                tensors[b].data += first_image * tensors[b].image;
+                continue;
+            }
+            const index_t width = plan_.extent(static_cast<int>(b)).w;
+            float* data = workspace_ + place.offset;
+            if (place.whole_batch) data += first_image * place.image_floats;
+            tensors[b] = {data, place.image_floats, width * place.pixel_floats, place.pixel_floats, 1};
+        }
+    }
+
+    const Plan& plan_;
+    const WeightSet& weights_;
+    const std::vector<Tensor>& inputs_;
+    const std::vector<Tensor>& outputs_;
+    float* workspace_;
+    std::vector<double>* step_seconds_;
+};
+
+}  // namespace
+
+void run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
+         const std::vector<Tensor>& outputs, std::vector<double>* step_seconds) {
+    if (step_seconds) step_seconds->assign(plan.steps().size(), 0.0);
+    const AlignedFloats workspace(plan.workspace_floats());
+    const Executor executor(plan, weights, inputs, outputs, workspace.data(), step_seconds);
+    TaskQueue queue(plan.threads());
+#pragma omp parallel num_threads(usable_threads(plan.threads()))
+    {
+        const FlushDenormals flush;
+        executor.run_thread(omp_get_thread_num(), omp_get_num_threads(), queue);
+    }
+}
+
+}  // namespace resfuse

@@ -1,0 +1,193 @@
+// A Step computes one layer for one wave of images. It is cut into stages (a barrier between them) and each stage into
+// tasks that any thread may take in any order.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "conv/weights.h"
+
+namespace resfuse {
+
+// Where a buffer lies while a wave runs: image i of the wave starts at data + i * image. Strides in floats.
+struct Tensor {
+    float* data = nullptr;
+    index_t image = 0, row = 0, pixel = 0, channel = 0;
+};
+
+struct Wave {
+    const KernelTable& kernels;
+    const WeightSet& weights;
+    index_t images;
+    const Tensor* tensors;  // one per buffer
+    float* shared;          // scratch that all threads of a step see
+    const float* zeros;     // as many zeros as the widest buffer has channels
+};
+
+// What a step needs to know of the plan it is made for.
+struct StepContext {
+    const Program& program;
+    const std::vector<Layer>& layers;    // paddings resolved
+    const std::vector<Extent>& extents;  // per buffer
+    const std::vector<bool>& dense;      // per buffer: dense NHWC
+    const std::vector<index_t>& pixels;  // per buffer: floats between its pixels, where it is dense
+    // Per layer: the pooling layer that alone reads its output, or null.
+    const std::vector<const Layer*>& pooled;
+    index_t images;  // per wave, at most
+    int threads;
+    // The global average pool that alone reads a layer's output, or null.
+    const Layer* averaged(std::size_t layer) const {
+        return pooled[layer] && pooled[layer]->kind == LayerKind::global_avg_pool ? pooled[layer] : nullptr;
+    }
+    const KernelTable& kernels() const { return program.kernels(); }
+};
+
+class Step {
+  public:
+    virtual ~Step() = default;
+    virtual int stages() const { return 1; }
+    virtual index_t tasks(int stage, index_t images) const = 0;
+    virtual void run(int stage, index_t task, const Wave& wave, float* scratch) const = 0;
+    // Whether this step writes what the pooling layer behind it makes of its output and not the output.
+    virtual bool pools() const { return false; }
+
+    std::size_t thread_scratch = 0;  // floats
+    std::size_t shared_scratch = 0;  // floats
+};
+
+std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
+std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
+std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
+std::unique_ptr<Step> make_affine_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer);
+// Does nothing, for a layer that the step before it computes as well.
+std::unique_ptr<Step> make_fused_away_step();
+// Does what another step does, then copies a buffer that this step writes, in NHWC, to one in contiguous NCHW memory:
+// while it is in cache.
+std::unique_ptr<Step> make_planes_step(const StepContext& context, std::unique_ptr<Step> step, int from, int to);
+// Copies a strided buffer into a dense NHWC one.
+std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int to);
+
+inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+// The rows of a product are some floats apart. Where that is a multiple of half a page or more they fall into one or
+// two sets of L1, which hold fewer than a register tile has. Every second row may be taken (stride 2, Strassen's
+// pairs), so rows a quarter of a page apart get one more cache line.
+inline index_t spaced(index_t floats) {
+    constexpr index_t kQuarterPageFloats = 256;
+    return floats % kQuarterPageFloats == 0 ? floats + kLineFloats : floats;
+}
+
+// Part i of n of [0, total), as even as possible.
+struct Range {
+    index_t begin, end;
+    index_t size() const { return end - begin; }
+};
+inline Range part(index_t total, index_t i, index_t n) { return {total * i / n, total * (i + 1) / n}; }
+
+inline float activation_floor(Activation activation) {
+    return activation == Activation::relu ? 0.0f : -__builtin_inff();
+}
+
+// A window of pixels; it may reach past the image.
+struct PixelWindow {
+    index_t y0, rows, x0, cols;
+};
+
+// Copies some channels of a window of one image, of any strides, to an NHWC band, its pixels some floats apart, with
+// zeros where there is no image.
+inline void copy_window(const Wave& wave, int buffer, index_t image, Extent extent, Range channels,
+                        const PixelWindow& window, float* band, index_t pixel) {
+    const Tensor& x = wave.tensors[buffer];
+    wave.kernels.copy_band({.image = x.data + image * x.image + channels.begin * x.channel,
+                            .height = extent.h,
+                            .width = extent.w,
+                            .channels = channels.size(),
+                            .stride_h = x.row,
+                            .stride_w = x.pixel,
+                            .stride_c = x.channel,
+                            .y0 = window.y0,
+                            .rows = window.rows,
+                            .x0 = window.x0,
+                            .cols = window.cols,
+                            .fill = 0.0f,
+                            .band = band,
+                            .pixel = pixel});
+}
+
+// The windows of some output pixels of a layer, counted over all images, as rows `pitch` floats apart.
+inline void gather_windows(const Wave& wave, const Layer& layer, Extent in, Extent out, Range rows, float* to,
+                           index_t pitch) {
+    const Window& w = layer.window;
+    for (index_t row = rows.begin; row < rows.end; ++row, to += pitch) {
+        const index_t pixel = row % (out.h * out.w);
+        copy_window(wave, layer.input, row / (out.h * out.w), in, {0, layer.in_channels},
+                    {.y0 = pixel / out.w * w.stride_h - w.pad_top,
+                     .rows = w.kernel_h,
+                     .x0 = pixel % out.w * w.stride_w - w.pad_left,
+                     .cols = w.kernel_w},
+                    to, layer.in_channels);
+    }
+}
+
+// What a layer adds to a row of an image's outputs, from a channel on: null where it adds nothing.
+struct Residual {
+    const float* data;
+    index_t pixel;
+};
+inline Residual residual_at(const Wave& wave, const Layer& layer, index_t image, index_t row, index_t channel) {
+    if (layer.residual < 0) return {nullptr, 0};
+    const Tensor& r = wave.tensors[layer.residual];
+    return {r.data + image * r.image + row * r.row + channel, r.pixel};
+}
+
+// The same from a pixel on that is counted over all images, of a dense residual.
+inline Residual residual_from(const Wave& wave, const Layer& layer, index_t pixel, index_t channel) {
+    if (layer.residual < 0) return {nullptr, 0};
+    const Tensor& r = wave.tensors[layer.residual];
+    return {r.data + pixel * r.pixel + channel, r.pixel};
+}
+
+// What pixel `i` of the output of a 1x1 convolution, counted over all images, reads.
+inline const float* one_by_one_input(const Layer& layer, const Tensor& x, Extent out, index_t i) {
+    if (layer.window.is_pointwise()) return x.data + i * x.pixel;
+    const index_t pixels = out.h * out.w, pixel = i % pixels;
+    return x.data + i / pixels * x.image + pixel / out.w * layer.window.stride_h * x.row +
+           pixel % out.w * layer.window.stride_w * x.pixel;
+}
+
+inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) {
+    return {tensor.data + image * tensor.image, extent.h, extent.w, tensor.row, tensor.pixel};
+}
+
+// A whole feature map of one weight panel that fits in cache is pooled there.
+constexpr index_t kMostPooledFloats = 64 * 1024;
+
+// Means over the pixels of channels [begin, end) of an image into y; `scratch` holds as many floats. Where the image
+// lies and how its channels are shared out depends on the number of threads, the bits must not.
+inline void pool_pixels(const KernelTable& kernels, const ImageView& image, index_t begin, index_t end, float* scratch,
+                        float* y) {
+    const bool one_row = image.row == image.width * image.pixel;
+    constexpr auto fp32 = static_cast<std::size_t>(DType::fp32);
+    kernels.pool_sum[fp32]({.x = image.data + begin,
+                            .channels = end - begin,
+                            .rows = one_row ? 1 : image.height,
+                            .cols = one_row ? image.height * image.width : image.width,
+                            .stride_c = 1,
+                            .stride_h = image.row,
+                            .stride_w = image.pixel,
+                            .sums = scratch,
+                            .by_pixel = true});
+    kernels.pool_mean[fp32]({.sums = scratch,
+                             .parts = 1,
+                             .part_stride = 0,
+                             .channels = end - begin,
+                             .pixels = image.height * image.width,
+                             .y = y,
+                             .stride_y = 1});
+}
+
+}  // namespace resfuse

@@ -1,0 +1,19 @@
+// Max-pooling in training: forward with the taps of the maxima, and its gradient. Dense NHWC.
+#pragma once
+
+#include "plan/step.h"
+
+namespace resfuse {
+
+struct PoolShape {
+    Window window;  // paddings resolved; at most 8 x 8, no dilation
+    Extent in, out;
+    index_t batch, channels;
+};
+
+void max_pool_forward(const KernelTable& kernels, const PoolShape& shape, const float* x, float* y, std::uint8_t* taps,
+                      int threads);
+void max_pool_backward(const KernelTable& kernels, const PoolShape& shape, const float* grad, const std::uint8_t* taps,
+                       float* dx, int threads);
+
+}  // namespace resfuse

@@ -1,0 +1,202 @@
+#include "program/program.h"
+
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+
+namespace resfuse {
+
+namespace {
+
+constexpr std::array<const char*, 12> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4", "winograd_stride2",
+                                                         "grouped", "grouped_f2",  "strassen",    "winograd_rows",
+                                                         "paired",  "auto",        "auto_once",   "winograd"};
+
+void require(bool condition, const std::string& message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+// Windows and images within it have products that an index holds.
+constexpr index_t kMostLength = 0x7fffffff;
+
+void check_window(const Window& w, const std::string& layer) {
+    require(w.kernel_h > 0 && w.kernel_w > 0, layer + ": kernel_size must be positive");
+    require(w.stride_h > 0 && w.stride_w > 0, layer + ": stride must be positive");
+    require(w.dilation_h > 0 && w.dilation_w > 0, layer + ": dilation must be positive");
+    require(w.pad_top >= 0 && w.pad_left >= 0 && w.pad_bottom >= 0 && w.pad_right >= 0,
+            layer + ": padding must not be negative");
+    for (const index_t length : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.pad_top,
+                                 w.pad_left, w.pad_bottom, w.pad_right})
+        require(length <= kMostLength, layer + ": got a window with " + std::to_string(length) + ", want at most " +
+                                           std::to_string(kMostLength));
+}
+
+index_t window_length(index_t in, index_t kernel, index_t stride, index_t dilation, index_t before, index_t after,
+                      bool ceil_mode, const std::string& layer) {
+    const index_t span = in + before + after - (dilation * (kernel - 1) + 1);
+    require(in > 0 && span >= 0, layer + ": an image side of " + std::to_string(in) + " with padding " +
+                                     std::to_string(before) + " and " + std::to_string(after) +
+                                     " is smaller than the kernel " + std::to_string(kernel) + " (dilation " +
+                                     std::to_string(dilation) + ")");
+    index_t out = span / stride + 1;
+    // A window that starts in the padding behind the image does not count (as in torch).
+    if (ceil_mode && span % stride != 0 && out * stride < in + before) ++out;
+    return out;
+}
+
+}  // namespace
+
+void require_addressable(std::initializer_list<index_t> shape, const std::string& what) {
+    constexpr double kMostFloats = 0x1p45;  // 2^47 bytes, what a process can address
+    double floats = 1;
+    std::string text;
+    for (const index_t length : shape) {
+        floats *= static_cast<double>(length);
+        text += (text.empty() ? "" : " x ") + std::to_string(length);
+    }
+    require(floats <= kMostFloats, what + ": " + text + " is more than memory can hold");
+}
+
+const char* algorithm_name(Algorithm algorithm) { return kAlgorithmNames[static_cast<std::size_t>(algorithm)]; }
+
+Algorithm parse_algorithm(const std::string& name) {
+    for (const Algorithm algorithm :
+         {Algorithm::automatic, Algorithm::automatic_once, Algorithm::direct, Algorithm::winograd,
+          Algorithm::winograd_f2, Algorithm::winograd_f4, Algorithm::strassen, Algorithm::paired})
+        if (name == algorithm_name(algorithm)) return algorithm;
+    throw std::invalid_argument(
+        "algorithm: got '" + name +
+        "', want one of 'auto', 'auto_once', 'direct', 'winograd', 'winograd_f2', 'winograd_f4', 'strassen', 'paired'");
+}
+
+Activation parse_activation(const std::string& name) {
+    constexpr std::array<const char*, 8> names = {"none",    "relu", "tanh", "sigmoid",
+                                                  "softmax", "silu", "gelu", "leaky_relu"};
+    for (std::size_t i = 0; i < names.size(); ++i)
+        if (name == names[i]) return static_cast<Activation>(i);
+    throw std::invalid_argument("activation: got '" + name +
+                                "', want one of 'none', 'relu', 'tanh', 'sigmoid', 'softmax', 'silu', 'gelu', "
+                                "'leaky_relu'");
+}
+
+Window resolve_padding(Window w, Extent in) {
+    if (!w.same_padding) return w;
+    const auto total = [](index_t size, index_t kernel, index_t stride, index_t dilation) {
+        const index_t out = (size + stride - 1) / stride;
+        return std::max<index_t>((out - 1) * stride + dilation * (kernel - 1) + 1 - size, 0);
+    };
+    const index_t h = total(in.h, w.kernel_h, w.stride_h, w.dilation_h);
+    const index_t wd = total(in.w, w.kernel_w, w.stride_w, w.dilation_w);
+    w.pad_top = h / 2;
+    w.pad_bottom = h - h / 2;
+    w.pad_left = wd / 2;
+    w.pad_right = wd - wd / 2;
+    return w;
+}
+
+Extent window_extent(const Window& w, Extent in, const std::string& layer) {
+    return {window_length(in.h, w.kernel_h, w.stride_h, w.dilation_h, w.pad_top, w.pad_bottom, w.ceil_mode, layer),
+            window_length(in.w, w.kernel_w, w.stride_w, w.dilation_w, w.pad_left, w.pad_right, w.ceil_mode, layer)};
+}
+
+void Program::check_buffer(int buffer, const std::string& what) const {
+    require(buffer >= 0 && buffer < buffers(),
+            what + ": got buffer " + std::to_string(buffer) + ", want 0 to " + std::to_string(buffers() - 1));
+}
+
+int Program::add_buffer(index_t channels) {
+    require(!frozen_, "program: cannot grow once it has a plan or weights");
+    channels_.push_back(channels);
+    return buffers() - 1;
+}
+
+int Program::add_input(index_t channels) {
+    require(channels > 0 && channels <= kMostLength,
+            "channels: got " + std::to_string(channels) + ", want a positive number of 31 bits");
+    inputs_.push_back(add_buffer(channels));
+    return inputs_.back();
+}
+
+int Program::add_conv(Layer layer) {
+    const std::string& name = layer.name;
+    layer.kind = LayerKind::conv;
+    check_buffer(layer.input, name + ": input");
+    check_window(layer.window, name);
+    layer.in_channels = channels(layer.input);
+    require(layer.out_channels > 0, name + ": out_channels must be positive");
+    require_addressable({layer.out_channels, layer.in_channels, layer.window.kernel_h, layer.window.kernel_w},
+                        name + ": weight");
+    require(layer.groups > 0 && layer.in_channels % layer.groups == 0 && layer.out_channels % layer.groups == 0,
+            name + ": groups = " + std::to_string(layer.groups) + " must divide " + std::to_string(layer.in_channels) +
+                " input and " + std::to_string(layer.out_channels) + " output channels");
+    if (layer.residual >= 0) {
+        check_buffer(layer.residual, name + ": residual");
+        require(channels(layer.residual) == layer.out_channels,
+                name + ": residual has " + std::to_string(channels(layer.residual)) + " channels, want " +
+                    std::to_string(layer.out_channels));
+    }
+    require(layer.activation != Activation::softmax || layer.groups == 1,
+            name + ": softmax cannot follow a convolution in groups");
+    layer.output = add_buffer(layer.out_channels);
+    layers_.push_back(std::move(layer));
+    return layers_.back().output;
+}
+
+int Program::add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding) {
+    check_buffer(input, name + ": input");
+    check_window(window, name);
+    require(2 * std::max(window.pad_top, window.pad_bottom) <= window.dilation_h * (window.kernel_h - 1) + 1 &&
+                2 * std::max(window.pad_left, window.pad_right) <= window.dilation_w * (window.kernel_w - 1) + 1,
+            name + ": padding must be at most half the kernel");
+    Layer layer{.kind = kind, .name = name, .input = input, .output = -1, .window = window};
+    layer.counts_padding = counts_padding;
+    layer.in_channels = layer.out_channels = channels(input);
+    layer.output = add_buffer(layer.out_channels);
+    layers_.push_back(std::move(layer));
+    return layers_.back().output;
+}
+
+int Program::add_max_pool(const std::string& name, int input, const Window& window) {
+    return add_pool(LayerKind::max_pool, name, input, window, false);
+}
+
+int Program::add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding) {
+    require(!window.is_dilated(), name + ": average pools have no dilation");
+    return add_pool(LayerKind::avg_pool, name, input, window, counts_padding);
+}
+
+int Program::add_global_avg_pool(const std::string& name, int input) {
+    check_buffer(input, name + ": input");
+    Layer layer{.kind = LayerKind::global_avg_pool, .name = name, .input = input, .output = -1, .window = {}};
+    layer.in_channels = layer.out_channels = channels(input);
+    layer.output = add_buffer(layer.out_channels);
+    layers_.push_back(std::move(layer));
+    return layers_.back().output;
+}
+
+int Program::add_affine(Layer layer) {
+    const std::string& name = layer.name;
+    layer.kind = LayerKind::affine;
+    check_buffer(layer.input, name + ": input");
+    layer.in_channels = layer.out_channels = channels(layer.input);
+    for (const auto& [buffer, what] : {std::pair{layer.gate, ": gate"}, std::pair{layer.residual, ": residual"}}) {
+        if (buffer < 0) continue;
+        check_buffer(buffer, name + what);
+        require(channels(buffer) == layer.out_channels, name + what + " has " + std::to_string(channels(buffer)) +
+                                                            " channels, want " + std::to_string(layer.out_channels));
+    }
+    require(layer.activation != Activation::softmax, name + ": softmax is no function of single elements");
+    layer.output = add_buffer(layer.out_channels);
+    layers_.push_back(std::move(layer));
+    return layers_.back().output;
+}
+
+void Program::add_output(int buffer) {
+    require(!frozen_, "program: cannot grow once it has a plan or weights");
+    check_buffer(buffer, "output");
+    require(std::find(inputs_.begin(), inputs_.end(), buffer) == inputs_.end(), "output: an input cannot be an output");
+    require(std::find(outputs_.begin(), outputs_.end(), buffer) == outputs_.end(), "output: named twice");
+    outputs_.push_back(buffer);
+}
+
+}  // namespace resfuse
