@@ -301,3 +301,27 @@ def test_mistakes_raise_what_torch_raises(kind: Any, shape: tuple[int, ...], tra
         twins.call(torch.randn(shape, dtype=torch.float64))
         twins.call(torch.ones(shape, dtype=torch.int64))
     twins.call(images())
+
+
+def test_statistics_of_a_norm_that_runs_natively_as_well() -> None:
+    """torch's batch norm saves the running statistics for its backward, and does not count its own changes of them."""
+    plain = conv_norm_relu(3, 8).train()
+    fast = resfuse.fuse(copy.deepcopy(plain))
+    results, versions = [], []
+    for model in (plain, fast):
+        torch.manual_seed(0)
+        native = model[1](torch.randn(2, 8, 4, 4))  # type: ignore[index]  # the module itself, as torch runs it
+        (model(torch.randn(2, 3, 8, 8)).sum() + native.square().sum()).backward()
+        versions.append(model[1].running_mean._version)  # type: ignore[index]
+        results.append([p.grad for p in model.parameters()] + list(model.buffers()))
+    assert versions[0] == versions[1]
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    # Changes that no version counter shows are seen at once nevertheless.
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(fast.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-4)
+            before = fast[1].running_mean.clone()
+            fast.train()(x), plain.train()(x)
+            assert not torch.equal(fast[1].running_mean, before)

@@ -92,6 +92,18 @@ def forget_packed_weights() -> None:
     _generations[0] += 1
 
 
+_changes = [0]  # that we made ourselves where no version counter says so
+_changed: dict[int, int] = {}  # addresses, and the number of the last such change there
+
+
+def note_change(*tensors: torch.Tensor) -> None:
+    """Programs over these tensors read them anew when they run next."""
+    _changes[0] += 1
+    for tensor in tensors:
+        if type(tensor) in _PLAIN_TENSORS:  # others, as fake ones, no program reads
+            _changed[tensor.data_ptr()] = _changes[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Packed:
     """A weight set and what its tensors were when it was made."""
@@ -101,10 +113,13 @@ class _Packed:
     samples: int
     weights: _core.WeightSet
     generation: int
+    changes: int
 
     def holds(self, threads: int) -> bool:
         """Whether the values are the same, as far as this call looks."""
         if self.generation != _generations[0] or self.fingerprint.samples() != self.samples:
+            return False
+        if self.changes != _changes[0] and any([_changed.get(a, 0) > self.changes for a in self.stamp[0]]):
             return False
         return self.fingerprint.same_slice(threads)
 
@@ -126,7 +141,7 @@ class PackedWeights:
             return state.weights
         self._state = None  # what has changed stays so, also where packing fails now
         require_plain(tensors)
-        generation = _generations[0]
+        generation, changes = _generations[0], _changes[0]
         with self._lock:
             for _ in range(_MOST_TRIES):
                 stamp = _stamp(tensors, self._matrices)
@@ -137,7 +152,7 @@ class PackedWeights:
                 plan.prepare(weights)
                 # Another thread may have written meanwhile: a set of mixed values must not be kept.
                 if stamp == _stamp(tensors, self._matrices) and samples == fingerprint.samples():
-                    self._state = _Packed(stamp, fingerprint, samples, weights, generation)
+                    self._state = _Packed(stamp, fingerprint, samples, weights, generation, changes)
                     break
             return weights
 

@@ -15,6 +15,7 @@ from torch import nn
 from resfuse import _core
 from resfuse.runtime.memory import dense, empty
 from resfuse.runtime.views import view
+from resfuse.runtime.weights import note_change
 
 Maybe = torch.Tensor | None
 
@@ -92,6 +93,10 @@ def update_running_statistics(
     count: int,
 ) -> None:  # fmt: skip
     """Moves the running statistics by ``factor``, as torch does; it keeps the unbiased variance of ``count`` values."""
+    if not torch.compiler.is_compiling():
+        # torch's own batch norm does not count this either: a call of it may have saved these tensors for its backward.
+        note_change(running_mean, running_var)
+        running_mean, running_var = running_mean.data, running_var.data
     running_mean.mul_(1 - factor).add_(mean, alpha=factor)
     running_var.mul_(1 - factor).add_(variance, alpha=factor * count / (count - 1))
 
