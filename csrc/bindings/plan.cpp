@@ -8,8 +8,8 @@
 
 #include "bindings/register.h"
 #include "bindings/views.h"
-#include "conv/cost.h"
 #include "plan/run.h"
+#include "weights/weights.h"
 
 namespace py = pybind11;
 using namespace resfuse;
@@ -74,18 +74,18 @@ py::list describe_layers(const Plan& plan) {
         row["output"] = py::make_tuple(layer.out_channels, out.h, out.w);
         const bool conv = layer.kind == LayerKind::conv;
         const int pooled_in = plan.pooled_in(l);
-        row["algorithm"] = conv                                ? algorithm_name(plan.algorithms()[l])
+        row["algorithm"] = conv                                ? plan.algorithms()[l]->name()
                            : layer.kind == LayerKind::max_pool ? "max_pool"
                            : layer.kind == LayerKind::avg_pool ? "avg_pool"
                            : layer.kind == LayerKind::affine   ? "elementwise"
                            : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
                                             : "global_avg_pool";
-        row["packed_bytes"] = conv ? packed_bytes(layer, plan.algorithms()[l], plan.program().kernels()) : 0;
+        row["packed_bytes"] = conv ? plan.algorithms()[l]->packed_floats(layer, plan.program().kernels()) * sizeof(float) : 0;
         row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
                                           layer.window.kernel_w * layer.group_in()
                                     : 0;
-        row["estimated_cycles"] = conv ? estimated_cycles(layer, plan.algorithms()[l], out, plan.batch(),
-                                                          plan.stream_bytes_per_cycle(), plan.program().kernels()) /
+        row["estimated_cycles"] = conv ? plan.algorithms()[l]->cycles({layer, out, plan.batch(), plan.stream_bytes_per_cycle(),
+                                                              plan.program().kernels()}) /
                                              plan.threads()
                                        : 0.0;
         rows.append(row);

@@ -6,7 +6,7 @@
 
 #include "bindings/register.h"
 #include "bindings/views.h"
-#include "conv/weights.h"
+#include "weights/weights.h"
 
 namespace py = pybind11;
 using namespace resfuse;
@@ -32,7 +32,7 @@ int add_conv(Program& program, const std::string& name, int input, index_t out_c
     layer.out_channels = out_channels;
     layer.groups = groups;
     layer.activation = parse_activation(activation);
-    layer.algorithm = parse_algorithm(algorithm);
+    layer.algorithm = require_algorithm(algorithm);
     return program.add_conv(std::move(layer));
 }
 

@@ -7,10 +7,11 @@
 
 #include "bindings/register.h"
 #include "bindings/views.h"
-#include "conv/input_gradient.h"
-#include "conv/weight_gradient.h"
+#include "conv/gradients/input_gradient.h"
+#include "conv/gradients/weight_gradient.h"
 #include "memory/heap.h"
 #include "norm/batch_norm.h"
+#include "plan/algorithm.h"
 #include "pool/max_pool_training.h"
 
 namespace py = pybind11;
@@ -125,7 +126,7 @@ Shapes shapes_of(const std::string& what, const Array4& x, const Array4& grad, c
              .batch = x.shape[0]};
     s.layer.in_channels = x.shape[1];
     s.layer.out_channels = grad.shape[1];
-    s.layer.algorithm = parse_algorithm(algorithm);
+    s.layer.algorithm = require_algorithm(algorithm);
     s.layer.window = window_of({weight.shape[2], weight.shape[3]}, stride, dilation, padding);
     const Extent expected = window_extent(s.layer.window, s.in, what);
     if (weight.shape[0] != grad.shape[1] || weight.shape[1] != x.shape[1] || grad.shape[0] != x.shape[0] ||

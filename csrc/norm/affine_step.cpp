@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "plan/step.h"
+#include "weights/weights.h"
 
 namespace resfuse {
 

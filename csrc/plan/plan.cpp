@@ -4,8 +4,8 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "conv/cost.h"
 #include "memory/arena.h"
+#include "plan/segments.h"
 
 namespace resfuse {
 
@@ -75,12 +75,12 @@ void Plan::infer_extents(const std::vector<InputShape>& inputs) {
 
 void Plan::choose_algorithms() {
     const KernelTable& kernels = program_->kernels();
-    stream_bytes_per_cycle_ = resfuse::stream_bytes_per_cycle(layers_, kernels);
+    stream_bytes_per_cycle_ = resfuse::stream_bytes_per_cycle(layers_, extents_, kernels);
     for (const Layer& layer : layers_)
         algorithms_.push_back(layer.kind == LayerKind::conv
-                                  ? choose_algorithm(layer, extents_[static_cast<std::size_t>(layer.output)], batch_,
-                                                     stream_bytes_per_cycle_, kernels)
-                                  : Algorithm::direct);
+                                  ? &choose_algorithm({layer, extents_[static_cast<std::size_t>(layer.output)], batch_,
+                                                       stream_bytes_per_cycle_, kernels})
+                                  : nullptr);
 }
 
 // A direct convolution reads any strides while it fills its band; every other reader wants dense NHWC. The input's own
@@ -96,7 +96,7 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
             const Layer& layer = layers_[l];
             needs_dense |= layer.residual == buffer || layer.gate == buffer;
             needs_dense |=
-                layer.input == buffer && (layer.kind != LayerKind::conv || algorithms_[l] != Algorithm::direct);
+                layer.input == buffer && (layer.kind != LayerKind::conv || !algorithms_[l]->reads_any_strides());
         }
         if (inputs[i].dense || !needs_dense) {
             placements_[static_cast<std::size_t>(buffer)].external_input = static_cast<int>(i);
@@ -178,7 +178,7 @@ void Plan::make_segments() {
             if (layer.residual >= 0) floats += placements_[static_cast<std::size_t>(layer.residual)].image_floats;
             activations = std::max(activations, static_cast<std::size_t>(floats) * sizeof(float));
             if (layer.kind == LayerKind::conv)
-                weights = std::max(weights, packed_bytes(layer, algorithms_[last], program_->kernels()));
+                weights = std::max(weights, algorithms_[last]->packed_floats(layer, program_->kernels()) * sizeof(float));
             ++last;
         }
         const index_t images = images_per_wave(weights, activations, batch_, threads_);
@@ -240,12 +240,7 @@ std::unique_ptr<Step> Plan::make_step(const StepContext& context, std::size_t l)
     if (layer.kind == LayerKind::affine) return make_affine_step(context, l);
     if (layer.kind == LayerKind::max_pool || layer.kind == LayerKind::avg_pool) return make_pool_step(context, l);
     if (layer.kind == LayerKind::global_avg_pool) return make_global_avg_pool_step(context, l);
-    if (layer.has_small_groups(program_->kernels().vector_floats)) return make_grouped_step(context, l, algorithms_[l]);
-    if (algorithms_[l] == Algorithm::direct || algorithms_[l] == Algorithm::winograd_rows)
-        return make_direct_step(context, l, algorithms_[l]);
-    if (algorithms_[l] == Algorithm::strassen) return make_strassen_step(context, l);
-    if (algorithms_[l] == Algorithm::paired) return make_paired_step(context, l);
-    return make_winograd_step(context, l, algorithms_[l]);
+    return algorithms_[l]->make_step(context, l);
 }
 
 // To the steps that write these outputs.

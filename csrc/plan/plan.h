@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "plan/step.h"
+#include "plan/algorithm.h"
 
 namespace resfuse {
 
@@ -41,7 +41,7 @@ class Plan {
     index_t batch() const { return batch_; }
     int threads() const { return threads_; }
     const std::vector<Layer>& layers() const { return layers_; }  // the program's, paddings resolved
-    const std::vector<Algorithm>& algorithms() const { return algorithms_; }
+    const std::vector<const ConvAlgorithm*>& algorithms() const { return algorithms_; }
     double stream_bytes_per_cycle() const { return stream_bytes_per_cycle_; }  // that the choice assumed
     const std::vector<Segment>& segments() const { return segments_; }
     bool input_dense(std::size_t input) const { return input_dense_[input]; }
@@ -93,7 +93,7 @@ class Plan {
     std::vector<bool> dense_;
     std::vector<bool> input_dense_;  // per input
     std::vector<index_t> pixels_;    // floats between a dense buffer's pixels
-    std::vector<Algorithm> algorithms_;
+    std::vector<const ConvAlgorithm*> algorithms_;  // null: no convolution
     double stream_bytes_per_cycle_ = 0.0;
     std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null
     std::vector<Layout> layouts_;       // steps 0 .. layouts - 1; layers follow

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "conv/weights.h"
+#include "program/program.h"
 
 namespace resfuse {
 
@@ -14,6 +14,8 @@ struct Tensor {
     float* data = nullptr;
     index_t image = 0, row = 0, pixel = 0, channel = 0;
 };
+
+class WeightSet;
 
 struct Wave {
     const KernelTable& kernels;
@@ -55,11 +57,7 @@ class Step {
     std::size_t shared_scratch = 0;  // floats
 };
 
-std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
-std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
-std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer);
-std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer);
-std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer, Algorithm algorithm);
+// Of layers that are no convolutions; the rooms of these layers define them.
 std::unique_ptr<Step> make_affine_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer);

@@ -8,10 +8,6 @@ namespace resfuse {
 
 namespace {
 
-constexpr std::array<const char*, 12> kAlgorithmNames = {"direct",  "winograd_f2", "winograd_f4", "winograd_stride2",
-                                                         "grouped", "grouped_f2",  "strassen",    "winograd_rows",
-                                                         "paired",  "auto",        "auto_once",   "winograd"};
-
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);
 }
@@ -55,18 +51,6 @@ void require_addressable(std::initializer_list<index_t> shape, const std::string
         text += (text.empty() ? "" : " x ") + std::to_string(length);
     }
     require(floats <= kMostFloats, what + ": " + text + " is more than memory can hold");
-}
-
-const char* algorithm_name(Algorithm algorithm) { return kAlgorithmNames[static_cast<std::size_t>(algorithm)]; }
-
-Algorithm parse_algorithm(const std::string& name) {
-    for (const Algorithm algorithm :
-         {Algorithm::automatic, Algorithm::automatic_once, Algorithm::direct, Algorithm::winograd,
-          Algorithm::winograd_f2, Algorithm::winograd_f4, Algorithm::strassen, Algorithm::paired})
-        if (name == algorithm_name(algorithm)) return algorithm;
-    throw std::invalid_argument(
-        "algorithm: got '" + name +
-        "', want one of 'auto', 'auto_once', 'direct', 'winograd', 'winograd_f2', 'winograd_f4', 'strassen', 'paired'");
 }
 
 Activation parse_activation(const std::string& name) {

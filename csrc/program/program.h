@@ -12,43 +12,6 @@ namespace resfuse {
 
 enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine };
 
-// How a convolution is computed. `automatic`, `automatic_once` and `winograd` are requests; the plan holds one of the
-// others. `automatic_once` is for weights that are packed for one call: not for Strassen's sums of them.
-enum class Algorithm : int {
-    direct,
-    winograd_f2,
-    winograd_f4,
-    winograd_stride2,
-    grouped,
-    grouped_f2,
-    strassen,
-    winograd_rows,
-    paired,
-    automatic,
-    automatic_once,
-    winograd
-};
-constexpr std::size_t kConcreteAlgorithms = 9;
-
-// The kernels of a Winograd algorithm.
-inline const WinogradKernels& winograd_kernels(const KernelTable& kernels, Algorithm algorithm) {
-    return kernels.winograd[static_cast<int>(algorithm) - static_cast<int>(Algorithm::winograd_f2)];
-}
-
-// Of what is asked for.
-inline bool is_automatic(Algorithm algorithm) {
-    return algorithm == Algorithm::automatic || algorithm == Algorithm::automatic_once;
-}
-inline bool allows_winograd(Algorithm algorithm) {
-    return algorithm != Algorithm::direct && algorithm != Algorithm::strassen && algorithm != Algorithm::paired;
-}
-inline bool allows_paired(Algorithm algorithm) { return is_automatic(algorithm) || algorithm == Algorithm::paired; }
-inline bool allows_strassen(Algorithm algorithm) {
-    return algorithm == Algorithm::automatic || algorithm == Algorithm::strassen;
-}
-
-const char* algorithm_name(Algorithm algorithm);
-Algorithm parse_algorithm(const std::string& name);
 Activation parse_activation(const std::string& name);
 
 // Whether an activation is a function of each element that no epilogue computes.
@@ -101,52 +64,16 @@ struct Layer {
     Activation activation = Activation::none;
     float slope = 0.0f;           // of leaky_relu
     bool counts_padding = false;  // of an average pool: as zeros
-    Algorithm algorithm = Algorithm::automatic;
+    std::string algorithm = "auto";  // of a convolution, as asked for: a name that plan/algorithm.h knows
 
-    // Groups of as many output as input channels that divide a vector and are smaller than it.
-    bool has_small_groups(int vector_floats) const {
-        return groups > 1 && in_channels == out_channels && group_in() < vector_floats &&
-               vector_floats % group_in() == 0;
-    }
-    // Whether F(2x2, 3x3) computes a layer of small groups.
-    bool has_grouped_f2() const {
-        return window.kernel_h == 3 && window.kernel_w == 3 && window.stride_h == 1 && window.stride_w == 1 &&
-               !window.is_dilated();
-    }
     index_t group_in() const { return in_channels / groups; }
     index_t group_out() const { return out_channels / groups; }
     // Whether the activation is a lower clamp at most.
     bool clamps() const { return activation == Activation::none || activation == Activation::relu; }
-    // With which stride a Winograd algorithm computes this layer; 0: none does. The direct sums of smaller groups are
-    // so short that its error would be more than four times theirs.
-    index_t winograd_stride() const {
-        constexpr index_t kFewestChannelsOfGroup = 8;
-        const index_t most = groups == 1 ? 2 : 1;
-        const bool applies = kind == LayerKind::conv && window.kernel_h == 3 && window.kernel_w == 3 &&
-                             window.stride_h == window.stride_w && window.stride_h <= most && !window.is_dilated() &&
-                             (groups == 1 || group_in() >= kFewestChannelsOfGroup) && clamps();
-        return applies ? window.stride_h : 0;
-    }
-    // Whether F(2, 7) along rows computes this layer, a stem.
-    bool has_winograd_rows() const {
-        constexpr index_t kMostChannels = 4;
-        return kind == LayerKind::conv && groups == 1 && in_channels <= kMostChannels && window.kernel_w == 7 &&
-               window.stride_w == 2 && !window.is_dilated() && clamps();
-    }
     // Whether this is a 1x1 convolution whose epilogue does all of its activation.
     bool is_one_by_one() const {
         return kind == LayerKind::conv && groups == 1 && window.kernel_h == 1 && window.kernel_w == 1 &&
                !window.has_padding() && clamps();
-    }
-    // Whether products in pairs of terms compute this layer.
-    bool has_paired(const KernelTable& kernels) const {
-        return kernels.paired_gemm != nullptr && kind == LayerKind::conv && groups == 1 && !window.is_dilated() &&
-               in_channels % kLineFloats == 0 && clamps();
-    }
-    // Whether Strassen's algorithm computes this layer: the halves of its channels must be whole vectors and panels.
-    bool has_strassen(const KernelTable& kernels) const {
-        return is_one_by_one() && in_channels % (2 * kernels.vector_floats) == 0 &&
-               out_channels % (2 * kernels.tile_cols) == 0;
     }
 };
 

@@ -194,8 +194,10 @@ class Faithful(RuleBasedStateMachine):
             generator = torch.Generator().manual_seed(trial)
             with torch.no_grad():
                 for p, _, value in parameters.values():
-                    noise = torch.randn(p.shape, generator=generator).to(p.dtype)
-                    p.copy_(value * (1 + 3e-7 * 4 ** (trial // 2) * noise))
+                    size = 3e-7 * 4 ** (trial // 2)
+                    noise = size * torch.randn(p.shape, generator=generator).to(p.dtype)
+                    # Also of zeros: where a bias is one, windows of zeros lie at a ReLU's edge.
+                    p.copy_(value * (1 + noise) + 0.1 * noise.flip(0))
             self.run(model, make, True, context)
             for name, (p, grad, _) in parameters.items():
                 if grad is not None and p.grad is not None:

@@ -72,11 +72,11 @@ void add_layer(Bytes& bytes, Program& program) {
         }
         layer.activation = static_cast<Activation>(bytes.between(0, 7));
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
-        constexpr std::array kAlgorithms = {Algorithm::automatic,   Algorithm::direct,      Algorithm::winograd,
-                                            Algorithm::winograd_f2, Algorithm::winograd_f4, Algorithm::strassen,
-                                            Algorithm::paired};
+        constexpr std::array<const char*, 7> kAlgorithms = {"auto", "direct", "winograd",
+                                            "winograd_f2", "winograd_f4", "strassen",
+                                            "paired"};
         layer.algorithm = kAlgorithms[static_cast<std::size_t>(bytes.between(0, 6))];
-        if (layer.algorithm == Algorithm::strassen || (layer.algorithm == Algorithm::paired && bytes.flag())) {
+        if (layer.algorithm == "strassen" || (layer.algorithm == "paired" && bytes.flag())) {
             layer.window.kernel_h = layer.window.kernel_w = 1;
             layer.window.pad_top = layer.window.pad_left = layer.window.pad_bottom = layer.window.pad_right = 0;
             layer.out_channels = 64;  // so that the layer behind it can be one too
@@ -241,7 +241,7 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
                 continue;
             std::fprintf(stderr, "output %zu, element %zu: got %g, want %g\n", o, i, got, exact);
             for (std::size_t l = 0; l < plan.layers().size(); ++l)
-                std::fprintf(stderr, "  layer %zu: %s, buffer %d to %d\n", l, algorithm_name(plan.algorithms()[l]),
+                std::fprintf(stderr, "  layer %zu: %s, buffer %d to %d\n", l, plan.algorithms()[l] ? plan.algorithms()[l]->name() : "none",
                              plan.layers()[l].input, plan.layers()[l].output);
             std::abort();
         }

@@ -1,4 +1,4 @@
-#include "conv/balance.h"
+#include "conv/balanced/balance.h"
 
 #include <algorithm>
 #include <cmath>

@@ -11,8 +11,10 @@
 // their means alone are written.
 #include <algorithm>
 
-#include "conv/cost.h"
-#include "plan/step.h"
+#include "conv/winograd/blocking.h"
+#include "conv/winograd/winograd.h"
+#include "weights/panels.h"
+#include "weights/weights.h"
 
 namespace resfuse {
 
@@ -30,11 +32,12 @@ struct TileClass {
 
 class WinogradStep final : public Step {
   public:
-    WinogradStep(const StepContext& context, std::size_t index, Algorithm algorithm)
+    WinogradStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm,
+                 const WinogradKernels& winograd)
         : index_(index),
           layer_(context.layers[index]),
           algorithm_(algorithm),
-          kernels_(winograd_kernels(context.kernels(), algorithm)),
+          kernels_(winograd),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
@@ -42,7 +45,7 @@ class WinogradStep final : public Step {
           per_image_(tiles_.per_image()),
           depth_(layer_.group_in()),
           phases_(static_cast<int>(kernels_.stride * kernels_.stride)),
-          blocking_(winograd_blocking(layer_, algorithm, tiles_, context.images, context.threads, context.kernels())),
+          blocking_(winograd_schedule(layer_, winograd, tiles_, context.images, context.threads, context.kernels()).blocking),
           pooled_(context.averaged(index)),
           pools_(pooled_ && blocking_.block >= per_image_ && out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats),
           unit_(pools_ || tiles_.has_edges() ? per_image_ : 1) {
@@ -266,7 +269,7 @@ class WinogradStep final : public Step {
 
     std::size_t index_;
     const Layer& layer_;
-    Algorithm algorithm_;
+    const ConvAlgorithm& algorithm_;
     const WinogradKernels& kernels_;
     Extent in_, out_;
     PanelGrid grid_;
@@ -284,8 +287,9 @@ class WinogradStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, Algorithm algorithm) {
-    return std::make_unique<WinogradStep>(context, layer, algorithm);
+std::unique_ptr<Step> make_winograd_step(const StepContext& context, std::size_t layer, const ConvAlgorithm& algorithm,
+                                         const WinogradKernels& winograd) {
+    return std::make_unique<WinogradStep>(context, layer, algorithm, winograd);
 }
 
 }  // namespace resfuse

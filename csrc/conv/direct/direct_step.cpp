@@ -14,7 +14,8 @@
 #include <algorithm>
 
 #include "conv/cost.h"
-#include "plan/step.h"
+#include "conv/direct/direct.h"
+#include "weights/weights.h"
 
 namespace resfuse {
 
@@ -22,15 +23,16 @@ namespace {
 
 class DirectStep final : public Step {
   public:
-    DirectStep(const StepContext& context, std::size_t index, Algorithm algorithm)
+    DirectStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
         : index_(index),
+          algorithm_(algorithm),
           layer_(context.layers[index]),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           grid_(panel_grid(layer_, context.kernels())),
           flat_(layer_.window.is_pointwise() && layer_.groups == 1 &&
                 context.dense[static_cast<std::size_t>(layer_.input)]),
-          by_pairs_(algorithm == Algorithm::winograd_rows),
+          by_pairs_(&algorithm == &winograd_rows()),
           gathered_(!flat_ && !by_pairs_ && gathers(context)),
           band_(!flat_ && !gathered_ &&
                 (by_pairs_ || layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)])),
@@ -256,7 +258,7 @@ class DirectStep final : public Step {
         g.segments = static_cast<index_t>(segments_.size());
         g.segment_length = segment_length_;
         g.chunk = gemm_chunk(wave.kernels);
-        g.b = wave.weights.packed(index_, Algorithm::direct) + panel * grid_.reduction * grid_.tile_cols;
+        g.b = wave.weights.packed(index_, algorithm_) + panel * grid_.reduction * grid_.tile_cols;
         g.cols = grid_.cols(panel, panels.size());
         g.scale = wave.weights.scale(index_) + panel * grid_.tile_cols;
         g.bias = wave.weights.bias(index_) + panel * grid_.tile_cols;
@@ -421,7 +423,7 @@ class DirectStep final : public Step {
             const index_t channel = grid_.channel(p);
             for (index_t oy = rows.begin; oy < rows.end; ++oy) {
                 const index_t row = oy - rows.begin, first = row * w.stride_h * channels;
-                g.b = wave.weights.packed(index_, Algorithm::winograd_rows) +
+                g.b = wave.weights.packed(index_, algorithm_) +
                       p * winograd_rows_panel_floats(layer_, grid_);
                 for (index_t f = 0; f < kRowFrequencies; ++f) {
                     const bool finite = f + 1 < kRowFrequencies;
@@ -449,6 +451,7 @@ class DirectStep final : public Step {
     }
 
     std::size_t index_;
+    const ConvAlgorithm& algorithm_;
     const Layer& layer_;
     Extent in_, out_;
     PanelGrid grid_;
@@ -477,7 +480,7 @@ class DirectStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer, Algorithm algorithm) {
+std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t layer, const ConvAlgorithm& algorithm) {
     return std::make_unique<DirectStep>(context, layer, algorithm);
 }
 

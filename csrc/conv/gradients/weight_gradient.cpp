@@ -2,7 +2,7 @@
 // over all pixels of the batch. Pixels are cut into parts, the matrix into blocks; a task adds up one block over one
 // part, some pixels at a time: their gradients as rows, their windows as panels, copied together unless they are
 // pixels. Parts depend on the sizes alone and are added in their order.
-#include "conv/weight_gradient.h"
+#include "conv/gradients/weight_gradient.h"
 
 #include <omp.h>
 
@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "machine/threads.h"
+#include "conv/winograd/winograd.h"
 #include "memory/aligned.h"
 
 namespace resfuse {
@@ -232,8 +233,8 @@ class DirectGradient {
 };
 
 bool pays(const KernelTable& kernels, const WeightGradient& g) {
-    if (!allows_winograd(g.layer.algorithm) || g.layer.winograd_stride() != 1) return false;
-    const WinogradKernels& winograd = winograd_kernels(kernels, Algorithm::winograd_f4);
+    if (!allows_winograd(g.layer) || winograd_stride(g.layer) != 1) return false;
+    const WinogradKernels& winograd = winograd_f4_kernels(kernels);
     const index_t tiles = ceil_div(g.out.h, winograd.tile) * ceil_div(g.out.w, winograd.tile);
     return 2 * tiles * winograd.points * winograd.points <= 9 * g.out.h * g.out.w;
 }

@@ -11,7 +11,8 @@
 #include <algorithm>
 
 #include "conv/cost.h"
-#include "plan/step.h"
+#include "conv/strassen/strassen.h"
+#include "weights/weights.h"
 
 namespace resfuse {
 
@@ -19,8 +20,9 @@ namespace {
 
 class StrassenStep final : public Step {
   public:
-    StrassenStep(const StepContext& context, std::size_t index)
+    StrassenStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
         : index_(index),
+          algorithm_(algorithm),
           layer_(context.layers[index]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           half_(layer_.in_channels / 2),
@@ -100,8 +102,7 @@ class StrassenStep final : public Step {
     index_t panels(const KernelTable& kernels) const { return layer_.out_channels / 2 / kernels.tile_cols; }
 
     BalancedWeights packed(const Wave& wave) const {
-        return balanced_weights(layer_, Algorithm::strassen, wave.kernels,
-                                wave.weights.packed(index_, Algorithm::strassen));
+        return balanced_weights(strassen_layout(layer_, wave.kernels), wave.weights.packed(index_, algorithm_));
     }
 
     void write_operands(const Pairs& some, const Wave& wave, float* to) const {
@@ -152,6 +153,7 @@ class StrassenStep final : public Step {
     }
 
     std::size_t index_;
+    const ConvAlgorithm& algorithm_;
     const Layer& layer_;
     Extent out_;
     index_t half_;      // of the input's channels
@@ -167,8 +169,9 @@ class StrassenStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<StrassenStep>(context, layer);
+std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer,
+                                         const ConvAlgorithm& algorithm) {
+    return std::make_unique<StrassenStep>(context, layer, algorithm);
 }
 
 }  // namespace resfuse

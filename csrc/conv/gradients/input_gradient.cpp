@@ -1,7 +1,7 @@
 // Pixels of dx fall into stride x stride phases. In a phase, all pixels meet the same taps of the window, so it is a
 // convolution of stride 1 with those taps: no zeros are multiplied. A task gathers the gradients that a block of a
 // phase's pixels (of any images) meets, multiplies, and writes the rows where they belong.
-#include "conv/input_gradient.h"
+#include "conv/gradients/input_gradient.h"
 
 #include <omp.h>
 

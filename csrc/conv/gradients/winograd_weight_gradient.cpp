@@ -8,8 +8,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "conv/weight_gradient.h"
+#include "conv/gradients/weight_gradient.h"
 #include "machine/threads.h"
+#include "conv/winograd/winograd.h"
 #include "memory/aligned.h"
 
 namespace resfuse {
@@ -29,7 +30,7 @@ class WinogradGradient {
     WinogradGradient(const KernelTable& kernels, const WeightGradient& g)
         : kernels_(kernels),
           g_(g),
-          winograd_(winograd_kernels(kernels, Algorithm::winograd_f4)),
+          winograd_(winograd_f4_kernels(kernels)),
           channels_(g.layer.in_channels) {
         panels_ = ceil_div(g.layer.out_channels, kernels.tile_cols);
         rows_ = ceil_div(g.out.h, winograd_.tile);

@@ -9,7 +9,9 @@
 #include <algorithm>
 
 #include "conv/cost.h"
-#include "plan/step.h"
+#include "conv/paired/paired.h"
+#include "weights/panels.h"
+#include "weights/weights.h"
 
 namespace resfuse {
 
@@ -17,8 +19,9 @@ namespace {
 
 class PairedStep final : public Step {
   public:
-    PairedStep(const StepContext& context, std::size_t index)
+    PairedStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
         : index_(index),
+          algorithm_(algorithm),
           layer_(context.layers[index]),
           in_(context.extents[static_cast<std::size_t>(layer_.input)]),
           out_(context.extents[static_cast<std::size_t>(layer_.output)]),
@@ -67,8 +70,7 @@ class PairedStep final : public Step {
     index_t blocks(index_t images) const { return shared_ ? 1 : ceil_div(images * pixels_, block_); }
 
     BalancedWeights packed(const Wave& wave) const {
-        return balanced_weights(layer_, Algorithm::paired, wave.kernels,
-                                wave.weights.packed(index_, Algorithm::paired));
+        return balanced_weights(paired_layout(layer_, wave.kernels), wave.weights.packed(index_, algorithm_));
     }
 
     // Of the pixels `rows` of the output, counted over all images.
@@ -118,6 +120,7 @@ class PairedStep final : public Step {
     }
 
     std::size_t index_;
+    const ConvAlgorithm& algorithm_;
     const Layer& layer_;
     Extent in_, out_;
     PanelGrid grid_;
@@ -131,8 +134,9 @@ class PairedStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer) {
-    return std::make_unique<PairedStep>(context, layer);
+std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer,
+                                       const ConvAlgorithm& algorithm) {
+    return std::make_unique<PairedStep>(context, layer, algorithm);
 }
 
 }  // namespace resfuse

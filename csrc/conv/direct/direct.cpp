@@ -1,0 +1,52 @@
+// Direct convolution: computes every layer but those of small groups.
+#include "conv/direct/direct.h"
+
+#include "conv/cost.h"
+#include "conv/pack.h"
+
+namespace resfuse {
+
+namespace {
+
+class Direct final : public ConvAlgorithm {
+  public:
+    const char* name() const override { return "direct"; }
+    std::vector<std::string_view> requests() const override { return {"direct"}; }
+
+    bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
+        return !has_small_groups(layer, kernels);
+    }
+
+    double cycles(const ConvCall& call) const override {
+        const Layer& layer = call.layer;
+        const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
+        const index_t depth = panel_grid(layer, call.kernels).reduction;
+        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels), packed_bytes(*this, call),
+                         call.bytes_per_cycle);
+    }
+
+    bool reads_any_strides() const override { return true; }
+
+    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
+        const PanelGrid grid = panel_grid(layer, kernels);
+        return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
+    }
+
+    void pack(const PackCall& call) const override {
+        const PanelGrid grid = panel_grid(call.layer, call.kernels);
+        pack_panels(call, grid.reduction * grid.tile_cols, call.kernels.pack_direct);
+    }
+
+    std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
+        return make_direct_step(context, layer, *this);
+    }
+};
+
+}  // namespace
+
+const ConvAlgorithm& direct() {
+    static const Direct algorithm;
+    return algorithm;
+}
+
+}  // namespace resfuse

@@ -1,0 +1,130 @@
+#include "conv/grouped/grouped.h"
+
+#include <algorithm>
+
+#include "conv/pack.h"
+#include "conv/winograd/winograd.h"
+#include "machine/cpu.h"
+#include "memory/aligned.h"
+#include "weights/panels.h"
+
+namespace resfuse {
+
+namespace {
+
+constexpr double kEfficiency = 0.78;      // share of the peak rate of multiply-adds; measured
+constexpr double kTransformCycles = 9.0;  // a vector of outputs of F(2x2, 3x3); measured
+
+double rate(const ConvCall& call) { return multiply_adds_per_cycle(call.kernels.vector_floats) * kEfficiency; }
+
+index_t vectors(const Layer& layer, const KernelTable& kernels) {
+    return ceil_div(layer.out_channels, kernels.vector_floats);
+}
+
+std::size_t floats(const Layer& layer, index_t points, const KernelTable& kernels) {
+    return static_cast<std::size_t>(vectors(layer, kernels) * kernels.vector_floats * points * layer.group_in());
+}
+
+// As GroupedArgs has them. The scale stays with the epilogue.
+void pack_groups(const PackCall& call, index_t points, void (*pack_panel)(const PackPanelArgs&)) {
+    const Layer& layer = call.layer;
+    const KernelTable& kernels = call.kernels;
+    const index_t group = layer.group_in();
+    float* packed = call.packed;
+    const index_t vector = kernels.vector_floats;
+    AlignedFloats panel(static_cast<std::size_t>(points * group * kernels.tile_cols));
+    PackPanelArgs args = pack_args(layer, call.source);
+    args.packed = panel.data();
+    for (index_t k = 0; k < layer.out_channels; k += vector) {
+        args.first_k = k;
+        args.cols = std::min(vector, layer.out_channels - k);
+        pack_panel(args);
+        for (index_t point = 0; point < points; ++point)
+            for (index_t i = 0; i < group; ++i)
+                for (index_t lane = 0; lane < vector; ++lane)
+                    *packed++ = panel.data()[(point * group + (lane ^ i) % group) * kernels.tile_cols + lane];
+    }
+}
+
+class Grouped final : public ConvAlgorithm {
+  public:
+    const char* name() const override { return "grouped"; }
+    std::vector<std::string_view> requests() const override { return {"direct"}; }
+
+    bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
+        return has_small_groups(layer, kernels);
+    }
+
+    // Products elementwise.
+    double cycles(const ConvCall& call) const override {
+        const index_t depth = call.layer.group_in() * points(call.layer);
+        return static_cast<double>(call.batch * vectors(call.layer, call.kernels) * call.out.h * call.out.w * depth) /
+               rate(call);
+    }
+
+    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
+        return floats(layer, points(layer), kernels);
+    }
+
+    void pack(const PackCall& call) const override {
+        pack_groups(call, points(call.layer), call.kernels.pack_direct);
+    }
+
+    std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
+        return make_grouped_step(context, layer, *this);
+    }
+
+  private:
+    static index_t points(const Layer& layer) { return layer.window.kernel_h * layer.window.kernel_w; }
+};
+
+class GroupedF2 final : public ConvAlgorithm {
+  public:
+    const char* name() const override { return "grouped_f2"; }
+    std::vector<std::string_view> requests() const override { return winograd_requests(); }
+
+    bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
+        const Window& w = layer.window;
+        return has_small_groups(layer, kernels) && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 &&
+               w.stride_w == 1 && !w.is_dilated();
+    }
+
+    double cycles(const ConvCall& call) const override {
+        // Blocks of two tiles.
+        const double outputs = static_cast<double>(call.batch * vectors(call.layer, call.kernels) *
+                                                   ceil_div(call.out.h, 2) * ceil_div(call.out.w, 4) * 8);
+        return outputs * (static_cast<double>(4 * call.layer.group_in()) / rate(call) + kTransformCycles);
+    }
+
+    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
+        return floats(layer, points(kernels), kernels);
+    }
+
+    void pack(const PackCall& call) const override {
+        pack_groups(call, points(call.kernels), winograd_f2_kernels(call.kernels).pack);
+    }
+
+    std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
+        return make_grouped_step(context, layer, *this);
+    }
+
+  private:
+    static index_t points(const KernelTable& kernels) {
+        const index_t points = winograd_f2_kernels(kernels).weight_points;
+        return points * points;
+    }
+};
+
+}  // namespace
+
+const ConvAlgorithm& grouped() {
+    static const Grouped algorithm;
+    return algorithm;
+}
+
+const ConvAlgorithm& grouped_f2() {
+    static const GroupedF2 algorithm;
+    return algorithm;
+}
+
+}  // namespace resfuse

@@ -1,0 +1,98 @@
+// Convolution in small groups. Tasks are bands of rows, and vectors of channels, of single images.
+#include <algorithm>
+
+#include "conv/grouped/grouped.h"
+#include "weights/weights.h"
+
+namespace resfuse {
+
+namespace {
+
+class GroupedStep final : public Step {
+  public:
+    GroupedStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
+        : index_(index),
+          layer_(context.layers[index]),
+          algorithm_(algorithm),
+          f2_(&algorithm == &grouped_f2()),
+          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
+          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
+          vector_(context.kernels().vector_floats),
+          vectors_(ceil_div(layer_.out_channels, vector_)) {
+        // A band of rows for each thread, as the layers before and behind are cut: its pixels are in its caches then.
+        // More tasks by vectors of channels, which have nothing in common; bands read the rows between them twice.
+        const index_t wanted = ceil_div(4 * context.threads, context.images);
+        bands_ = std::min(ceil_div(context.threads, context.images), row_units());
+        chunks_ = std::min(ceil_div(wanted, bands_), vectors_);
+        if (chunks_ * bands_ < wanted) bands_ = std::min(ceil_div(wanted, chunks_), row_units());
+        if (f2_) return;
+        const Window& w = layer_.window;
+        const index_t span_h = (w.kernel_h - 1) * w.dilation_h + 1, span_w = (w.kernel_w - 1) * w.dilation_w + 1;
+        thread_scratch = static_cast<std::size_t>(span_h * ((out_.w - 1) * w.stride_w + span_w) * vector_);
+    }
+
+    index_t tasks(int, index_t images) const override { return images * chunks_ * bands_; }
+
+    void run(int, index_t task, const Wave& wave, float* scratch) const override {
+        const index_t image = task / (chunks_ * bands_);
+        const Range vectors = part(vectors_, task % chunks_, chunks_),
+                    units = part(row_units(), task / chunks_ % bands_, bands_),
+                    rows{units.begin * unit(), std::min(units.end * unit(), out_.h)};
+        const Window& w = layer_.window;
+        const Tensor& y = wave.tensors[layer_.output];
+        const Residual residual = residual_at(wave, layer_, image, 0, 0);
+        const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, layer_.out_channels);
+        const auto kernel = f2_ ? wave.kernels.grouped_f2 : wave.kernels.grouped;
+        kernel({.image = image_view(wave.tensors[layer_.input], image, in_),
+                .channels = layer_.out_channels,
+                .group = layer_.group_in(),
+                .kernel_h = w.kernel_h,
+                .kernel_w = w.kernel_w,
+                .stride_h = w.stride_h,
+                .stride_w = w.stride_w,
+                .dilation_h = w.dilation_h,
+                .dilation_w = w.dilation_w,
+                .pad_top = w.pad_top,
+                .pad_left = w.pad_left,
+                .weight = wave.weights.packed(index_, algorithm_),
+                .scale = wave.weights.scale(index_),
+                .bias = wave.weights.bias(index_),
+                .y = y.data + image * y.image,
+                .y_pixel = y.pixel,
+                .out_width = out_.w,
+                .out_row_begin = rows.begin,
+                .out_row_end = rows.end,
+                .channel_begin = begin,
+                .channel_end = end,
+                .residual = residual.data,
+                .residual_pixel = residual.pixel,
+                .floor = activation_floor(layer_.activation),
+                .rows = scratch});
+        if (is_by_element(layer_.activation))
+            for (index_t pixel = rows.begin * out_.w; pixel < rows.end * out_.w; ++pixel)
+                wave.kernels.activate({layer_.activation, layer_.slope},
+                                      y.data + image * y.image + pixel * y.pixel + begin, end - begin);
+    }
+
+  private:
+    // Bands are of whole rows of tiles, or results would depend on where they begin.
+    index_t unit() const { return f2_ ? 2 : 1; }
+    index_t row_units() const { return ceil_div(out_.h, unit()); }
+
+    std::size_t index_;
+    const Layer& layer_;
+    const ConvAlgorithm& algorithm_;
+    bool f2_;  // by F(2x2, 3x3)
+    Extent in_, out_;
+    index_t vector_, vectors_;
+    index_t chunks_ = 1;  // of the channels of an image
+    index_t bands_ = 1;   // of its rows
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_grouped_step(const StepContext& context, std::size_t layer, const ConvAlgorithm& algorithm) {
+    return std::make_unique<GroupedStep>(context, layer, algorithm);
+}
+
+}  // namespace resfuse

@@ -1,0 +1,17 @@
+// 1x1 convolutions by one level of Strassen's algorithm (kernels/strassen/strassen.h).
+#pragma once
+
+#include "conv/balanced/balanced_weights.h"
+
+namespace resfuse {
+
+const ConvAlgorithm& strassen();
+
+BalancedLayout strassen_layout(const Layer& layer, const KernelTable& kernels);
+
+// Pairs of pixels whose operands a task keeps, at most: a whole number of register tiles.
+index_t strassen_block(const Layer& layer, const KernelTable& kernels);
+
+std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer, const ConvAlgorithm& algorithm);
+
+}  // namespace resfuse

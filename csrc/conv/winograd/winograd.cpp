@@ -1,0 +1,108 @@
+#include "conv/winograd/winograd.h"
+
+#include <algorithm>
+
+#include "conv/cost.h"
+#include "conv/pack.h"
+#include "conv/winograd/blocking.h"
+#include "weights/panels.h"
+
+namespace resfuse {
+
+namespace {
+
+// Vector operations per element and transform, loads and stores counted in; measured.
+constexpr double kTransformOperations = 9.0;
+
+class Winograd : public ConvAlgorithm {
+  public:
+    Winograd(const char* name, std::vector<std::string_view> requests, index_t stride,
+             const WinogradKernels& (*of)(const KernelTable&))
+        : name_(name), requests_(std::move(requests)), stride_(stride), of_(of) {}
+
+    const char* name() const override { return name_; }
+    std::vector<std::string_view> requests() const override { return requests_; }
+
+    bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
+        return winograd_stride(layer) == stride_ && !has_small_groups(layer, kernels);
+    }
+
+    double cycles(const ConvCall& call) const override {
+        const Layer& layer = call.layer;
+        const WinogradKernels& winograd = of_(call.kernels);
+        const WinogradTiles tiles = winograd_tiles(winograd, call.out);
+        const double products = static_cast<double>(call.batch * tiles.products);
+        const double transforms =
+            static_cast<double>(call.batch * (tiles.products * layer.in_channels + tiles.sums * layer.out_channels)) *
+            kTransformOperations / call.kernels.vector_floats;
+        // As one thread would do it: the choice must not depend on their number.
+        const double traffic = winograd_schedule(layer, winograd, tiles, call.batch, 1, call.kernels).traffic;
+        return cycles_of(product_cycles(products * static_cast<double>(layer.groups), layer.group_in(),
+                                        layer.group_out(), call.kernels) +
+                             transforms,
+                         traffic, call.bytes_per_cycle);
+    }
+
+    // Transformed weights take several times the memory.
+    double gain_over(const ConvAlgorithm& other) const override {
+        return dynamic_cast<const Winograd*>(&other) == nullptr ? 1.05 : 1.0;
+    }
+
+    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
+        return winograd_packed_floats(layer, of_(kernels), kernels);
+    }
+
+    void pack(const PackCall& call) const override {
+        const WinogradKernels& winograd = of_(call.kernels);
+        pack_panels(call,
+                    winograd.weight_points * winograd.weight_points * call.layer.group_in() * call.kernels.tile_cols,
+                    winograd.pack);
+    }
+
+    std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
+        return make_winograd_step(context, layer, *this, of_(context.kernels()));
+    }
+
+  private:
+    const char* name_;
+    std::vector<std::string_view> requests_;
+    index_t stride_;
+    const WinogradKernels& (*of_)(const KernelTable&);
+};
+
+}  // namespace
+
+std::vector<std::string_view> winograd_requests() { return {"winograd", "winograd_f2", "winograd_f4"}; }
+
+bool allows_winograd(const Layer& layer) {
+    const std::vector<std::string_view> names = winograd_requests();
+    return is_automatic(layer.algorithm) || std::find(names.begin(), names.end(), layer.algorithm) != names.end();
+}
+
+// The direct sums of smaller groups are so short that Winograd's error would be more than four times theirs.
+index_t winograd_stride(const Layer& layer) {
+    constexpr index_t kFewestChannelsOfGroup = 8;
+    const Window& w = layer.window;
+    const index_t most = layer.groups == 1 ? 2 : 1;
+    const bool applies = w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == w.stride_w && w.stride_h <= most &&
+                         !w.is_dilated() && (layer.groups == 1 || layer.group_in() >= kFewestChannelsOfGroup) &&
+                         layer.clamps();
+    return applies ? w.stride_h : 0;
+}
+
+const ConvAlgorithm& winograd_f2() {
+    static const Winograd algorithm("winograd_f2", {"winograd", "winograd_f2"}, 1, winograd_f2_kernels);
+    return algorithm;
+}
+
+const ConvAlgorithm& winograd_f4() {
+    static const Winograd algorithm("winograd_f4", {"winograd", "winograd_f4"}, 1, winograd_f4_kernels);
+    return algorithm;
+}
+
+const ConvAlgorithm& winograd_stride2() {
+    static const Winograd algorithm("winograd_stride2", winograd_requests(), 2, winograd_stride2_kernels);
+    return algorithm;
+}
+
+}  // namespace resfuse

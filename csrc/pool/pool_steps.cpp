@@ -1,0 +1,73 @@
+// Max-, average and global average pools as steps of a plan.
+#include "plan/image_step.h"
+
+namespace resfuse {
+
+namespace {
+
+class PoolStep final : public ImageStep {
+  public:
+    PoolStep(const StepContext& context, const Layer& layer)
+        : ImageStep(context, layer.input, layer.output, context.extents[static_cast<std::size_t>(layer.output)].h),
+          layer_(layer) {}
+
+  private:
+    void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
+        const Window& w = layer_.window;
+        const Tensor& y = wave.tensors[output_];
+        const MaxPoolArgs pool{.image = image_view(wave.tensors[input_], image, in_),
+                               .channels = layer_.out_channels,
+                               .kernel_h = w.kernel_h,
+                               .kernel_w = w.kernel_w,
+                               .stride_h = w.stride_h,
+                               .stride_w = w.stride_w,
+                               .dilation_h = w.dilation_h,
+                               .dilation_w = w.dilation_w,
+                               .pad_top = w.pad_top,
+                               .pad_left = w.pad_left,
+                               .y = y.data + image * y.image + rows.begin * y.row,
+                               .y_row = y.row,
+                               .out_width = out_.w,
+                               .out_row_begin = rows.begin,
+                               .out_row_end = rows.end};
+        if (layer_.kind == LayerKind::max_pool) {
+            wave.kernels.max_pool(pool);
+        } else {
+            wave.kernels.avg_pool({pool, w.pad_bottom, w.pad_right, layer_.counts_padding});
+        }
+    }
+
+    const Layer& layer_;
+};
+
+class GlobalAvgPoolStep final : public ImageStep {
+  public:
+    GlobalAvgPoolStep(const StepContext& context, const Layer& layer)
+        : ImageStep(context, layer.input, layer.output, ceil_div(layer.out_channels, context.kernels().vector_floats)),
+          channels_(layer.out_channels),
+          vector_(context.kernels().vector_floats) {
+        thread_scratch = static_cast<std::size_t>(parts_of_ * vector_);
+    }
+
+  private:
+    void run_part(index_t image, Range vectors, const Wave& wave, float* scratch) const override {
+        const Tensor& y = wave.tensors[output_];
+        const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, channels_);
+        pool_pixels(wave.kernels, image_view(wave.tensors[input_], image, in_), begin, end, scratch,
+                    y.data + image * y.image + begin);
+    }
+
+    index_t channels_, vector_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<PoolStep>(context, context.layers[layer]);
+}
+
+std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<GlobalAvgPoolStep>(context, context.layers[layer]);
+}
+
+}  // namespace resfuse

@@ -1,0 +1,21 @@
+// The weights of a convolution as the user holds them.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "kernels/table.h"
+
+namespace resfuse {
+
+// The weight tensor [out_channels, in_channels / groups, kernel_h, kernel_w] (never copied) with the folded batch norm
+// beside it: y = scale[k] * (weight[k] * x) + bias[k]. Direct kernels apply the scale in their epilogue: folded into the
+// weights, its rounding would be the same for every pixel and not average out in the head.
+struct WeightSource {
+    const float* weight = nullptr;
+    std::array<index_t, 4> strides{};  // in floats
+    std::vector<double> scale;         // empty: all ones
+    std::vector<float> bias;           // empty: none
+};
+
+}  // namespace resfuse

@@ -1,0 +1,46 @@
+// One version of a Program's parameters, packed on demand in the layouts that plans ask for.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "memory/aligned.h"
+#include "plan/algorithm.h"
+
+namespace resfuse {
+
+class WeightSet {
+  public:
+    explicit WeightSet(std::shared_ptr<const Program> program);
+
+    // Layers are numbered as in the Program. Throws std::invalid_argument where shapes do not fit.
+    void set(std::size_t layer, WeightSource source);
+    // Of an affine layer, by channel; empty: ones, zeros.
+    void set_affine(std::size_t layer, const std::vector<double>& scale, const std::vector<float>& bias);
+
+    // Packs what `algorithms` (one per layer) asks for and is not there yet. Thread-safe.
+    void prepare(const std::vector<const ConvAlgorithm*>& algorithms, int threads);
+
+    // Valid after prepare().
+    const float* packed(std::size_t layer, const ConvAlgorithm& algorithm) const;
+    const float* scale(std::size_t layer) const { return entries_[layer].scale.data(); }
+    const float* bias(std::size_t layer) const { return entries_[layer].bias.data(); }
+
+    std::size_t bytes() const;
+    const Program& program() const { return *program_; }
+
+  private:
+    struct Entry {
+        WeightSource source;
+        AlignedFloats scale;  // tile_cols floats per panel
+        AlignedFloats bias;
+        std::map<const ConvAlgorithm*, AlignedFloats> packed;  // all of them, empty until they are asked for
+    };
+    std::shared_ptr<const Program> program_;
+    std::vector<Entry> entries_;
+    mutable std::mutex mutex_;
+};
+
+}  // namespace resfuse
