@@ -80,14 +80,16 @@ py::list describe_layers(const Plan& plan) {
                            : layer.kind == LayerKind::affine   ? "elementwise"
                            : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
                                             : "global_avg_pool";
-        row["packed_bytes"] = conv ? plan.algorithms()[l]->packed_floats(layer, plan.program().kernels()) * sizeof(float) : 0;
+        row["packed_bytes"] =
+            conv ? plan.algorithms()[l]->packed_floats(layer, plan.program().kernels()) * sizeof(float) : 0;
         row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
                                           layer.window.kernel_w * layer.group_in()
                                     : 0;
-        row["estimated_cycles"] = conv ? plan.algorithms()[l]->cycles({layer, out, plan.batch(), plan.stream_bytes_per_cycle(),
-                                                              plan.program().kernels()}) /
-                                             plan.threads()
-                                       : 0.0;
+        row["estimated_cycles"] =
+            conv ? plan.algorithms()[l]->cycles(
+                       {layer, out, plan.batch(), plan.stream_bytes_per_cycle(), plan.program().kernels()}) /
+                       plan.threads()
+                 : 0.0;
         rows.append(row);
     }
     return rows;

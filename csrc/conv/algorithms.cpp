@@ -11,15 +11,8 @@ namespace resfuse {
 
 std::span<const ConvAlgorithm* const> conv_algorithms() {
     static const std::array<const ConvAlgorithm*, 9> list = {
-        &direct(),
-        &grouped(),
-        &grouped_f2(),
-        &winograd_rows(),
-        &strassen(),
-        &winograd_f2(),
-        &winograd_f4(),
-        &winograd_stride2(),
-        &paired(),
+        &direct(),      &grouped(),     &grouped_f2(),       &winograd_rows(), &strassen(),
+        &winograd_f2(), &winograd_f4(), &winograd_stride2(), &paired(),
     };
     return list;
 }

@@ -178,7 +178,8 @@ void Plan::make_segments() {
             if (layer.residual >= 0) floats += placements_[static_cast<std::size_t>(layer.residual)].image_floats;
             activations = std::max(activations, static_cast<std::size_t>(floats) * sizeof(float));
             if (layer.kind == LayerKind::conv)
-                weights = std::max(weights, algorithms_[last]->packed_floats(layer, program_->kernels()) * sizeof(float));
+                weights =
+                    std::max(weights, algorithms_[last]->packed_floats(layer, program_->kernels()) * sizeof(float));
             ++last;
         }
         const index_t images = images_per_wave(weights, activations, batch_, threads_);

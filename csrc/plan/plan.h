@@ -91,8 +91,8 @@ class Plan {
     std::vector<Extent> extents_;
     std::vector<index_t> channels_;
     std::vector<bool> dense_;
-    std::vector<bool> input_dense_;  // per input
-    std::vector<index_t> pixels_;    // floats between a dense buffer's pixels
+    std::vector<bool> input_dense_;                 // per input
+    std::vector<index_t> pixels_;                   // floats between a dense buffer's pixels
     std::vector<const ConvAlgorithm*> algorithms_;  // null: no convolution
     double stream_bytes_per_cycle_ = 0.0;
     std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null

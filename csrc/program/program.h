@@ -62,8 +62,8 @@ struct Layer {
     index_t out_channels = 0;
     index_t groups = 1;
     Activation activation = Activation::none;
-    float slope = 0.0f;           // of leaky_relu
-    bool counts_padding = false;  // of an average pool: as zeros
+    float slope = 0.0f;              // of leaky_relu
+    bool counts_padding = false;     // of an average pool: as zeros
     std::string algorithm = "auto";  // of a convolution, as asked for: a name that plan/algorithm.h knows
 
     index_t group_in() const { return in_channels / groups; }

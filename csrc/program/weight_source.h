@@ -9,8 +9,8 @@
 namespace resfuse {
 
 // The weight tensor [out_channels, in_channels / groups, kernel_h, kernel_w] (never copied) with the folded batch norm
-// beside it: y = scale[k] * (weight[k] * x) + bias[k]. Direct kernels apply the scale in their epilogue: folded into the
-// weights, its rounding would be the same for every pixel and not average out in the head.
+// beside it: y = scale[k] * (weight[k] * x) + bias[k]. Direct kernels apply the scale in their epilogue: folded into
+// the weights, its rounding would be the same for every pixel and not average out in the head.
 struct WeightSource {
     const float* weight = nullptr;
     std::array<index_t, 4> strides{};  // in floats

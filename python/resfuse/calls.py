@@ -42,7 +42,7 @@ def input_reason(tensors: Sequence[torch.Tensor]) -> str | None:
 
 
 def has_empty_batch(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether there is an input without images, from which nothing can be learnt."""
+    """Whether there is an input without images: nothing to compute, and strides that follow rules of their own."""
     return any([t.shape[0] == 0 for t in tensors if t.dim() > 0])
 
 

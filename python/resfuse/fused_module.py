@@ -135,7 +135,7 @@ class FusedModule(nn.Module):
             trains = fusion.graphs.trains(graph, state)
             try:
                 runner = self._runner(binding, tensors, trains)
-                if runner is not None and has_empty_batch(tensors):
+                if has_empty_batch(tensors):
                     reason = "the batch is empty"
                 if runner is not None:  # a whole program's weights are checked when they are packed
                     for bound in binding.programs:

@@ -237,3 +237,27 @@ def test_copies_of_a_fused_model_answer_alike() -> None:
     twins = Twins(Tells("view").eval())
     twins.fused = copy.deepcopy(twins.fused)
     twins.call(images())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_empty_batches(training: bool, memory_format: torch.memory_format) -> None:
+    """Their strides follow rules of their own."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(conv_norm_relu(3, 8), conv_norm_relu(8, 8)).to(memory_format=memory_format).train(training)  # type: ignore[call-overload]
+    fast = resfuse.fuse(copy.deepcopy(plain))
+    for x in (
+        torch.ones(0, 3, 8, 8),
+        torch.ones(0, 3, 8, 8).to(memory_format=memory_format),
+        torch.ones(0, 3, 9, 8)[:, :, :-1],
+    ):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                results = []
+                for model in (plain, fast):
+                    try:
+                        y = model(x)
+                        results.append((y.shape, y.stride(), y.requires_grad))
+                    except Exception as error:
+                        results.append(type(error))
+            assert results[0] == results[1]

@@ -146,7 +146,8 @@ class Faithful(RuleBasedStateMachine):
         if isinstance(plain, Exception):
             assert type(fused) is type(plain), (fused, plain)
         else:
-            assert_near(fused, plain)
+            # Statistics that differ in their last bits are rounded to bf16 under autocast.
+            assert_near(fused, plain, 1e-2 if context is _autocast else 1e-4)
             assert_near(args, plain_args)
         assert torch.equal(plain_state, state), "random numbers"
         for (name, theirs), (other, ours) in zip(
@@ -256,8 +257,7 @@ class Faithful(RuleBasedStateMachine):
 
     @rule()
     def call_under_autocast(self) -> None:
-        context = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-        self.compare(lambda: ((torch.ones(1, 3, 8, 8).to(self.dtype),), {}), False, context)
+        self.compare(lambda: ((torch.ones(1, 3, 8, 8).to(self.dtype),), {}), False, _autocast)
 
     @rule()
     def call_in_inference_mode(self) -> None:
@@ -510,13 +510,17 @@ def _doubled(self: nn.Module, *args: Any) -> Any:
     return type(self).forward(self, *args) * 2.0
 
 
-def assert_near(fused: Any, plain: Any) -> None:
+def _autocast() -> Any:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def assert_near(fused: Any, plain: Any, error: float = 1e-4) -> None:
     """`assert_alike`, where the numbers may have grown in many steps."""
     if isinstance(plain, torch.Tensor) and not plain.isfinite().all():
         assert isinstance(fused, torch.Tensor)
         assert fused.shape == plain.shape
         return
-    assert_alike(fused, plain)
+    assert_alike(fused, plain, error)
 
 
 Faithful.TestCase.settings = settings(

@@ -423,8 +423,7 @@ class DirectStep final : public Step {
             const index_t channel = grid_.channel(p);
             for (index_t oy = rows.begin; oy < rows.end; ++oy) {
                 const index_t row = oy - rows.begin, first = row * w.stride_h * channels;
-                g.b = wave.weights.packed(index_, algorithm_) +
-                      p * winograd_rows_panel_floats(layer_, grid_);
+                g.b = wave.weights.packed(index_, algorithm_) + p * winograd_rows_panel_floats(layer_, grid_);
                 for (index_t f = 0; f < kRowFrequencies; ++f) {
                     const bool finite = f + 1 < kRowFrequencies;
                     g.a = finite ? v + f * frequency + 2 * first : infinity + first;

@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "machine/threads.h"
 #include "conv/winograd/winograd.h"
+#include "machine/threads.h"
 #include "memory/aligned.h"
 
 namespace resfuse {

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "conv/gradients/weight_gradient.h"
-#include "machine/threads.h"
 #include "conv/winograd/winograd.h"
+#include "machine/threads.h"
 #include "memory/aligned.h"
 
 namespace resfuse {
@@ -28,10 +28,7 @@ constexpr index_t kMostBlock = 128;  // tiles
 class WinogradGradient {
   public:
     WinogradGradient(const KernelTable& kernels, const WeightGradient& g)
-        : kernels_(kernels),
-          g_(g),
-          winograd_(winograd_f4_kernels(kernels)),
-          channels_(g.layer.in_channels) {
+        : kernels_(kernels), g_(g), winograd_(winograd_f4_kernels(kernels)), channels_(g.layer.in_channels) {
         panels_ = ceil_div(g.layer.out_channels, kernels.tile_cols);
         rows_ = ceil_div(g.out.h, winograd_.tile);
         cols_ = ceil_div(g.out.w, winograd_.tile);

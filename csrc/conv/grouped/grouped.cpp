@@ -66,9 +66,7 @@ class Grouped final : public ConvAlgorithm {
         return floats(layer, points(layer), kernels);
     }
 
-    void pack(const PackCall& call) const override {
-        pack_groups(call, points(call.layer), call.kernels.pack_direct);
-    }
+    void pack(const PackCall& call) const override { pack_groups(call, points(call.layer), call.kernels.pack_direct); }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
         return make_grouped_step(context, layer, *this);

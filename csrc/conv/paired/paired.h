@@ -1,4 +1,4 @@
-// Convolutions by products in pairs of terms (kernels/paired/paired_tile.h).
+// Convolutions by products in pairs of terms (kernels/gemm/paired_tile.h).
 #pragma once
 
 #include "conv/balanced/balanced_weights.h"

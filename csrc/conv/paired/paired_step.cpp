@@ -1,4 +1,4 @@
-// Convolution by products in pairs of terms (kernels/paired/paired_tile.h). Its rows are the pixels of a 1x1
+// Convolution by products in pairs of terms (kernels/gemm/paired_tile.h). Its rows are the pixels of a 1x1
 // convolution, the windows of any other.
 //
 // by rows:   a task writes a block of rows, scaled and followed by their own sums, into its scratch, few enough that
@@ -134,8 +134,7 @@ class PairedStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer,
-                                       const ConvAlgorithm& algorithm) {
+std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer, const ConvAlgorithm& algorithm) {
     return std::make_unique<PairedStep>(context, layer, algorithm);
 }
 

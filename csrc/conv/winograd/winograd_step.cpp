@@ -45,7 +45,8 @@ class WinogradStep final : public Step {
           per_image_(tiles_.per_image()),
           depth_(layer_.group_in()),
           phases_(static_cast<int>(kernels_.stride * kernels_.stride)),
-          blocking_(winograd_schedule(layer_, winograd, tiles_, context.images, context.threads, context.kernels()).blocking),
+          blocking_(
+              winograd_schedule(layer_, winograd, tiles_, context.images, context.threads, context.kernels()).blocking),
           pooled_(context.averaged(index)),
           pools_(pooled_ && blocking_.block >= per_image_ && out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats),
           unit_(pools_ || tiles_.has_edges() ? per_image_ : 1) {

@@ -1,6 +1,7 @@
 // Activations that are not a clamp; ReLU is one, in the epilogues, and never comes here.
 #pragma once
 
+#include "kernels/activation/args.h"
 #include "kernels/simd/element.h"
 
 namespace resfuse {

@@ -9,8 +9,9 @@
 // Algorithms", section 4.2).
 #pragma once
 
+#include "kernels/gemm/args.h"
+#include "kernels/gemm/paired_tile.h"
 #include "kernels/gemm/tile.h"
-#include "kernels/paired/paired_tile.h"
 
 namespace resfuse {
 namespace {

@@ -1,6 +1,7 @@
 // Packing of direct-convolution and linear weights into panels of kTileCols output channels.
 #pragma once
 
+#include "kernels/gemm/args.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/simd/lanes.h"
 

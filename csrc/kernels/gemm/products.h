@@ -2,7 +2,9 @@
 // are added up in M, which lies in L1 as well.
 #pragma once
 
+#include "kernels/gemm/args.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/winograd/args.h"
 
 namespace resfuse {
 namespace {

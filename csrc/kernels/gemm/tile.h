@@ -1,6 +1,7 @@
 // The register tile: some rows of A times a panel of columns, and what it fetches meanwhile.
 #pragma once
 
+#include "kernels/gemm/args.h"
 #include "kernels/simd/element.h"
 
 namespace resfuse {

@@ -2,6 +2,7 @@
 // the domain where it multiplies, pixels for direct convolution, tiles for Winograd's.
 #pragma once
 
+#include "kernels/gradients/args.h"
 #include "kernels/layout/layout.h"
 #include "kernels/simd/element.h"
 #include "kernels/winograd/winograd.h"

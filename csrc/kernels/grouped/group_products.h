@@ -5,6 +5,7 @@
 // channels, a power of two. Weights are packed in the order that this gives.
 #pragma once
 
+#include "kernels/grouped/args.h"
 #include "kernels/simd/element.h"
 
 namespace resfuse {

@@ -4,6 +4,7 @@
 // each weight vector (group_products.h).
 #pragma once
 
+#include "kernels/grouped/args.h"
 #include "kernels/grouped/group_products.h"
 #include "kernels/layout/layout.h"
 

@@ -6,6 +6,7 @@
 // error is about that of direct sums (docs/accuracy.md).
 #pragma once
 
+#include "kernels/grouped/args.h"
 #include "kernels/grouped/group_products.h"
 #include "kernels/winograd/winograd.h"
 

@@ -1,4 +1,4 @@
-#include "kernels/make_table.h"
+#include "kernels/isa/make_table.h"
 
 namespace resfuse {
 

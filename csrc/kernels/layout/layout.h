@@ -1,6 +1,7 @@
 // Copies a window of an image with any strides into a dense, zero-padded NHWC band.
 #pragma once
 
+#include "kernels/layout/args.h"
 #include "kernels/layout/transpose.h"
 
 namespace resfuse {

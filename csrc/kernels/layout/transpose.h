@@ -1,6 +1,7 @@
 // Rows of floats become columns, square by square in registers.
 #pragma once
 
+#include "kernels/layout/args.h"
 #include "kernels/simd/lanes.h"
 
 namespace resfuse {

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/layout/layout.h"
+#include "kernels/norm/args.h"
 #include "kernels/simd/element.h"
 
 namespace resfuse {

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/paired/args.h"
 #include "kernels/simd/lanes.h"
 
 namespace resfuse {

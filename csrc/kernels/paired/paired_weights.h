@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/paired/args.h"
 #include "kernels/simd/lanes.h"
 
 namespace resfuse {

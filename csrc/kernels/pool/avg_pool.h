@@ -1,6 +1,7 @@
 // Average pooling over NHWC images, vectorised over the channels.
 #pragma once
 
+#include "kernels/pool/args.h"
 #include "kernels/pool/max_pool.h"
 
 namespace resfuse {

@@ -12,6 +12,7 @@
 // the number of pixels (Higham, "The accuracy of floating point summation", 1993).
 #pragma once
 
+#include "kernels/pool/args.h"
 #include "kernels/simd/element.h"
 
 namespace resfuse {

@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "kernels/pool/args.h"
 #include "kernels/simd/element.h"
 
 namespace resfuse {

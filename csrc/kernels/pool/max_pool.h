@@ -1,6 +1,7 @@
 // Max-pooling over NHWC images, vectorised over the channels.
 #pragma once
 
+#include "kernels/pool/args.h"
 #include "kernels/simd/simd.h"
 
 namespace resfuse {

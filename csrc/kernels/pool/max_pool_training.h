@@ -1,6 +1,7 @@
 // Max-pooling in training: where each maximum was, and the gradient that goes back there.
 #pragma once
 
+#include "kernels/pool/args.h"
 #include "kernels/pool/max_pool.h"
 #include "kernels/simd/element.h"
 

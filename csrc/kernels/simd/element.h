@@ -7,6 +7,7 @@
 // `order_pair` then brings the sums into the elements' order.
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
 #include "kernels/simd/simd.h"

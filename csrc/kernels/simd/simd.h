@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#include "kernels/table.h"
+#include "kernels/types.h"
 
 namespace resfuse {
 namespace {

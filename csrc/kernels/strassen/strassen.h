@@ -18,6 +18,7 @@
 #pragma once
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/strassen/args.h"
 
 namespace resfuse {
 namespace {

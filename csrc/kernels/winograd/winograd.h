@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/winograd/args.h"
 
 namespace resfuse {
 namespace {

@@ -6,6 +6,7 @@
 // all is elementwise in their channels. Points p, -p, q, -q and infinity.
 #pragma once
 
+#include "kernels/winograd/args.h"
 #include "kernels/winograd/winograd.h"
 
 namespace resfuse {

@@ -9,6 +9,7 @@
 #include "kernels/gemm/products.h"
 #include "kernels/grouped/grouped.h"
 #include "kernels/grouped/grouped_f2.h"
+#include "kernels/isa/winograd_kinds.h"
 #include "kernels/layout/layout.h"
 #include "kernels/layout/transpose.h"
 #include "kernels/norm/batch_norm.h"
@@ -18,7 +19,7 @@
 #include "kernels/pool/max_pool.h"
 #include "kernels/pool/max_pool_training.h"
 #include "kernels/strassen/strassen.h"
-#include "kernels/winograd/winograd_kinds.h"
+#include "kernels/table.h"
 #include "kernels/winograd/winograd_rows.h"
 
 namespace resfuse {

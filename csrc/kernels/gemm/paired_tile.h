@@ -18,7 +18,9 @@
 // pairs to be subtracted are negative.
 #pragma once
 
+#include "kernels/gemm/args.h"
 #include "kernels/gemm/tile.h"
+#include "kernels/paired/args.h"
 
 namespace resfuse {
 namespace {

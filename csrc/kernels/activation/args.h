@@ -1,0 +1,16 @@
+// Activations.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace resfuse {
+
+// softmax runs over the n numbers it is given, the others element by element.
+enum class Activation : int { none, relu, tanh, sigmoid, softmax, silu, gelu, leaky_relu };
+
+struct ActivationArgs {
+    Activation kind;
+    float slope;  // of leaky_relu
+};
+
+}  // namespace resfuse

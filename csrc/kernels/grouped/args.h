@@ -1,0 +1,31 @@
+// Arguments of convolutions in small groups.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace resfuse {
+
+// Output channels [channel_begin, channel_end) and rows of one image, for a convolution whose groups have as many
+// output as input channels, fewer than a vector. `channel_begin` is a multiple of vector_floats.
+struct GroupedArgs {
+    ImageView image;
+    index_t channels;
+    index_t group;  // channels of a group: 1, or another divisor of vector_floats
+    index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    // [channels / vector_floats, rounded up][points][group][vector_floats]: entry (i, l) is that of input channel
+    // (l ^ i) % group. Points are the kernel's taps, of F(2x2, 3x3) its 16 products.
+    const float* weight;
+    const float* scale;  // channels floats
+    const float* bias;   // channels floats
+    float* y;
+    index_t y_pixel;
+    index_t out_width;
+    index_t out_row_begin, out_row_end;  // F(2x2, 3x3): the first one is even
+    index_t channel_begin, channel_end;
+    const float* residual;  // or null
+    index_t residual_pixel;
+    float floor;
+    float* rows;  // scratch: span of the kernel's rows x input columns with padding x vector_floats; not of F(2x2, 3x3)
+};
+
+}  // namespace resfuse

@@ -1,0 +1,54 @@
+// Arguments of copies.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace resfuse {
+
+// Copies rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into an NHWC band, row behind row; what lies
+// outside the image becomes `fill`.
+struct BandArgs {
+    const float* image;
+    index_t height;
+    index_t width;
+    index_t channels;
+    index_t stride_h;
+    index_t stride_w;
+    index_t stride_c;
+    index_t y0;
+    index_t rows;
+    index_t x0;
+    index_t cols;
+    float fill;
+    float* band;
+    index_t pixel;  // floats between pixels of the band
+};
+
+// y[col * y_pitch + row] = x[row * pitch + col]
+struct TransposeArgs {
+    const float* x;
+    index_t rows, cols, pitch;
+    float* y;
+    index_t y_pitch;
+};
+
+// Rows of channels into panels of tile_cols columns, zeros past the last channel.
+struct PackRowsArgs {
+    const float* x;
+    index_t pixel;  // floats between rows
+    index_t rows, channels;
+    float* panels;
+    index_t panel_stride;
+};
+
+// Windows of `pixels` output pixels, each `rows` runs of `floats` contiguous floats, one after the other in `to`.
+struct CopyWindowsArgs {
+    const float* x;
+    index_t pixel;  // floats between windows
+    index_t row;    // between the runs of one
+    index_t pixels, rows, floats;
+    float* to;
+    index_t pitch;  // floats between windows in `to`
+};
+
+}  // namespace resfuse

@@ -1,0 +1,50 @@
+// Arguments of batch normalisation in training.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace resfuse {
+
+// Batch normalisation in training. Tensors are rows of channels, dense: the pixels of channels_last images.
+struct NormSumsArgs {
+    const float* x;
+    index_t rows, channels;
+    const float* shift;  // per channel, near its mean
+    float* scratch;      // 2 * channels
+    double* sums;        // [2][channels]
+};
+
+// y = max((x - mean) * scale + bias + residual, floor)
+struct NormApplyArgs {
+    const float* x;
+    const float* residual;  // or null
+    index_t rows, channels;
+    const float *mean, *scale, *bias;
+    float floor;
+    float* y;
+};
+
+// The gradient behind a ReLU: that of its output, where the output is positive.
+struct NormGrad {
+    const float* grad;
+    const float* y;             // the ReLU's output, or null
+    const float *scale, *bias;  // else what it is computed from; null: there is no ReLU
+    const float *x, *mean;
+    index_t rows, channels;
+};
+
+struct NormGradSumsArgs {
+    NormGrad g;
+    float* scratch;  // 2 * channels
+    double* sums;    // [2][channels]
+};
+
+// dx = of_grad * g + of_x * (x - mean) + constant, dresidual = g; both may be grad itself.
+struct NormGradArgs {
+    NormGrad g;
+    const float *of_grad, *of_x, *constant;
+    float* dx;
+    float* dresidual;  // or null
+};
+
+}  // namespace resfuse

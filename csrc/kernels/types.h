@@ -1,0 +1,27 @@
+// What all kernels speak of: lengths, images, element types.
+//
+// Headers of arguments are included by translation units compiled for different instruction sets, so they hold plain
+// data only: no inline function bodies that a wide-ISA build could emit and the linker then keep for everybody.
+#pragma once
+
+#include <cstddef>
+
+namespace resfuse {
+
+using index_t = std::ptrdiff_t;
+constexpr index_t kLineFloats = 16;  // of a cache line
+
+// A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
+struct ImageView {
+    const float* data;
+    index_t height;
+    index_t width;
+    index_t row;
+    index_t pixel;
+};
+
+// Element types of tensors that come from outside.
+enum class DType : int { fp32, fp64, bf16, fp16 };
+constexpr int kDTypes = 4;
+
+}  // namespace resfuse

@@ -1,0 +1,136 @@
+// Arguments of Winograd's algorithms, and the table of their kernels.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "kernels/gemm/args.h"
+#include "kernels/types.h"
+
+namespace resfuse {
+
+// Input transform V = B^T d B of `tiles` Winograd tiles of one image, tile numbers counted row by row.
+struct WinogradInputArgs {
+    ImageView image;
+    index_t channels;  // of a group
+    index_t groups = 1;
+    index_t pad_top;
+    index_t pad_left;
+    index_t tiles_per_row;
+    index_t first_tile;
+    index_t tiles;
+    index_t phase = 0;  // of stride 2: 2 * (odd rows) + odd columns
+    // Element (group g, frequency f, tile t, channel c) at g * group_stride + f * frequency_stride + t * channels + c.
+    float* v;
+    index_t group_stride = 0;  // of one group: any
+    index_t frequency_stride;
+    const float* zeros;  // as many as a pixel has channels, read for padding
+};
+
+// M = V * weights of one panel, or M plus that, for each frequency's own tiles [begin[f], end[f]).
+struct WinogradProductsArgs {
+    const float* v;  // element (f, t, c) at f * v_frequency + t * depth + c
+    index_t v_frequency;
+    const float* weights;   // matrices [depth][tile_cols]
+    const index_t* matrix;  // which of them, of each frequency
+    float* m;               // element (f, t, k) at f * m_frequency + t * tile_cols + k
+    index_t m_frequency;
+    index_t frequencies;  // at most kMostFrequencies
+    index_t depth;
+    index_t cols;  // valid columns of the panel
+    const index_t *begin, *end;
+    index_t chunk;  // steps of the reduction until a sum is stored
+    bool accumulate;
+};
+constexpr index_t kMostFrequencies = 36;
+
+// Output transform y = act(A^T m A + bias + residual) of `tiles` tiles of one image, for one panel of channels.
+struct WinogradOutputArgs {
+    const float* m;  // element (f, t, k) at f * frequency_stride + t * tile_stride + k
+    index_t frequency_stride;
+    index_t tile_stride;
+    float* y;  // NHWC image of the whole layer, already advanced to the panel's first channel
+    index_t height;
+    index_t width;
+    index_t pixel;           // floats between pixels of y
+    index_t residual_pixel;  // and of the residual
+    index_t cols;            // valid channels, at most tile_cols
+    index_t y0, x0;          // of tile 0
+    index_t tiles_per_row;
+    index_t first_tile;
+    index_t tiles;
+    const float* bias;
+    const float* residual;
+    float floor;
+};
+
+// F(2, 7) of stride 2 along a row of a zero-padded band (winograd_rows.h).
+constexpr int kRowFrequencies = 5;
+constexpr int kRowProducts = 2 * kRowFrequencies - 1;  // of a tap row and channel: infinity has none of odd pixels
+struct WinogradRowInputArgs {
+    const float* band;  // a row of 4 * pairs + 5 pixels; a vector behind its end is read, but not used
+    index_t pairs;      // of outputs
+    index_t channels;
+    // Element (f, pair, c) of four frequencies at f * frequency + pair * pitch + c, 2 * channels of them, of the one at
+    // infinity `channels` at pair * infinity_pitch + c; a vector is written each time.
+    float* v;
+    index_t frequency, pitch;
+    float* infinity;
+    index_t infinity_pitch;
+};
+
+struct WinogradRowOutputArgs {
+    const float* m;  // element (f, pair, k) at f * frequency + pair * tile_cols + k
+    index_t frequency;
+    index_t width;  // outputs
+    index_t cols;   // valid channels, at most tile_cols
+    const float* scale;
+    const float* bias;
+    const float* residual;  // or null
+    index_t residual_pixel;
+    float floor;
+    float* y;
+    index_t pixel;
+};
+
+// Tiles [first_tile, first_tile + tiles) of an image of gradients.
+struct WinogradGradientArgs {
+    ImageView image;
+    index_t channels;
+    index_t tiles_per_row, first_tile, tiles;
+    float* panels;  // [points * points][panel][tile][tile_cols]
+    index_t frequency_stride, panel_stride;
+};
+
+// Products [points * points][channels][...] of one panel into dw[k][c][r][s], strides in floats.
+struct WinogradWeightGradientArgs {
+    const float* products;
+    index_t frequency_stride, product_row;
+    index_t channels;
+    index_t cols;
+    float* dw;
+    index_t stride_k, stride_c, stride_h, stride_w;
+};
+
+// Bit i: a dimension of a tile, whole or an edge, needs product i.
+using WinogradPoints = std::array<std::uint32_t, 3>;
+
+// One kind of Winograd tile. A dimension of a tile is whole, or one of two edges with 3 and 2 outputs; kernels are
+// numbered by the kinds of their rows and columns. Kinds without edges have one kernel.
+struct WinogradKernels {
+    index_t tile;                   // outputs of a whole tile in one dimension
+    index_t points;                 // and its products
+    index_t stride;                 // of the convolution
+    index_t weight_points;          // rows of transformed weights in one dimension
+    index_t chunk;                  // of its products, shorter where the output transform magnifies their errors most
+    WinogradPoints kind_points[2];  // of even phases, the only ones at stride 1, and odd ones
+    void (*input[3][3])(const WinogradInputArgs&);
+    void (*output[3][3])(const WinogradOutputArgs&);
+    // For the weights' gradient at stride 1; null elsewhere.
+    void (*gradient)(const WinogradGradientArgs&);
+    void (*weight_gradient)(const WinogradWeightGradientArgs&);
+    void (*pack)(const PackPanelArgs&);  // packs [weight_points * weight_points][channels][tile_cols]
+};
+constexpr int kWinogradKinds = 3;
+
+}  // namespace resfuse
