@@ -129,14 +129,12 @@ class FusedModule(nn.Module):
         if binding is None:
             return self._native(graph.reason, args, kwargs)
         tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
-        reason = input_reason(tensors)
+        reason = input_reason(tensors) or ("the batch is empty" if has_empty_batch(tensors) else None)
         runner: ProgramRunner | None
         if reason is None:
             trains = fusion.graphs.trains(graph, state)
             try:
                 runner = self._runner(binding, tensors, trains)
-                if has_empty_batch(tensors):
-                    reason = "the batch is empty"
                 if runner is not None:  # a whole program's weights are checked when they are packed
                     for bound in binding.programs:
                         require_plain(bound.parameters())
