@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, reject, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from torch import nn
@@ -143,6 +143,8 @@ class Faithful(RuleBasedStateMachine):
 
     def compare(self, make: Callable[[], tuple[Any, Any]], grad: bool, context: Any = None) -> None:
         (plain, plain_args, plain_state), (fused, args, state) = (self.run(m, make, grad, context) for m in self.models)
+        if "BackwardHookFunction is a view and is being modified inplace" in str(plain):
+            reject()  # a program writes to no memory that a hook has seen, so it may go on
         if isinstance(plain, Exception):
             assert type(fused) is type(plain), (fused, plain)
         else:
@@ -361,7 +363,10 @@ class Faithful(RuleBasedStateMachine):
         what=st.sampled_from(["identity", "silu", "conv", "conv", "group norm", "batch norm", "batch norm", "delete"]),
     )
     def replace_module(self, data: st.DataObject, what: str) -> None:
-        path = data.draw(st.sampled_from(self.paths((nn.Conv2d, nn.BatchNorm2d, nn.ReLU))))
+        paths = self.paths((nn.Conv2d, nn.BatchNorm2d, nn.ReLU))
+        if not paths:
+            return
+        path = data.draw(st.sampled_from(paths))
         parent, _, name = path.rpartition(".")
 
         def change(model: nn.Module) -> None:
