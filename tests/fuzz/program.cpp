@@ -15,6 +15,7 @@
 #include "bytes.h"
 #include "plan/run.h"
 #include "reference.h"
+#include "weights/weights.h"
 
 namespace {
 
@@ -72,9 +73,8 @@ void add_layer(Bytes& bytes, Program& program) {
         }
         layer.activation = static_cast<Activation>(bytes.between(0, 7));
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
-        constexpr std::array<const char*, 7> kAlgorithms = {"auto", "direct", "winograd",
-                                            "winograd_f2", "winograd_f4", "strassen",
-                                            "paired"};
+        constexpr std::array<const char*, 7> kAlgorithms = {"auto",        "direct",   "winograd", "winograd_f2",
+                                                            "winograd_f4", "strassen", "paired"};
         layer.algorithm = kAlgorithms[static_cast<std::size_t>(bytes.between(0, 6))];
         if (layer.algorithm == "strassen" || (layer.algorithm == "paired" && bytes.flag())) {
             layer.window.kernel_h = layer.window.kernel_w = 1;
@@ -241,8 +241,9 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
                 continue;
             std::fprintf(stderr, "output %zu, element %zu: got %g, want %g\n", o, i, got, exact);
             for (std::size_t l = 0; l < plan.layers().size(); ++l)
-                std::fprintf(stderr, "  layer %zu: %s, buffer %d to %d\n", l, plan.algorithms()[l] ? plan.algorithms()[l]->name() : "none",
-                             plan.layers()[l].input, plan.layers()[l].output);
+                std::fprintf(stderr, "  layer %zu: %s, buffer %d to %d\n", l,
+                             plan.algorithms()[l] ? plan.algorithms()[l]->name() : "none", plan.layers()[l].input,
+                             plan.layers()[l].output);
             std::abort();
         }
     }
