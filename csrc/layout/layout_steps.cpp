@@ -1,4 +1,5 @@
 // Changes of layout as steps of a plan.
+#include "layout/planes.h"
 #include "plan/image_step.h"
 
 namespace resfuse {
@@ -29,8 +30,9 @@ class PlanesStep final : public Step {
           from_(from),
           to_(to),
           channels_(context.program.channels(from)),
-          extent_(context.extents[static_cast<std::size_t>(from)]),
-          parts_(std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, lines())) {
+          pixels_(context.extents[static_cast<std::size_t>(from)].h *
+                  context.extents[static_cast<std::size_t>(from)].w),
+          parts_(std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, lines_of_plane(pixels_))) {
         thread_scratch = step_->thread_scratch;
         shared_scratch = step_->shared_scratch;
     }
@@ -45,26 +47,18 @@ class PlanesStep final : public Step {
         if (stage < step_->stages()) return step_->run(stage, task, wave, scratch);
         const Tensor &x = wave.tensors[from_], &y = wave.tensors[to_];
         const index_t image = task / parts_;
-        // Whole cache lines of the planes.
-        const Range some = part(lines(), task % parts_, parts_);
-        const index_t first = some.begin * kLineFloats, end = std::min(some.end * kLineFloats, extent_.h * extent_.w);
-        wave.kernels.transpose({.x = x.data + image * x.image + first * x.pixel,
-                                .rows = end - first,
-                                .cols = channels_,
-                                .pitch = x.pixel,
-                                .y = y.data + image * y.image + first,
-                                .y_pitch = y.channel});
+        copy_lines_to_planes(wave.kernels, x.data + image * x.image, x.pixel,
+                             part(lines_of_plane(pixels_), task % parts_, parts_), channels_, pixels_,
+                             y.data + image * y.image);
     }
 
     bool pools() const override { return step_->pools(); }
 
   private:
-    index_t lines() const { return ceil_div(extent_.h * extent_.w, kLineFloats); }
-
     std::unique_ptr<Step> step_;
     int from_, to_;
     index_t channels_;
-    Extent extent_;
+    index_t pixels_;
     index_t parts_;
 };
 

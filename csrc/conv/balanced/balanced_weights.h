@@ -26,8 +26,8 @@ inline BalancedWeights balanced_weights(const BalancedLayout& layout, const floa
 }
 
 // Packs by a function that writes panels, the powers of output channels and those of steps.
-template <class Pack>
-void pack_balanced(const PackCall& call, const BalancedLayout& layout, Pack pack_all) {
+inline void pack_balanced(const PackCall& call, const BalancedLayout& layout,
+                          void (*pack_all)(const PackCall&, index_t panel_floats, float* powers, float* step_powers)) {
     float* const scale = call.packed + layout.panels * layout.panel;
     float* const step_scale = scale + layout.scales;
     for (float* s = scale; s < step_scale; ++s) *s = 1.0f;
