@@ -278,6 +278,18 @@ class Fails(nn.Module):
         return self.c(self.b(self.a(x)))
 
 
+class FailsInASum(nn.Module):
+    """Norms move their statistics before what follows them is found not to fit."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.a, self.norm, self.last = conv_norm_relu(3, 8), nn.BatchNorm2d(8), last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.last(F.relu(self.norm(x))) + x
+
+
 class NeedsSize(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -293,7 +305,11 @@ class NeedsSize(nn.Module):
     "shape", [(2, 3, 16, 16), (2, 4, 16, 16), (3, 16, 16), (16, 16), (16,), (), (2, 3, 2, 2), (2, 3, 6, 6), (1, 3, 3, 3),
               (0, 3, 16, 16), (2, 3, 0, 0), (1, 2, 3, 16, 16)],
 )  # fmt: skip
-@pytest.mark.parametrize("kind", [Fails, NeedsSize, lambda: nn.Sequential(conv_norm_relu(3, 8), nn.Conv2d(8, 8, 1))])
+@pytest.mark.parametrize(
+    "kind", [Fails, NeedsSize, lambda: nn.Sequential(conv_norm_relu(3, 8), nn.Conv2d(8, 8, 1)),
+             lambda: FailsInASum(nn.Conv2d(8, 8, 3, padding=(2, 1))), lambda: FailsInASum(nn.Conv2d(8, 8, 9)),
+             lambda: FailsInASum(nn.AvgPool2d(9, 1, 4)), lambda: FailsInASum(nn.AvgPool2d(9))],
+)  # fmt: skip
 def test_mistakes_raise_what_torch_raises(kind: Any, shape: tuple[int, ...], training: bool) -> None:
     twins = Twins(kind().train(training))
     twins.call(torch.randn(shape, generator=torch.Generator().manual_seed(0)), backward=False)

@@ -254,10 +254,10 @@ class Binding:
                     step.last_plan = executor_of(step.text).last_plan
             else:
                 results = run_program(step, inputs, parameters)
-        except (ValueError, TypeError, KeyError) as refusal:
+        except (ValueError, TypeError, KeyError, RuntimeError) as refusal:
             if torch.compiler.is_compiling():
                 raise
-            # Nothing has been changed yet. Where the original modules refuse as well, they say so as torch does.
+            # Nothing has been changed yet: running statistics move when a program has run. Where the original modules refuse as well, they say so as torch does.
             self.refusal = str(refusal)
             for call in step.calls:
                 _run_native(call, model, env, contiguous)

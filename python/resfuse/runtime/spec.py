@@ -176,10 +176,19 @@ class ProgramSpec:
         return [shapes[o.buffer][:2] if o.rank == 2 else shapes[o.buffer] for o in self.outputs]
 
     def buffer_shapes(self, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """[N, C, H, W] of every buffer for those of the inputs; works with symbolic sizes."""
+        """[N, C, H, W] of every buffer for those of the inputs; works with symbolic sizes.
+
+        Raises:
+            ValueError: a residual or a gate is of another size than its layer takes.
+        """
         extents: list[tuple[Any, Any]] = [(shape[2], shape[3]) for shape in inputs]
         for layer in self.layers:
-            extents.append(_output_extent(layer, extents[layer.input]))
+            out = _output_extent(layer, extents[layer.input])
+            if isinstance(layer, AffineSpec) and layer.gate is not None:
+                _require_extent(layer, "gate", extents[layer.gate], (1, 1))
+            if isinstance(layer, (ConvSpec, AffineSpec)) and layer.residual is not None:
+                _require_extent(layer, "residual", extents[layer.residual], out)
+            extents.append(out)
         return [[inputs[0][0], self.channels(buffer), *extent] for buffer, extent in enumerate(extents)]
 
 
@@ -188,6 +197,11 @@ def _layer(data: dict[str, Any]) -> LayerSpec:
     if data.get("batch_norm") is not None:
         data["batch_norm"] = BatchNormSpec(**data["batch_norm"])
     return _KINDS[data["kind"]](**data)
+
+
+def _require_extent(layer: LayerSpec, what: str, got: tuple[Any, Any], want: tuple[Any, Any]) -> None:
+    if got[0] != want[0] or got[1] != want[1]:
+        raise ValueError(f"{layer.name}: the {what} is {got[0]} x {got[1]}, want {want[0]} x {want[1]}")
 
 
 def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]:
