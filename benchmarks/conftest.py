@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resfuse.tables import format_table
+from resfuse.inspect.tables import format_table
 
 
 @dataclasses.dataclass(frozen=True)

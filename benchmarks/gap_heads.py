@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
+from resfuse.bench.digits import Digits, load_digits
 from resfuse.bench.timing import interleaved
-from resfuse.data import Digits, load_digits
 
 SIZE, WIDTH, BATCH = 24, 32, 32
 FEATURES, SIDE = 4 * WIDTH, SIZE // 4  # of the last feature maps

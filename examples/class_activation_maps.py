@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import resfuse
-from resfuse.data import load_digits
+from resfuse.bench.digits import load_digits
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

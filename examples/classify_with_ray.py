@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
+from resfuse.bench.digits import IMAGENET_DEVIATION, IMAGENET_MEAN, load_digits
 from resfuse.bench.models import default_size, make_model
-from resfuse.data import IMAGENET_DEVIATION, IMAGENET_MEAN, load_digits
 
 _MEAN, _DEVIATION = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import resfuse
-from resfuse.data import load_digits
+from resfuse.bench.digits import load_digits
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--epochs", type=int, default=3)

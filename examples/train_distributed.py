@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import resfuse
-from resfuse.data import Digits, load_digits
+from resfuse.bench.digits import Digits, load_digits
 
 BATCH = 32  # of each rank
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from resfuse.layers import same_padding
 from resfuse.runtime.spec import (
     AffineSpec,
     AvgPoolSpec,
@@ -16,6 +15,7 @@ from resfuse.runtime.spec import (
     LayerSpec,
     MaxPoolSpec,
     ProgramSpec,
+    same_padding,
 )
 
 ACTIVATIONS = {

@@ -4,14 +4,14 @@
 import torch  # noqa: F401  # isort: skip
 
 from resfuse import models, nn
-from resfuse.cam import class_activation_map
 from resfuse.errors import GradientsEnabledWarning, ResfuseError, UnsupportedModelError, VerificationError
-from resfuse.fuse import fuse
-from resfuse.gil import require_gil
-from resfuse.profile import Profile, profile
-from resfuse.refresh import refresh
-from resfuse.report import Report, report
-from resfuse.verify import Verification, verify
+from resfuse.fused.fuse import fuse
+from resfuse.fused.refresh import refresh
+from resfuse.inspect.class_activation_map import class_activation_map
+from resfuse.inspect.profile import Profile, profile
+from resfuse.inspect.report import Report, report
+from resfuse.inspect.verify import Verification, verify
+from resfuse.runtime.gil import require_gil
 
 require_gil()
 

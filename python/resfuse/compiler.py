@@ -10,9 +10,9 @@ import torch
 from torch import fx
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
-from resfuse.arguments import require_choice
-from resfuse.calls import asks_for_gradients, has_empty_batch, input_reason, tool_reason, train_program
-from resfuse.fuse import ALGORITHMS
+from resfuse.checks import require_choice
+from resfuse.fused.calls import asks_for_gradients, has_empty_batch, input_reason, tool_reason, train_program
+from resfuse.fused.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import drop_identities, lower_graph
 from resfuse.lowering.op import value_of

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
-from resfuse.layers import Conv2dSame
+from resfuse.layers.same import Conv2dSame
 from tests.faithful.twins import Twins, conv_norm_relu, images
 
 
@@ -261,3 +261,26 @@ def test_empty_batches(training: bool, memory_format: torch.memory_format) -> No
                     except Exception as error:
                         results.append(type(error))
             assert results[0] == results[1]
+
+
+class Summed(nn.Module):
+    """Programs before and after a native module and a sum, which hands its gradient's memory format on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Conv2d(3, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.Dropout(0.0)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.drop(F.silu(self.norm(self.first(x))))
+        return self.second(torch.tanh(y + x.mean(1, keepdim=True)))
+
+
+def test_hooks_see_gradients_in_torchs_memory_format_through_native_nodes() -> None:
+    twins = Twins(Summed())
+    seen: list[list[Any]] = [[], []]
+    for model, notes in zip((twins.plain, twins.fused), seen, strict=True):
+        model.drop.register_full_backward_pre_hook(lambda _, grads, notes=notes: notes.append(grads[0].stride()))
+        model.norm.register_full_backward_hook(lambda _, grads, out, notes=notes: notes.append(out[0].stride()))
+    twins.call(images().requires_grad_(), backward=True)
+    assert seen[0] == seen[1]

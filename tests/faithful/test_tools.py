@@ -93,7 +93,7 @@ def test_script(pair: tuple[nn.Module, nn.Module]) -> None:
     assert scripted[0].code == scripted[1].code
     with torch.no_grad():
         torch.testing.assert_close(scripted[1](x), pair[0](x))
-    assert isinstance(pair[1], resfuse.fused_module.FusedModule)  # it is as it was
+    assert isinstance(pair[1], resfuse.fused.module.FusedModule)  # it is as it was
 
 
 def test_script_of_a_part(pair: tuple[nn.Module, nn.Module]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from resfuse.bench.machine import Ceiling
 from resfuse.bench.results import CaseResult
-from resfuse.profile import Profile
+from resfuse.inspect.profile import Profile
 
 _OURS, _PEER = "#d9480f", "#868e96"
 

@@ -30,7 +30,8 @@ from resfuse.capture.arguments import (
 from resfuse.capture.assumptions import Assumptions
 from resfuse.capture.recorder import Recorder, ViolationError
 from resfuse.errors import UnsupportedModelError
-from resfuse.lowering.modules import is_leaf
+
+IsLeaf = Callable[[nn.Module], bool]
 
 _MOST_NATIVE_MODULES = 32
 _GLOBAL_HOOKS = (
@@ -149,11 +150,11 @@ def _is_tensor(node: fx.Node) -> bool:
     return any(_is_tensor_argument(source) for source in node.all_input_nodes)
 
 
-def _returns_tensor(module: nn.Module) -> bool:
+def _returns_tensor(module: nn.Module, described: bool) -> bool:
     """Whether a leaf's result is surely one tensor."""
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) or getattr(module, "return_indices", False):
         return False
-    return is_leaf(module) or type(module).__module__.startswith("torch.nn.modules.")
+    return described or type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _is_tensor_argument(node: Any) -> bool:
@@ -161,8 +162,9 @@ def _is_tensor_argument(node: Any) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, recorder: Recorder, native: Mapping[str, str]) -> None:
+    def __init__(self, recorder: Recorder, native: Mapping[str, str], is_leaf: IsLeaf) -> None:
         super().__init__()
+        self._is_leaf = is_leaf
         self.proxy_buffer_attributes = True
         self.traced: dict[str, None] = {"": None}
         self.template: Any = None
@@ -233,7 +235,11 @@ class _Tracer(fx.Tracer):
     # Modules.
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self._native or is_leaf(m) or super().is_leaf_module(m, module_qualified_name):
+        if (
+            module_qualified_name in self._native
+            or self._is_leaf(m)
+            or super().is_leaf_module(m, module_qualified_name)
+        ):
             return True
         state = vars(m)
         hooked = any(state.get(name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
@@ -251,8 +257,8 @@ class _Tracer(fx.Tracer):
             proxy = self.create_proxy("call_module", path, args, kwargs)
             if path in self._native:
                 proxy.node.meta["native"] = self._native[path]
-            proxy.node.meta["tensor"] = _returns_tensor(m)
-            proxy.kind = torch.Tensor if _returns_tensor(m) else None  # type: ignore[attr-defined]
+            proxy.node.meta["tensor"] = _returns_tensor(m, self._is_leaf(m))
+            proxy.kind = torch.Tensor if proxy.node.meta["tensor"] else None  # type: ignore[attr-defined]
             return proxy
         self.traced[path] = None
         self._recorder.running.append(path)
@@ -315,8 +321,15 @@ class _Tracer(fx.Tracer):
             raise ViolationError(who, f"sets {name} to a {type(value).__name__}") from error
 
 
-def trace(model: nn.Module, args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None) -> Trace:
+def trace(
+    model: nn.Module,
+    is_leaf: IsLeaf,
+    args: tuple[Any, ...] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Trace:
     """The FX graph of a model for calls of one pattern; without arguments, of the usual call.
+
+    ``is_leaf`` says at which modules tracing stops although their code could be traced.
 
     Raises:
         UnsupportedModelError: the model's Python code depends on values and cannot be traced. Its ``assumptions`` hold
@@ -332,7 +345,7 @@ def trace(model: nn.Module, args: tuple[Any, ...] | None = None, kwargs: Mapping
                 raise _unsupported(model, "there are global hooks, which must see all modules", recorder)
             if isinstance(hooks, dict):
                 recorder.assumptions.is_empty(hooks)
-        tracer = _Tracer(recorder, native)
+        tracer = _Tracer(recorder, native, is_leaf)
         try:
             if args is None:
                 args, kwargs = guessed_arguments(model.forward)

@@ -21,7 +21,7 @@ from resfuse.bench.models import default_size
 from resfuse.bench.results import CaseResult, write_csv, write_json
 from resfuse.bench.worker import make_case
 from resfuse.cli.info import facts
-from resfuse.profile import Profile
+from resfuse.inspect.profile import Profile
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import resfuse
+from resfuse.bench.digits import IMAGENET_DEVIATION, IMAGENET_MEAN
 from resfuse.bench.models import default_size, make_model
-from resfuse.data import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _MEAN = np.asarray(IMAGENET_MEAN, np.float32)

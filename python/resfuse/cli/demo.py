@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
+from resfuse.bench.digits import Digits, load_digits
 from resfuse.bench.timing import Timing, interleaved
-from resfuse.data import Digits, load_digits
 from resfuse.models import ResNet
 
 BATCH = 32

@@ -164,9 +164,12 @@ class Binding:
             next(programs) if isinstance(step, ProgramStep) else native_call(step.node, model) for step in lowered.steps
         ]
         self._freed = self._last_uses()
-        # Values whose gradients others may see, in the memory format that these have.
+        # Values whose gradients others may see, in the memory format that these have: those of native nodes, and what
+        # nodes that cannot tell formats make of such, as they hand the gradient's format on.
         self._seen = {*self._placeholders}
-        self._seen |= {step.name for step in self._steps if isinstance(step, NativeCall) and not step.blind}
+        for step in self._steps:
+            if isinstance(step, NativeCall) and (not step.blind or not self._seen.isdisjoint(step.inputs)):
+                self._seen.add(step.name)
         self.refusal: str | None = None  # of the last call: why a program could not compute its inputs
 
     @property
@@ -257,7 +260,8 @@ class Binding:
         except (ValueError, TypeError, KeyError, RuntimeError) as refusal:
             if torch.compiler.is_compiling():
                 raise
-            # Nothing has been changed yet: running statistics move when a program has run. Where the original modules refuse as well, they say so as torch does.
+            # Nothing has been changed yet: running statistics move when a program has run. Where the original modules
+            # refuse as well, they say so as torch does.
             self.refusal = str(refusal)
             for call in step.calls:
                 _run_native(call, model, env, contiguous)

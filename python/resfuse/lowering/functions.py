@@ -10,10 +10,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from resfuse.layers.global_avg_pool import is_global
 from resfuse.lowering.modules import softmax
 from resfuse.lowering.op import Conv, Norm, Op, Parameter, Unsupported, WrittenNorm, pads, pair, value_of
 from resfuse.lowering.steps import NodeParameter, ParameterPath
-from resfuse.pooling import is_global
 
 aten = torch.ops.aten
 Arguments = dict[str, Any]

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from resfuse.capture.tracer import trace
 from resfuse.lowering.describe import describe
+from resfuse.lowering.modules import is_leaf
 from resfuse.lowering.op import Op
 from resfuse.lowering.region import Region
 from resfuse.lowering.steps import Lowered, NativeStep, Step
@@ -29,7 +30,7 @@ def lower(
     Raises:
         UnsupportedModelError: the model cannot be traced.
     """
-    traced = trace(model, args, kwargs)
+    traced = trace(model, is_leaf, args, kwargs)
     with traced.recorder.watching():  # what decides here is assumed as well
         drop_identities(traced.graph, model)
         join_written_norms(traced.graph, model)

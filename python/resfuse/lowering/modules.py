@@ -10,10 +10,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.capture.code import globals_read
-from resfuse.layers import Conv2dSame, MaxPool2dSame
+from resfuse.layers.global_avg_pool import FusedPool, is_global
+from resfuse.layers.same import Conv2dSame, MaxPool2dSame
 from resfuse.lowering.op import Conv, Norm, Op, Unsupported, pads, pair
 from resfuse.lowering.steps import ParameterPath
-from resfuse.pooling import FusedPool, is_global
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",

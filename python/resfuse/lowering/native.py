@@ -14,8 +14,8 @@ from resfuse.capture.tracer import set_attribute
 from resfuse.lowering.describe import describe
 from resfuse.lowering.layouts import is_blind
 from resfuse.lowering.op import Op, overwrites
-from resfuse.nn.functional import global_avg_pool2d
 from resfuse.runtime import pooling
+from resfuse.runtime.global_avg_pool import global_avg_pool2d
 
 
 @dataclasses.dataclass(frozen=True)

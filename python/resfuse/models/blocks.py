@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from resfuse.arguments import require_choice, require_epsilon, require_positive
-from resfuse.layers import Conv2dSame
+from resfuse.checks import require_choice, require_epsilon, require_positive
+from resfuse.layers.same import Conv2dSame
 
 PADDINGS = ("torch", "same")
 

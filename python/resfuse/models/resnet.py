@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfuse.arguments import require_choice, require_epsilon, require_positive
-from resfuse.layers import MaxPool2dSame
+from resfuse.checks import require_choice, require_epsilon, require_positive
+from resfuse.layers.same import MaxPool2dSame
 from resfuse.models.blocks import PADDINGS, BasicBlock, Bottleneck, make_conv
 
 _BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}

@@ -1,6 +1,6 @@
 """Layers with torchvision's parameter names, each fused by itself under eval() without gradients."""
 
-from resfuse.layers import Conv2dSame, MaxPool2dSame
+from resfuse.layers.same import Conv2dSame, MaxPool2dSame
 from resfuse.nn.blocks import BasicBlock, Bottleneck, ConvBNReLU2d
 from resfuse.nn.pooling import GlobalAvgPool2d
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resfuse.fused_module import FusedModule
+from resfuse.fused.module import FusedModule
 from resfuse.models import blocks as plain
 
 

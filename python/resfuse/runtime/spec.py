@@ -176,20 +176,20 @@ class ProgramSpec:
         return [shapes[o.buffer][:2] if o.rank == 2 else shapes[o.buffer] for o in self.outputs]
 
     def buffer_shapes(self, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """[N, C, H, W] of every buffer for those of the inputs; works with symbolic sizes.
-
-        Raises:
-            ValueError: a residual or a gate is of another size than its layer takes.
-        """
+        """[N, C, H, W] of every buffer for those of the inputs; works with symbolic sizes."""
         extents: list[tuple[Any, Any]] = [(shape[2], shape[3]) for shape in inputs]
         for layer in self.layers:
-            out = _output_extent(layer, extents[layer.input])
-            if isinstance(layer, AffineSpec) and layer.gate is not None:
-                _require_extent(layer, "gate", extents[layer.gate], (1, 1))
-            if isinstance(layer, (ConvSpec, AffineSpec)) and layer.residual is not None:
-                _require_extent(layer, "residual", extents[layer.residual], out)
-            extents.append(out)
+            extents.append(_output_extent(layer, extents[layer.input]))
         return [[inputs[0][0], self.channels(buffer), *extent] for buffer, extent in enumerate(extents)]
+
+
+def check_operands(spec: ProgramSpec, shapes: Sequence[Sequence[Any]]) -> None:
+    """Raises ValueError where a residual or gate is of another size than its layer takes; ``shapes`` of all buffers."""
+    for layer in spec.layers:
+        if isinstance(layer, AffineSpec) and layer.gate is not None:
+            _require_extent(layer, "gate", shapes[layer.gate], (1, 1))
+        if isinstance(layer, (ConvSpec, AffineSpec)) and layer.residual is not None:
+            _require_extent(layer, "residual", shapes[layer.residual], shapes[layer.output][2:])
 
 
 def _layer(data: dict[str, Any]) -> LayerSpec:
@@ -199,9 +199,17 @@ def _layer(data: dict[str, Any]) -> LayerSpec:
     return _KINDS[data["kind"]](**data)
 
 
-def _require_extent(layer: LayerSpec, what: str, got: tuple[Any, Any], want: tuple[Any, Any]) -> None:
-    if got[0] != want[0] or got[1] != want[1]:
-        raise ValueError(f"{layer.name}: the {what} is {got[0]} x {got[1]}, want {want[0]} x {want[1]}")
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """(before, after) of TensorFlow's "same" padding of one axis; the odd one goes behind."""
+    out = -(-size // stride)
+    total = max((out - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _require_extent(layer: LayerSpec, what: str, shape: Sequence[Any], want: Sequence[Any]) -> None:
+    height, width = shape[2:]
+    if height != want[0] or width != want[1]:
+        raise ValueError(f"{layer.name}: the {what} is {height} x {width}, want {want[0]} x {want[1]}")
 
 
 def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]:

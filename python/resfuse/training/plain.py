@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-from resfuse.nn.functional import global_avg_pool2d
+from resfuse.runtime.global_avg_pool import global_avg_pool2d
 from resfuse.runtime.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
 from resfuse.training.split import pads_of
 

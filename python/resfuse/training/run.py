@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from resfuse.runtime.executor import check_shapes
-from resfuse.runtime.spec import AffineSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, ProgramSpec, check_operands
 from resfuse.training import ops
 from resfuse.training.batch_norm import RunningNorm, update_running_statistics, values_per_channel
 from resfuse.training.plain import ACTIVATIONS, plain_layer
@@ -37,6 +37,7 @@ def run_training(
     check_shapes(spec, inputs)
     buffers: dict[int, torch.Tensor] = dict(enumerate(inputs))
     shapes = spec.buffer_shapes([x.shape for x in inputs])
+    check_operands(spec, shapes)
     kept = {output.buffer for output in spec.outputs}
     last = {buffer: i for i, part in enumerate(blocks) for buffer in part.inputs}
     updates: list[Update] = []

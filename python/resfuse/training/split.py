@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from resfuse.layers import same_padding
 from resfuse.runtime.spec import (
     AffineSpec,
     AvgPoolSpec,
@@ -19,6 +18,7 @@ from resfuse.runtime.spec import (
     MaxPoolSpec,
     OutputSpec,
     ProgramSpec,
+    same_padding,
 )
 from resfuse.training import pooling
 

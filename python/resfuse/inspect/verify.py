@@ -1,0 +1,225 @@
+"""`resfuse.verify`: a fused model against the same network in fp64, block by block."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfuse.capture.tracer import trace
+from resfuse.checks import require_epsilon, require_module
+from resfuse.errors import UnsupportedModelError, VerificationError
+from resfuse.fused.module import FusedModule, fused_parts, require_fused
+from resfuse.inspect.probe import probe
+from resfuse.lowering.modules import is_leaf
+from resfuse.lowering.steps import ProgramStep
+from resfuse.runtime.spec import AffineSpec, ConvSpec
+
+# Errors below one unit in the last place of the output's rms are as good as none.
+_FLOOR = 2.0**-24
+_FEW = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class VerificationRow:
+    """Errors of one block's output, relative to the rms of the fp64 output."""
+
+    part: str
+    eager_rms: float
+    fused_rms: float
+    fused_max: float
+    # Of few numbers eager's error may be small by luck: then the largest of the parts before counts, if it is larger.
+    eager_before: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """The fused error over eager's."""
+        return self.fused_rms / max(self.eager_rms, self.eager_before, _FLOOR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The rows of `verify`, the model's output last. ``str(verification)`` is a table."""
+
+    rows: tuple[VerificationRow, ...]
+    tolerance: float
+
+    @property
+    def worst(self) -> VerificationRow:
+        """The block whose error is largest against eager's."""
+        return max(self.rows, key=lambda row: row.ratio)
+
+    def __str__(self) -> str:
+        width = max(len(row.part) for row in self.rows)
+        lines = [f"{'part'.ljust(width)}  eager rms  fused rms  fused max  ratio"]
+        lines += [
+            f"{row.part.ljust(width)}  {row.eager_rms:9.2e}  {row.fused_rms:9.2e}  {row.fused_max:9.2e}  "
+            f"{row.ratio:5.2f}"
+            for row in self.rows
+        ]
+        lines.append(f"worst: {self.worst.part}, {self.worst.ratio:.2f} x eager's error (tolerance {self.tolerance:g})")
+        return "\n".join(lines)
+
+
+def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: float = 4.0) -> Verification:
+    """Compares a fused model with the unfused one, both against fp64, after each residual block and at the output.
+
+    A model that was fused in parts is compared at the output of each part.
+
+    Args:
+        model: the unfused model, in eval mode.
+        fast: what `resfuse.fuse` made of it.
+        inputs: float32 tensors to run both on.
+        tolerance: how many times eager fp32's rms error the fused rms error may be.
+
+    Returns:
+        The errors, block by block.
+
+    Raises:
+        VerificationError: an error past the tolerance; the text is the whole table.
+        ValueError: a model in train mode.
+        UnsupportedModelError: ``fast`` is not fused, or is another network than ``model``.
+    """
+    require_module("model", model)
+    require_epsilon("tolerance", tolerance)
+    parts = require_fused("fast", fast)
+    if model.training or fast.training:
+        raise ValueError(f"{'model' if model.training else 'fast'}: is in train mode, want eval()")
+    for part in parts.values():
+        reason = part.fusion().state_reason()
+        if reason is not None:
+            raise ValueError(f"fast: {reason}, so nothing would run fused")
+    compare = _by_blocks if isinstance(fast, FusedModule) else _by_parts
+    rows, results = compare(model, fast, inputs)
+    for i, (e, g, f) in enumerate(zip(*(tensors_of(result) for result in results), strict=True)):
+        before = max((row.eager_rms for row in rows), default=0.0) if e.numel() < _FEW else 0.0
+        row = _row("output" if i == 0 else f"output {i}", e, g, f)
+        rows.append(dataclasses.replace(row, eager_before=before))
+    verification = Verification(tuple(rows), tolerance)
+    # NaN compares false with everything, so the test asks for what is good.
+    if not all(row.ratio <= tolerance for row in rows):
+        raise VerificationError(str(verification))
+    return verification
+
+
+Results = tuple[Any, Any, Any]  # of fp64, eager fp32 and fused
+
+
+def _by_blocks(
+    model: nn.Module, fast: nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[list[VerificationRow], Results]:
+    assert isinstance(fast, FusedModule)
+
+    def blocks(step: ProgramStep) -> list[int]:
+        return [
+            layer.output
+            for layer in step.spec.layers
+            if isinstance(layer, (ConvSpec, AffineSpec)) and layer.residual is not None
+        ]
+
+    result, kept = probe(fast, inputs, blocks)
+    fused: dict[str, torch.Tensor] = {}
+    for step, buffers in kept.items():
+        names = {layer.output: node.name for layer, node in zip(step.spec.layers, step.nodes, strict=True)}
+        fused.update({names[buffer]: value for buffer, value in buffers.items()})
+    with torch.no_grad():
+        exact_result, exact = _run_native(copy.deepcopy(model).double(), [x.double() for x in inputs], set(fused))
+        eager_result, eager = _run_native(model, list(inputs), set(fused))
+    missing = set(fused) - set(exact)
+    if missing:
+        raise UnsupportedModelError(f"model: has no part {min(missing)!r}; want the model that fast was made from")
+    rows = [_row(name, exact[name], eager[name], fused[name]) for name in fused]
+    return rows, (exact_result, eager_result, result)
+
+
+def _by_parts(
+    model: nn.Module, fast: nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[list[VerificationRow], Results]:
+    parts = dict(fused_parts(fast))
+    missing = [path for path in parts if not _has(model, path)]
+    if missing:
+        raise UnsupportedModelError(f"model: has no part {missing[0]!r}; want the model that fast was made from")
+    before = {path: part.fusion().fused_calls for path, part in parts.items()}
+    exact_result, exact = _run_hooked(copy.deepcopy(model).double(), [x.double() for x in inputs], list(parts))
+    eager_result, eager = _run_hooked(model, list(inputs), list(parts))
+    result, fused = _run_hooked(fast, list(inputs), list(parts))
+    for path in fused:
+        fusion = parts[path].fusion()
+        if fusion.fused_calls == before[path]:
+            raise ValueError(f"fast: {path} ran natively, because {fusion.native_reason}")
+    rows = [
+        _row(path if len(fused[path]) == 1 else f"{path} {i}", e, g, f)
+        for path in fused
+        for i, (e, g, f) in enumerate(zip(exact[path], eager[path], fused[path], strict=True))
+    ]
+    return rows, (exact_result, eager_result, result)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _run_hooked(
+    model: nn.Module, inputs: list[torch.Tensor], paths: list[str]
+) -> tuple[Any, dict[str, list[torch.Tensor]]]:
+    """A model's result, and what the modules at these paths gave at their last call."""
+    kept: dict[str, list[torch.Tensor]] = {}
+
+    def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            kept[path] = [value.clone() for value in tensors_of(output)]
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
+    try:
+        with torch.no_grad():
+            return model(*inputs), kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(module)
+        self._wanted = wanted
+        self.values: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._wanted:
+            self.values[n.name] = value.clone()  # an in-place layer may write to it
+        return value
+
+
+def _run_native(model: nn.Module, inputs: list[torch.Tensor], wanted: set[str]) -> tuple[Any, dict[str, torch.Tensor]]:
+    recorder = _Recorder(fx.GraphModule(model, trace(model, is_leaf).graph), wanted)
+    result = recorder.run(*inputs)
+    return result, recorder.values
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """All tensors of a model's result, in order."""
+    flat: list[torch.Tensor] = []
+    torch.utils._pytree.tree_map_only(torch.Tensor, flat.append, result)
+    return flat
+
+
+def _row(name: str, exact: torch.Tensor, eager: torch.Tensor, fused: torch.Tensor) -> VerificationRow:
+    if exact.shape != fused.shape:
+        raise UnsupportedModelError(f"{name}: shape {list(fused.shape)} fused, {list(exact.shape)} native")
+    scale = max(float(exact.square().mean().sqrt()), 1e-30)
+
+    def rms(value: torch.Tensor) -> float:
+        return float((value.double() - exact).square().mean().sqrt()) / scale
+
+    return VerificationRow(name, rms(eager), rms(fused), float((fused.double() - exact).abs().max()) / scale)
