@@ -20,6 +20,11 @@ struct ImageView {
     index_t pixel;
 };
 
+// The windows of a pool or a convolution, of pixels `dilation` apart; they may reach past the image.
+struct WindowArgs {
+    index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+};
+
 // Element types of tensors that come from outside.
 enum class DType : int { fp32, fp64, bf16, fp16 };
 constexpr int kDTypes = 4;

@@ -33,6 +33,10 @@ struct Window {
     bool is_dilated() const { return dilation_h != 1 || dilation_w != 1; }
     // Of a resolved window.
     bool has_padding() const { return pad_top || pad_left || pad_bottom || pad_right; }
+    // For kernels that are given an image without its first rows.
+    WindowArgs args(index_t rows_left_out = 0) const {
+        return {kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top + rows_left_out, pad_left};
+    }
 };
 
 // Height and width of an image.

@@ -25,14 +25,19 @@ inline BalancedWeights balanced_weights(const BalancedLayout& layout, const floa
     return {packed, layout.panel, scale, scale + layout.scales};
 }
 
-// Packs by a function that writes panels, the powers of output channels and those of steps.
-inline void pack_balanced(const PackCall& call, const BalancedLayout& layout,
-                          void (*pack_all)(const PackCall&, index_t panel_floats, float* powers, float* step_powers)) {
-    float* const scale = call.packed + layout.panels * layout.panel;
-    float* const step_scale = scale + layout.scales;
-    for (float* s = scale; s < step_scale; ++s) *s = 1.0f;
-    pack_all(call, layout.panel, scale, step_scale);
-    for (index_t k = 0; k < call.layer.out_channels; ++k) scale[k] *= call.scale[k];
-}
+// An algorithm whose weights are packed so.
+class BalancedAlgorithm : public ConvAlgorithm {
+  public:
+    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
+        return layout(layer, kernels).floats();
+    }
+    void pack(const PackCall& call) const override;
+
+    virtual BalancedLayout layout(const Layer& layer, const KernelTable& kernels) const = 0;
+
+  protected:
+    // Writes all panels, of so many floats each, and the powers of two that output channels and steps were divided by.
+    virtual void pack_panels(const PackCall& call, index_t panel_floats, float* powers, float* step_powers) const = 0;
+};
 
 }  // namespace resfuse

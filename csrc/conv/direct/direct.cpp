@@ -3,6 +3,7 @@
 
 #include "conv/cost.h"
 #include "conv/pack.h"
+#include "weights/panels.h"
 
 namespace resfuse {
 
@@ -38,7 +39,7 @@ class Direct final : public ConvAlgorithm {
     }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
-        return make_direct_step(context, layer, *this);
+        return make_direct_step(context, layer);
     }
 };
 

@@ -1,22 +1,18 @@
 // Convolution in small groups. Tasks are bands of rows, and vectors of channels, of single images.
 #include <algorithm>
 
+#include "conv/conv_step.h"
 #include "conv/grouped/grouped.h"
-#include "weights/weights.h"
 
 namespace resfuse {
 
 namespace {
 
-class GroupedStep final : public Step {
+class GroupedStep final : public ConvStep {
   public:
     GroupedStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
-        : index_(index),
-          layer_(context.layers[index]),
-          algorithm_(algorithm),
+        : ConvStep(context, index, algorithm),
           f2_(&algorithm == &grouped_f2()),
-          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
-          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
           vector_(context.kernels().vector_floats),
           vectors_(ceil_div(layer_.out_channels, vector_)) {
         // A band of rows for each thread, as the layers before and behind are cut: its pixels are in its caches then.
@@ -46,17 +42,10 @@ class GroupedStep final : public Step {
         kernel({.image = image_view(wave.tensors[layer_.input], image, in_),
                 .channels = layer_.out_channels,
                 .group = layer_.group_in(),
-                .kernel_h = w.kernel_h,
-                .kernel_w = w.kernel_w,
-                .stride_h = w.stride_h,
-                .stride_w = w.stride_w,
-                .dilation_h = w.dilation_h,
-                .dilation_w = w.dilation_w,
-                .pad_top = w.pad_top,
-                .pad_left = w.pad_left,
-                .weight = wave.weights.packed(index_, algorithm_),
-                .scale = wave.weights.scale(index_),
-                .bias = wave.weights.bias(index_),
+                .window = w.args(),
+                .weight = weights(wave),
+                .scale = scale(wave),
+                .bias = bias(wave),
                 .y = y.data + image * y.image,
                 .y_pixel = y.pixel,
                 .out_width = out_.w,
@@ -79,11 +68,7 @@ class GroupedStep final : public Step {
     index_t unit() const { return f2_ ? 2 : 1; }
     index_t row_units() const { return ceil_div(out_.h, unit()); }
 
-    std::size_t index_;
-    const Layer& layer_;
-    const ConvAlgorithm& algorithm_;
     bool f2_;  // by F(2x2, 3x3)
-    Extent in_, out_;
     index_t vector_, vectors_;
     index_t chunks_ = 1;  // of the channels of an image
     index_t bands_ = 1;   // of its rows

@@ -17,45 +17,7 @@ namespace {
 // channels as a row of theirs, and of a window that is copied before; measured.
 constexpr double kTermsPerMultiplyAdd = 1.4, kRowCycles = 9.0, kWindowCycles = 3.0;
 
-// Panels, and the powers of two that output channels and steps of the reduction were divided by.
-void pack_all(const PackCall& call, index_t panel_floats, float* powers, float* step_powers) {
-    const Layer& layer = call.layer;
-    const WeightSource& source = call.source;
-    const KernelTable& kernels = call.kernels;
-    const int threads = call.threads;
-    float* const packed = call.packed;
-    const PanelGrid grid = panel_grid(layer, kernels);
-    const index_t depth = grid.reduction;
-    AlignedFloats squares(static_cast<std::size_t>(grid.total * depth));  // of each step's weights, by panel
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
-    for (index_t p = 0; p < grid.total; ++p) {
-        float* const weights = packed + (p + 1) * panel_floats - depth * grid.tile_cols;
-        PackPanelArgs args = pack_args(layer, source);
-        args.first_k = p * grid.tile_cols;
-        args.cols = grid.cols(p);
-        args.packed = weights;
-        kernels.pack_direct(args);
-        std::vector<double> columns(static_cast<std::size_t>(grid.tile_cols));
-        kernels.column_squares(weights, depth, columns.data());
-        float* const own = powers + args.first_k;
-        for (std::size_t k = 0; k < columns.size(); ++k) own[k] = static_cast<float>(power_near(columns[k], depth));
-        kernels.step_squares(weights, depth, own, squares.data() + p * depth);
-    }
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
-    for (index_t i = 0; i < depth; ++i) {
-        double sum = 0.0;
-        for (index_t p = 0; p < grid.total; ++p) sum += static_cast<double>(squares.data()[p * depth + i]);
-        step_powers[i] = static_cast<float>(power_near(sum, layer.out_channels));
-    }
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
-    for (index_t p = 0; p < grid.total; ++p)
-        kernels.pack_paired({.panel = packed + p * panel_floats,
-                             .depth = depth,
-                             .powers = powers + p * grid.tile_cols,
-                             .step_scale = step_powers});
-}
-
-class Paired final : public ConvAlgorithm {
+class Paired final : public BalancedAlgorithm {
   public:
     const char* name() const override { return "paired"; }
     std::vector<std::string_view> requests() const override { return {"paired"}; }
@@ -78,32 +40,62 @@ class Paired final : public ConvAlgorithm {
     // No more memory, but rows are copied.
     double gain_over(const ConvAlgorithm&) const override { return 1.05; }
 
-    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
-        return paired_layout(layer, kernels).floats();
-    }
-
-    void pack(const PackCall& call) const override {
-        pack_balanced(call, paired_layout(call.layer, call.kernels), pack_all);
-    }
-
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
-        return make_paired_step(context, layer, *this);
+        return make_paired_step(context, layer);
+    }
+
+    BalancedLayout layout(const Layer& layer, const KernelTable& kernels) const override {
+        const PanelGrid grid = panel_grid(layer, kernels);
+        return {.panels = grid.total,
+                .panel = kernels.paired_matrix_rows(grid.reduction) * kernels.tile_cols,
+                .scales = grid.total * grid.tile_cols,
+                .steps = grid.reduction};
+    }
+
+  protected:
+    void pack_panels(const PackCall& call, index_t panel_floats, float* powers, float* step_powers) const override {
+        const Layer& layer = call.layer;
+        const WeightSource& source = call.source;
+        const KernelTable& kernels = call.kernels;
+        const int threads = call.threads;
+        float* const packed = call.packed;
+        const PanelGrid grid = panel_grid(layer, kernels);
+        const index_t depth = grid.reduction;
+        AlignedFloats squares(static_cast<std::size_t>(grid.total * depth));  // of each step's weights, by panel
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+        for (index_t p = 0; p < grid.total; ++p) {
+            float* const weights = packed + (p + 1) * panel_floats - depth * grid.tile_cols;
+            PackPanelArgs args = pack_args(layer, source);
+            args.first_k = p * grid.tile_cols;
+            args.cols = grid.cols(p);
+            args.packed = weights;
+            kernels.pack_direct(args);
+            std::vector<double> columns(static_cast<std::size_t>(grid.tile_cols));
+            kernels.column_squares(weights, depth, columns.data());
+            float* const own = powers + args.first_k;
+            for (std::size_t k = 0; k < columns.size(); ++k) own[k] = static_cast<float>(power_near(columns[k], depth));
+            kernels.step_squares(weights, depth, own, squares.data() + p * depth);
+        }
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+        for (index_t i = 0; i < depth; ++i) {
+            double sum = 0.0;
+            for (index_t p = 0; p < grid.total; ++p) sum += static_cast<double>(squares.data()[p * depth + i]);
+            step_powers[i] = static_cast<float>(power_near(sum, layer.out_channels));
+        }
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+        for (index_t p = 0; p < grid.total; ++p)
+            kernels.pack_paired({.panel = packed + p * panel_floats,
+                                 .depth = depth,
+                                 .powers = powers + p * grid.tile_cols,
+                                 .step_scale = step_powers});
     }
 };
 
 }  // namespace
 
-const ConvAlgorithm& paired() {
+const BalancedAlgorithm& paired() {
     static const Paired algorithm;
     return algorithm;
-}
-
-BalancedLayout paired_layout(const Layer& layer, const KernelTable& kernels) {
-    const PanelGrid grid = panel_grid(layer, kernels);
-    return {.panels = grid.total,
-            .panel = kernels.paired_matrix_rows(grid.reduction) * kernels.tile_cols,
-            .scales = grid.total * grid.tile_cols,
-            .steps = grid.reduction};
 }
 
 index_t paired_block(const Layer& layer, index_t total, int threads, const KernelTable& kernels) {

@@ -5,13 +5,11 @@
 
 namespace resfuse {
 
-const ConvAlgorithm& paired();
-
-BalancedLayout paired_layout(const Layer& layer, const KernelTable& kernels);
+const BalancedAlgorithm& paired();
 
 // The pixels whose rows a task keeps: of `total` for some threads.
 index_t paired_block(const Layer& layer, index_t total, int threads, const KernelTable& kernels);
 
-std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer, const ConvAlgorithm& algorithm);
+std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer);
 
 }  // namespace resfuse

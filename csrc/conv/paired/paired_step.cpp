@@ -8,27 +8,19 @@
 //            threads see, and in stage 1 a task takes some panels.
 #include <algorithm>
 
+#include "conv/conv_step.h"
 #include "conv/cost.h"
 #include "conv/paired/paired.h"
-#include "weights/panels.h"
-#include "weights/weights.h"
 
 namespace resfuse {
 
 namespace {
 
-class PairedStep final : public Step {
+class PairedStep final : public ConvStep {
   public:
-    PairedStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
-        : index_(index),
-          algorithm_(algorithm),
-          layer_(context.layers[index]),
-          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
-          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
-          grid_(panel_grid(layer_, context.kernels())),
-          pixels_(out_.h * out_.w),
-          pitch_(paired_pitch(grid_.reduction)) {
-        const index_t total = context.images * pixels_;
+    PairedStep(const StepContext& context, std::size_t index)
+        : ConvStep(context, index, paired()), pitch_(paired_pitch(grid_.reduction)) {
+        const index_t total = context.images * pixels();
         constexpr index_t kFewTiles = 5;
         if (context.threads == 1 || total > kFewTiles * context.kernels().paired_tile_rows) {
             block_ = paired_block(layer_, total, context.threads, context.kernels());
@@ -48,12 +40,12 @@ class PairedStep final : public Step {
     int stages() const override { return shared_ ? 2 : 1; }
 
     index_t tasks(int stage, index_t images) const override {
-        if (shared_ && stage == 0) return ceil_div(images * pixels_, kRowsWritten);
+        if (shared_ && stage == 0) return ceil_div(images * pixels(), kRowsWritten);
         return blocks(images) * panel_parts_;
     }
 
     void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
-        const index_t total = wave.images * pixels_;
+        const index_t total = wave.images * pixels();
         if (shared_ && stage == 0) {
             const Range rows = part(total, task, tasks(stage, wave.images));
             return write(rows, wave, wave.shared + rows.begin * pitch_, scratch);
@@ -67,10 +59,10 @@ class PairedStep final : public Step {
     static constexpr index_t kRowsWritten = 8;    // by a task that writes rows only
     static constexpr index_t kWindowsAtOnce = 4;  // that lie in cache until their rows are written
 
-    index_t blocks(index_t images) const { return shared_ ? 1 : ceil_div(images * pixels_, block_); }
+    index_t blocks(index_t images) const { return shared_ ? 1 : ceil_div(images * pixels(), block_); }
 
     BalancedWeights packed(const Wave& wave) const {
-        return balanced_weights(paired_layout(layer_, wave.kernels), wave.weights.packed(index_, algorithm_));
+        return balanced_weights(paired().layout(layer_, wave.kernels), weights(wave));
     }
 
     // Of the pixels `rows` of the output, counted over all images.
@@ -111,7 +103,7 @@ class PairedStep final : public Step {
         g.rows = rows.size();
         g.cols = grid_.cols(panels.begin, panels.size());
         g.scale = weights.scale + column;
-        g.bias = wave.weights.bias(index_) + column;
+        g.bias = bias(wave, column);
         g.floor = activation_floor(layer_.activation);
         const Residual residual = residual_from(wave, layer_, rows.begin, column);
         g.residual = residual.data;
@@ -119,12 +111,6 @@ class PairedStep final : public Step {
         wave.kernels.paired_gemm(g);
     }
 
-    std::size_t index_;
-    const ConvAlgorithm& algorithm_;
-    const Layer& layer_;
-    Extent in_, out_;
-    PanelGrid grid_;
-    index_t pixels_;           // of an image of the output
     index_t pitch_;            // of rows
     bool shared_ = false;      // whether rows lie in scratch that all threads see
     index_t block_ = 0;        // rows of a task that lie in its own
@@ -134,8 +120,8 @@ class PairedStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer, const ConvAlgorithm& algorithm) {
-    return std::make_unique<PairedStep>(context, layer, algorithm);
+std::unique_ptr<Step> make_paired_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<PairedStep>(context, layer);
 }
 
 }  // namespace resfuse

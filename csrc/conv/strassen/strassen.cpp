@@ -22,35 +22,7 @@ index_t pairs_in_l2(const Layer& layer, double share) {
     return rows_in_l2(kStrassenProducts * (layer.in_channels / 2), share);
 }
 
-// Panels, and the powers of two that output channels and steps of the reduction were divided by.
-void pack_all(const PackCall& call, index_t panel_floats, float* powers, float* step_powers) {
-    const Layer& layer = call.layer;
-    const WeightSource& source = call.source;
-    const KernelTable& kernels = call.kernels;
-    const int threads = call.threads;
-    float* const packed = call.packed;
-    const PanelGrid grid = panel_grid(layer, kernels);
-    const index_t half_k = layer.out_channels / 2;
-    const PointwiseWeights weights{source.weight, source.strides[0], source.strides[1], layer.out_channels,
-                                   layer.in_channels};
-    output_powers(weights, threads, powers);
-    input_powers(weights, powers, threads, step_powers);
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
-    for (index_t p = 0; p < grid.total / 2; ++p) {
-        const index_t first_k = p * grid.tile_cols;
-        kernels.pack_strassen({.weight = source.weight,
-                               .stride_k = source.strides[0],
-                               .stride_c = source.strides[1],
-                               .first_k = first_k,
-                               .half_k = half_k,
-                               .half_c = layer.in_channels / 2,
-                               .powers = {powers + first_k, powers + half_k + first_k},
-                               .channel_scale = step_powers,
-                               .packed = packed + p * panel_floats});
-    }
-}
-
-class Strassen final : public ConvAlgorithm {
+class Strassen final : public BalancedAlgorithm {
   public:
     const char* name() const override { return "strassen"; }
     std::vector<std::string_view> requests() const override { return {"strassen"}; }
@@ -80,32 +52,52 @@ class Strassen final : public ConvAlgorithm {
     double gain_over(const ConvAlgorithm&) const override { return 1.03; }  // 7/4 of the memory
     bool packs_for_one_call() const override { return false; }
 
-    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
-        return strassen_layout(layer, kernels).floats();
-    }
-
-    void pack(const PackCall& call) const override {
-        pack_balanced(call, strassen_layout(call.layer, call.kernels), pack_all);
-    }
-
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
-        return make_strassen_step(context, layer, *this);
+        return make_strassen_step(context, layer);
+    }
+
+    BalancedLayout layout(const Layer& layer, const KernelTable& kernels) const override {
+        const PanelGrid grid = panel_grid(layer, kernels);
+        return {.panels = grid.total / 2,
+                .panel = kStrassenProducts * (layer.in_channels / 2) * kernels.tile_cols,
+                .scales = grid.total * grid.tile_cols,
+                .steps = grid.reduction};
+    }
+
+  protected:
+    void pack_panels(const PackCall& call, index_t panel_floats, float* powers, float* step_powers) const override {
+        const Layer& layer = call.layer;
+        const WeightSource& source = call.source;
+        const KernelTable& kernels = call.kernels;
+        const int threads = call.threads;
+        float* const packed = call.packed;
+        const PanelGrid grid = panel_grid(layer, kernels);
+        const index_t half_k = layer.out_channels / 2;
+        const PointwiseWeights weights{source.weight, source.strides[0], source.strides[1], layer.out_channels,
+                                       layer.in_channels};
+        output_powers(weights, threads, powers);
+        input_powers(weights, powers, threads, step_powers);
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+        for (index_t p = 0; p < grid.total / 2; ++p) {
+            const index_t first_k = p * grid.tile_cols;
+            kernels.pack_strassen({.weight = source.weight,
+                                   .stride_k = source.strides[0],
+                                   .stride_c = source.strides[1],
+                                   .first_k = first_k,
+                                   .half_k = half_k,
+                                   .half_c = layer.in_channels / 2,
+                                   .powers = {powers + first_k, powers + half_k + first_k},
+                                   .channel_scale = step_powers,
+                                   .packed = packed + p * panel_floats});
+        }
     }
 };
 
 }  // namespace
 
-const ConvAlgorithm& strassen() {
+const BalancedAlgorithm& strassen() {
     static const Strassen algorithm;
     return algorithm;
-}
-
-BalancedLayout strassen_layout(const Layer& layer, const KernelTable& kernels) {
-    const PanelGrid grid = panel_grid(layer, kernels);
-    return {.panels = grid.total / 2,
-            .panel = kStrassenProducts * (layer.in_channels / 2) * kernels.tile_cols,
-            .scales = grid.total * grid.tile_cols,
-            .steps = grid.reduction};
 }
 
 index_t strassen_block(const Layer& layer, const KernelTable& kernels) {

@@ -5,13 +5,11 @@
 
 namespace resfuse {
 
-const ConvAlgorithm& strassen();
-
-BalancedLayout strassen_layout(const Layer& layer, const KernelTable& kernels);
+const BalancedAlgorithm& strassen();
 
 // Pairs of pixels whose operands a task keeps, at most: a whole number of register tiles.
 index_t strassen_block(const Layer& layer, const KernelTable& kernels);
 
-std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer, const ConvAlgorithm& algorithm);
+std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer);
 
 }  // namespace resfuse

@@ -10,25 +10,21 @@
 //            the operands into scratch that all threads see; in stage 1 a task takes some panels.
 #include <algorithm>
 
+#include "conv/conv_step.h"
 #include "conv/cost.h"
 #include "conv/strassen/strassen.h"
-#include "weights/weights.h"
 
 namespace resfuse {
 
 namespace {
 
-class StrassenStep final : public Step {
+class StrassenStep final : public ConvStep {
   public:
-    StrassenStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
-        : index_(index),
-          algorithm_(algorithm),
-          layer_(context.layers[index]),
-          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
+    StrassenStep(const StepContext& context, std::size_t index)
+        : ConvStep(context, index, strassen()),
           half_(layer_.in_channels / 2),
           in_pixel_(context.pixels[static_cast<std::size_t>(layer_.input)]),
-          pixels_(out_.h * out_.w),
-          lone_(pixels_ % 2 != 0),
+          lone_(pixels() % 2 != 0),
           flat_(layer_.window.is_pointwise() && !lone_),
           pitch_(kStrassenProducts * half_ + kLineFloats) {
         block_ = ceil_div(pairs(context.images), best_blocks(context));
@@ -68,7 +64,7 @@ class StrassenStep final : public Step {
         Range range;
     };
     index_t runs(index_t images) const { return lone_ ? images : 1; }
-    index_t pairs(index_t images) const { return lone_ ? pixels_ / 2 + 1 : images * pixels_ / 2; }
+    index_t pairs(index_t images) const { return lone_ ? pixels() / 2 + 1 : images * pixels() / 2; }
 
     index_t tasks_of_run(int stage, index_t images) const {
         if (!by_panels_) return ceil_div(pairs(images), block_);
@@ -94,7 +90,7 @@ class StrassenStep final : public Step {
     }
 
     // The first of some pairs' pixels, counted over all images.
-    index_t first_pixel(const Pairs& some) const { return some.run * pixels_ + 2 * some.range.begin; }
+    index_t first_pixel(const Pairs& some) const { return some.run * pixels() + 2 * some.range.begin; }
 
     // Whether their last pair has one pixel only.
     bool ends_alone(const Pairs& some) const { return lone_ && some.range.end == pairs(1); }
@@ -102,7 +98,7 @@ class StrassenStep final : public Step {
     index_t panels(const KernelTable& kernels) const { return layer_.out_channels / 2 / kernels.tile_cols; }
 
     BalancedWeights packed(const Wave& wave) const {
-        return balanced_weights(strassen_layout(layer_, wave.kernels), wave.weights.packed(index_, algorithm_));
+        return balanced_weights(strassen().layout(layer_, wave.kernels), weights(wave));
     }
 
     void write_operands(const Pairs& some, const Wave& wave, float* to) const {
@@ -145,20 +141,15 @@ class StrassenStep final : public Step {
         s.residual_pixel = residual.pixel;
         s.right = half_out;
         s.scale = weights.scale + column;
-        s.bias = wave.weights.bias(index_) + column;
+        s.bias = bias(wave, column);
         s.floor = activation_floor(layer_.activation);
-        if (flat_ && end < wave.images * pixels_) s.next = input(end, wave);
+        if (flat_ && end < wave.images * pixels()) s.next = input(end, wave);
         s.next_pair = 2 * in_pixel_;
         wave.kernels.strassen_products(s);
     }
 
-    std::size_t index_;
-    const ConvAlgorithm& algorithm_;
-    const Layer& layer_;
-    Extent out_;
     index_t half_;      // of the input's channels
     index_t in_pixel_;  // floats between the input's pixels
-    index_t pixels_;    // of an image of the output
     bool lone_;         // the last pixel has no partner
     bool flat_;         // pairs lie one after the other
     index_t pitch_;     // between pairs' operands
@@ -169,9 +160,8 @@ class StrassenStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer,
-                                         const ConvAlgorithm& algorithm) {
-    return std::make_unique<StrassenStep>(context, layer, algorithm);
+std::unique_ptr<Step> make_strassen_step(const StepContext& context, std::size_t layer) {
+    return std::make_unique<StrassenStep>(context, layer);
 }
 
 }  // namespace resfuse

@@ -11,10 +11,9 @@
 // their means alone are written.
 #include <algorithm>
 
+#include "conv/conv_step.h"
 #include "conv/winograd/blocking.h"
 #include "conv/winograd/winograd.h"
-#include "weights/panels.h"
-#include "weights/weights.h"
 
 namespace resfuse {
 
@@ -30,17 +29,12 @@ struct TileClass {
     index_t size() const { return rows.size() * cols.size(); }
 };
 
-class WinogradStep final : public Step {
+class WinogradStep final : public ConvStep {
   public:
     WinogradStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm,
                  const WinogradKernels& winograd)
-        : index_(index),
-          layer_(context.layers[index]),
-          algorithm_(algorithm),
+        : ConvStep(context, index, algorithm),
           kernels_(winograd),
-          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
-          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
-          grid_(panel_grid(layer_, context.kernels())),
           tiles_(winograd_tiles(kernels_, out_)),
           per_image_(tiles_.per_image()),
           depth_(layer_.group_in()),
@@ -48,7 +42,7 @@ class WinogradStep final : public Step {
           blocking_(
               winograd_schedule(layer_, winograd, tiles_, context.images, context.threads, context.kernels()).blocking),
           pooled_(context.averaged(index)),
-          pools_(pooled_ && blocking_.block >= per_image_ && out_.h * out_.w * grid_.tile_cols <= kMostPooledFloats),
+          pools_(pooled_ && blocking_.block >= per_image_ && pixels() * grid_.tile_cols <= kMostPooledFloats),
           unit_(pools_ || tiles_.has_edges() ? per_image_ : 1) {
         make_classes();
         blocking_.block = std::max<index_t>(blocking_.block / unit_, 1) * unit_;
@@ -56,7 +50,7 @@ class WinogradStep final : public Step {
         const index_t v = blocking_.groups * tiles_.frequencies * v_frequency_stride(context.images);
         if (blocking_.split) shared_scratch = static_cast<std::size_t>(phases_ * v);
         map_ = blocking_.split ? m : m + v;
-        const index_t map = pools_ ? (out_.h * out_.w + 1) * grid_.tile_cols : 0;
+        const index_t map = pools_ ? (pixels() + 1) * grid_.tile_cols : 0;
         thread_scratch = static_cast<std::size_t>(map_ + map);
     }
 
@@ -218,20 +212,19 @@ class WinogradStep final : public Step {
         for (index_t p = panels.begin; p < panels.end; ++p) {
             float* const m =
                 scratch + (p - panels.begin) % blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
-            wave.kernels.winograd_products(
-                {.v = v,
-                 .v_frequency = stride,
-                 .weights = wave.weights.packed(index_, algorithm_) + p * side * side * depth_ * grid_.tile_cols,
-                 .matrix = matrix,
-                 .m = m,
-                 .m_frequency = m_frequency_stride(),
-                 .frequencies = tiles_.frequencies,
-                 .depth = depth_,
-                 .cols = grid_.cols(p),
-                 .begin = begin,
-                 .end = end,
-                 .chunk = kernels_.chunk,
-                 .accumulate = phase > 0});
+            wave.kernels.winograd_products({.v = v,
+                                            .v_frequency = stride,
+                                            .weights = weights(wave) + p * side * side * depth_ * grid_.tile_cols,
+                                            .matrix = matrix,
+                                            .m = m,
+                                            .m_frequency = m_frequency_stride(),
+                                            .frequencies = tiles_.frequencies,
+                                            .depth = depth_,
+                                            .cols = grid_.cols(p),
+                                            .begin = begin,
+                                            .end = end,
+                                            .chunk = kernels_.chunk,
+                                            .accumulate = phase > 0});
             if (phase + 1 == phases_) transform_output(p, block, m, scratch + map_, wave);
         }
     }
@@ -256,24 +249,18 @@ class WinogradStep final : public Step {
                                                      .tiles_per_row = c.cols.size(),
                                                      .first_tile = first,
                                                      .tiles = count,
-                                                     .bias = wave.weights.bias(index_) + panel * grid_.tile_cols,
+                                                     .bias = bias(wave, panel * grid_.tile_cols),
                                                      .residual = residual.data,
                                                      .floor = activation_floor(layer_.activation)});
             // The last class completes the image.
             if (pools_ && &c == &classes_.back()) {
-                const index_t pixels = out_.h * out_.w;
-                pool_pixels(wave.kernels, {map, 1, pixels, pixels * grid_.tile_cols, grid_.tile_cols}, 0, cols,
-                            map + pixels * grid_.tile_cols, to);
+                const index_t floats = pixels() * grid_.tile_cols;
+                pool_pixels(wave.kernels, {map, 1, pixels(), floats, grid_.tile_cols}, 0, cols, map + floats, to);
             }
         });
     }
 
-    std::size_t index_;
-    const Layer& layer_;
-    const ConvAlgorithm& algorithm_;
     const WinogradKernels& kernels_;
-    Extent in_, out_;
-    PanelGrid grid_;
     WinogradTiles tiles_;
     index_t per_image_;
     index_t depth_;  // of the products

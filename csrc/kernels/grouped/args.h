@@ -11,7 +11,7 @@ struct GroupedArgs {
     ImageView image;
     index_t channels;
     index_t group;  // channels of a group: 1, or another divisor of vector_floats
-    index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    WindowArgs window;
     // [channels / vector_floats, rounded up][points][group][vector_floats]: entry (i, l) is that of input channel
     // (l ^ i) % group. Points are the kernel's taps, of F(2x2, 3x3) its 16 products.
     const float* weight;

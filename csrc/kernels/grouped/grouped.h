@@ -39,15 +39,15 @@ inline void copy_pixels_of(const float* from, index_t pixel, index_t ahead, inde
 
 void copy_row(const GroupedArgs& g, const RowRing& ring, index_t padded_y, index_t channel, index_t lanes) {
     float* const to = ring.row(padded_y);
-    const index_t y = padded_y - g.pad_top;
-    const index_t first = ring.first_col - g.pad_left;
+    const index_t y = padded_y - g.window.pad_top;
+    const index_t first = ring.first_col - g.window.pad_left;
     // Columns of the ring left of the image, and up to its right edge.
     const index_t left = at_most(first < 0 ? -first : 0, ring.cols);
     const index_t inside = at_most(g.image.width - first, ring.cols);
     if (y < 0 || y >= g.image.height || inside <= left) return fill_floats(to, ring.cols * kVectorFloats, 0.0f);
     fill_floats(to, left * kVectorFloats, 0.0f);
     const float* const from = g.image.data + y * g.image.row + (first + left) * g.image.pixel + channel;
-    const index_t ahead = g.stride_h * g.image.row;
+    const index_t ahead = g.window.stride_h * g.image.row;
     if (lanes == kVectorFloats) {
         copy_pixels_of<true>(from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
     } else {
@@ -60,7 +60,7 @@ void copy_row(const GroupedArgs& g, const RowRing& ring, index_t padded_y, index
 template <int Group, int Stride, int Pixels>
 inline void grouped_tile(const GroupedArgs& g, const RowRing& ring, const float* weight, index_t oy, index_t ox,
                          index_t strip, index_t channel, index_t lanes) {
-    const index_t step = (Stride > 0 ? Stride : g.stride_w) * kVectorFloats;
+    const index_t step = (Stride > 0 ? Stride : g.window.stride_w) * kVectorFloats;
     float* const y = g.y + (oy * g.out_width + ox) * g.y_pixel + channel;
     // A line of each pixel, too far apart for the hardware to see.
 #pragma GCC unroll 14
@@ -68,12 +68,12 @@ inline void grouped_tile(const GroupedArgs& g, const RowRing& ring, const float*
     Vec acc[Pixels];
 #pragma GCC unroll 14
     for (int p = 0; p < Pixels; ++p) acc[p] = zero();
-    for (index_t r = 0; r < g.kernel_h; ++r) {
-        const float* row = ring.row(oy * g.stride_h + r * g.dilation_h) + (ox - strip) * step;
-        for (index_t s = 0; s < g.kernel_w; ++s) {
+    for (index_t r = 0; r < g.window.kernel_h; ++r) {
+        const float* row = ring.row(oy * g.window.stride_h + r * g.window.dilation_h) + (ox - strip) * step;
+        for (index_t s = 0; s < g.window.kernel_w; ++s) {
             Vec x[Pixels];
 #pragma GCC unroll 14
-            for (int p = 0; p < Pixels; ++p) x[p] = load(row + s * g.dilation_w * kVectorFloats + p * step);
+            for (int p = 0; p < Pixels; ++p) x[p] = load(row + s * g.window.dilation_w * kVectorFloats + p * step);
             add_group_products<Group, Pixels>(weight, x, acc);
             weight += Group * kVectorFloats;
         }
@@ -88,11 +88,11 @@ inline void grouped_tile(const GroupedArgs& g, const RowRing& ring, const float*
 
 template <int Group, int Stride>
 void grouped_strip(const GroupedArgs& g, const RowRing& ring, Interval cols, index_t channel) {
-    const float* weight = g.weight + channel * g.kernel_h * g.kernel_w * Group;
+    const float* weight = g.weight + channel * g.window.kernel_h * g.window.kernel_w * Group;
     const index_t lanes = at_most(kVectorFloats, g.channels - channel);
-    index_t copied = g.out_row_begin * g.stride_h;  // rows of the padded image before this one are in the ring
+    index_t copied = g.out_row_begin * g.window.stride_h;  // rows of the padded image before this one are in the ring
     for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
-        const index_t first = oy * g.stride_h;
+        const index_t first = oy * g.window.stride_h;
         if (copied < first) copied = first;
         for (; copied < first + ring.rows; ++copied) copy_row(g, ring, copied, channel, lanes);
         const auto tiles = [&]<int Pixels>(index_t ox) {
@@ -109,22 +109,24 @@ void grouped_strip(const GroupedArgs& g, const RowRing& ring, Interval cols, ind
 
 template <int Group, int Stride>
 void grouped_rows(const GroupedArgs& g) {
-    const index_t span_h = (g.kernel_h - 1) * g.dilation_h + 1, span_w = (g.kernel_w - 1) * g.dilation_w + 1;
+    const index_t span_h = (g.window.kernel_h - 1) * g.window.dilation_h + 1,
+                  span_w = (g.window.kernel_w - 1) * g.window.dilation_w + 1;
     // A strip is as wide as L1 holds, in whole tiles.
-    const index_t fit = (kRingFloats / (span_h * kVectorFloats) - span_w) / g.stride_w + 1;
+    const index_t fit = (kRingFloats / (span_h * kVectorFloats) - span_w) / g.window.stride_w + 1;
     const index_t width = fit > kGroupedPixels ? fit / kGroupedPixels * kGroupedPixels : kGroupedPixels;
     for (index_t c = g.channel_begin; c < g.channel_end; c += kVectorFloats)
         for (index_t strip = 0; strip < g.out_width; strip += width) {
             const index_t end = at_most(strip + width, g.out_width);
-            const RowRing ring{g.rows, span_h, strip * g.stride_w, (end - 1 - strip) * g.stride_w + span_w};
+            const RowRing ring{g.rows, span_h, strip * g.window.stride_w,
+                               (end - 1 - strip) * g.window.stride_w + span_w};
             grouped_strip<Group, Stride>(g, ring, {strip, end}, c);
         }
 }
 
 template <int Group>
 void grouped_of(const GroupedArgs& g) {
-    if (g.stride_w == 1) return grouped_rows<Group, 1>(g);
-    if (g.stride_w == 2) return grouped_rows<Group, 2>(g);
+    if (g.window.stride_w == 1) return grouped_rows<Group, 1>(g);
+    if (g.window.stride_w == 2) return grouped_rows<Group, 2>(g);
     grouped_rows<Group, 0>(g);
 }
 

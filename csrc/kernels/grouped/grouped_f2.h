@@ -34,7 +34,7 @@ struct TileRows {
           lanes(at_most(kVectorFloats, g.channels - channel)),
           whole(lanes == kVectorFloats) {
         for (int i = 0; i < F2::in; ++i) {
-            const index_t y = oy - g.pad_top + i;
+            const index_t y = oy - g.window.pad_top + i;
             const bool inside = y >= 0 && y < g.image.height;
             row[i] = inside ? g.image.data + y * pitch + channel : nullptr;
             whole = whole && inside;
@@ -130,10 +130,10 @@ void grouped_f2_rows(const GroupedArgs& g, index_t oy, index_t channel) {
     const index_t pitch = g.out_width * g.y_pixel;
     const index_t height = at_most(kOutRows, g.out_row_end - oy);
     BlockColumns columns[2];
-    rows.load_columns(-g.pad_left, columns[0]);
+    rows.load_columns(-g.window.pad_left, columns[0]);
     int own = 0;
     for (index_t ox = 0; ox < g.out_width; ox += kOutCols, own ^= 1) {
-        rows.load_columns(ox - g.pad_left + kOutCols, columns[own ^ 1]);
+        rows.load_columns(ox - g.window.pad_left + kOutCols, columns[own ^ 1]);
         float* to = g.y + oy * pitch + ox * g.y_pixel + channel;
         float* ahead = to + kOutCols * g.y_pixel;
 #pragma GCC unroll 2

@@ -10,7 +10,7 @@ namespace resfuse {
 struct MaxPoolArgs {
     ImageView image;
     index_t channels;
-    index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    WindowArgs window;
     float* y;
     index_t y_row;  // floats between output rows
     index_t out_width;
@@ -67,7 +67,7 @@ struct MaxPoolGradArgs {
     const float* grad;         // dense
     const std::uint8_t* taps;  // dense
     index_t out_height, out_width, channels;
-    index_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
+    WindowArgs window;
     float* dx;  // of row `row_begin`, dense
     index_t width, row_begin, row_end;
 };

@@ -19,15 +19,15 @@ inline index_t divisor_of(bool counts_padding, const Taps& taps, index_t start, 
 void avg_pool(const AvgPoolArgs& args) {
     const MaxPoolArgs& g = args.pool;
     for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
-        const index_t y0 = oy * g.stride_h - g.pad_top;
-        const Taps rows = taps_inside(y0, g.kernel_h, 1, g.image.height);
+        const index_t y0 = oy * g.window.stride_h - g.window.pad_top;
+        const Taps rows = taps_inside(y0, g.window.kernel_h, 1, g.image.height);
         const index_t divisor_h =
-            divisor_of(args.counts_padding, rows, y0, g.kernel_h, g.image.height, args.pad_bottom);
+            divisor_of(args.counts_padding, rows, y0, g.window.kernel_h, g.image.height, args.pad_bottom);
         for (index_t ox = 0; ox < g.out_width; ++ox) {
-            const index_t x0 = ox * g.stride_w - g.pad_left;
-            const Taps cols = taps_inside(x0, g.kernel_w, 1, g.image.width);
+            const index_t x0 = ox * g.window.stride_w - g.window.pad_left;
+            const Taps cols = taps_inside(x0, g.window.kernel_w, 1, g.image.width);
             const index_t divisor =
-                divisor_h * divisor_of(args.counts_padding, cols, x0, g.kernel_w, g.image.width, args.pad_right);
+                divisor_h * divisor_of(args.counts_padding, cols, x0, g.window.kernel_w, g.image.width, args.pad_right);
             const Vec scale = broadcast(1.0f / static_cast<float>(divisor));
             const float* const window = g.image.data + rows.first * g.image.row + cols.first * g.image.pixel;
             float* const y = g.y + (oy - g.out_row_begin) * g.y_row + ox * g.channels;

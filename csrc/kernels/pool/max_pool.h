@@ -21,8 +21,8 @@ inline Taps taps_inside(index_t start, index_t kernel, index_t dilation, index_t
 inline Vec max_of_taps(const MaxPoolArgs& g, const float* window, index_t rows, index_t cols, index_t n) {
     Vec best = broadcast(-__builtin_inff());
     for (index_t r = 0; r < rows; ++r) {
-        const float* p = window + r * g.dilation_h * g.image.row;
-        for (index_t s = 0; s < cols; ++s, p += g.dilation_w * g.image.pixel)
+        const float* p = window + r * g.window.dilation_h * g.image.row;
+        for (index_t s = 0; s < cols; ++s, p += g.window.dilation_w * g.image.pixel)
             best = max_keep_nan(best, load_first(p, n));
     }
     return best;
@@ -50,11 +50,14 @@ inline void max_pool_3x3(const MaxPoolArgs& g, const float* window, float* y) {
 }
 
 void max_pool(const MaxPoolArgs& g) {
-    const bool dense_3x3 = g.kernel_h == 3 && g.kernel_w == 3 && g.dilation_h == 1 && g.dilation_w == 1;
+    const bool dense_3x3 =
+        g.window.kernel_h == 3 && g.window.kernel_w == 3 && g.window.dilation_h == 1 && g.window.dilation_w == 1;
     for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
-        const Taps rows = taps_inside(oy * g.stride_h - g.pad_top, g.kernel_h, g.dilation_h, g.image.height);
+        const Taps rows = taps_inside(oy * g.window.stride_h - g.window.pad_top, g.window.kernel_h, g.window.dilation_h,
+                                      g.image.height);
         for (index_t ox = 0; ox < g.out_width; ++ox) {
-            const Taps cols = taps_inside(ox * g.stride_w - g.pad_left, g.kernel_w, g.dilation_w, g.image.width);
+            const Taps cols = taps_inside(ox * g.window.stride_w - g.window.pad_left, g.window.kernel_w,
+                                          g.window.dilation_w, g.image.width);
             const float* const window = g.image.data + rows.first * g.image.row + cols.first * g.image.pixel;
             float* const y = g.y + (oy - g.out_row_begin) * g.y_row + ox * g.channels;
             const index_t taps_h = rows.end - rows.begin, taps_w = cols.end - cols.begin;

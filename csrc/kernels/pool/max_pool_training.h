@@ -34,23 +34,25 @@ inline VecMask load_taps(const std::uint8_t* from, index_t n) {
 void max_pool_index(const MaxPoolIndexArgs& args) {
     const MaxPoolArgs& g = args.pool;
     for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
-        const Taps rows = taps_inside(oy * g.stride_h - g.pad_top, g.kernel_h, g.dilation_h, g.image.height);
+        const Taps rows = taps_inside(oy * g.window.stride_h - g.window.pad_top, g.window.kernel_h, g.window.dilation_h,
+                                      g.image.height);
         for (index_t ox = 0; ox < g.out_width; ++ox) {
-            const Taps cols = taps_inside(ox * g.stride_w - g.pad_left, g.kernel_w, g.dilation_w, g.image.width);
+            const Taps cols = taps_inside(ox * g.window.stride_w - g.window.pad_left, g.window.kernel_w,
+                                          g.window.dilation_w, g.image.width);
             const float* const window = g.image.data + rows.first * g.image.row + cols.first * g.image.pixel;
             const index_t at = (oy - g.out_row_begin) * g.y_row + ox * g.channels;
             for (index_t c = 0; c < g.channels; c += kVectorFloats) {
                 const index_t n = g.channels - c < kVectorFloats ? g.channels - c : kVectorFloats;
                 Vec best = load_first(window + c, n);
-                VecMask tap = VecMask{} + static_cast<int>(rows.begin * g.kernel_w + cols.begin);
+                VecMask tap = VecMask{} + static_cast<int>(rows.begin * g.window.kernel_w + cols.begin);
                 for (index_t r = rows.begin; r < rows.end; ++r)
                     for (index_t s = cols.begin; s < cols.end; ++s) {
-                        const Vec v = load_first(window + (r - rows.begin) * g.dilation_h * g.image.row +
-                                                     (s - cols.begin) * g.dilation_w * g.image.pixel + c,
+                        const Vec v = load_first(window + (r - rows.begin) * g.window.dilation_h * g.image.row +
+                                                     (s - cols.begin) * g.window.dilation_w * g.image.pixel + c,
                                                  n);
                         const VecMask wins = (v > best) | (v != v);
                         best = wins ? v : best;
-                        tap = wins ? VecMask{} + static_cast<int>(r * g.kernel_w + s) : tap;
+                        tap = wins ? VecMask{} + static_cast<int>(r * g.window.kernel_w + s) : tap;
                     }
                 store_first(g.y + at + c, best, n);
                 store_taps(args.taps + at + c, tap, n);
@@ -72,9 +74,9 @@ inline Windows windows_of(index_t pixel, index_t kernel, index_t stride, index_t
 // Of windows without dilation.
 void max_pool_grad(const MaxPoolGradArgs& g) {
     for (index_t y = g.row_begin; y < g.row_end; ++y) {
-        const Windows rows = windows_of(y, g.kernel_h, g.stride_h, g.pad_top, g.out_height);
+        const Windows rows = windows_of(y, g.window.kernel_h, g.window.stride_h, g.window.pad_top, g.out_height);
         for (index_t x = 0; x < g.width; ++x) {
-            const Windows cols = windows_of(x, g.kernel_w, g.stride_w, g.pad_left, g.out_width);
+            const Windows cols = windows_of(x, g.window.kernel_w, g.window.stride_w, g.window.pad_left, g.out_width);
             float* const dx = g.dx + ((y - g.row_begin) * g.width + x) * g.channels;
             const index_t first = (rows.first * g.out_width + cols.first) * g.channels;
             for (index_t c = 0; c < g.channels; c += kVectorFloats) {
@@ -83,8 +85,8 @@ void max_pool_grad(const MaxPoolGradArgs& g) {
                 for (index_t i = 0; i < rows.count; ++i)
                     for (index_t j = 0; j < cols.count; ++j) {
                         const index_t at = first + (i * g.out_width + j) * g.channels + c;
-                        const int tap =
-                            static_cast<int>((rows.tap - i * g.stride_h) * g.kernel_w + cols.tap - j * g.stride_w);
+                        const int tap = static_cast<int>((rows.tap - i * g.window.stride_h) * g.window.kernel_w +
+                                                         cols.tap - j * g.window.stride_w);
                         const VecMask hit = load_taps(g.taps + at, n) == VecMask{} + tap;
                         sum += hit ? load_first(g.grad + at, n) : zero();
                     }

@@ -1,4 +1,5 @@
-// Stems of 7 taps and stride 2 by F(2, 7) along rows (kernels/winograd/winograd_rows.h): 9 products instead of 14.
+#include "conv/winograd_rows/winograd_rows.h"
+
 #include "conv/direct/direct.h"
 #include "conv/pack.h"
 #include "conv/winograd/winograd.h"
@@ -32,7 +33,7 @@ class WinogradRows final : public ConvAlgorithm {
     }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
-        return make_direct_step(context, layer, *this);
+        return make_winograd_rows_step(context, layer);
     }
 };
 

@@ -1,0 +1,34 @@
+// What the steps of all convolutions begin with: the layer, its sizes, its panels of weights.
+#pragma once
+
+#include "plan/algorithm.h"
+#include "weights/panels.h"
+#include "weights/weights.h"
+
+namespace resfuse {
+
+class ConvStep : public Step {
+  protected:
+    ConvStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
+        : index_(index),
+          algorithm_(algorithm),
+          layer_(context.layers[index]),
+          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
+          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
+          grid_(panel_grid(layer_, context.kernels())) {}
+
+    index_t pixels() const { return out_.h * out_.w; }  // of an image of the output
+
+    const float* weights(const Wave& wave) const { return wave.weights.packed(index_, algorithm_); }
+    // From an output channel or a panel's first one on.
+    const float* scale(const Wave& wave, index_t at = 0) const { return wave.weights.scale(index_) + at; }
+    const float* bias(const Wave& wave, index_t at = 0) const { return wave.weights.bias(index_) + at; }
+
+    const std::size_t index_;
+    const ConvAlgorithm& algorithm_;
+    const Layer& layer_;
+    const Extent in_, out_;
+    const PanelGrid grid_;
+};
+
+}  // namespace resfuse

@@ -1,0 +1,187 @@
+#include "conv/direct/direct_rows_step.h"
+
+#include <algorithm>
+
+namespace resfuse {
+
+namespace {
+
+index_t window_cols(const Window& w, index_t out) {
+    return (out - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
+}
+
+}  // namespace
+
+DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
+    : DirectRowsStep(context, index, algorithm,
+                     {.cols = window_cols(context.layers[index].window,
+                                          context.extents[static_cast<std::size_t>(context.layers[index].output)].w),
+                      .transformed = 0,
+                      .always = false}) {
+    plan(context);
+}
+
+DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm,
+                               const BandShape& shape)
+    : DirectStep(context, index, algorithm),
+      shape_(shape),
+      band_(shape.always || layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)]),
+      pools_(can_pool()) {
+    groups_at_once_ = band_ ? std::clamp<index_t>(kBandChannels / layer_.group_in(), 1, layer_.groups) : layer_.groups;
+    // Groups read a part of each pixel; all others read rows of pixels in one piece.
+    const index_t band_pixel = layer_.groups > 1 ? spaced(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
+    pixel_ = band_ ? band_pixel : context.pixels[static_cast<std::size_t>(layer_.input)];
+    pitch_ = (band_ ? shape_.cols : in_.w) * pixel_;
+}
+
+void DirectRowsStep::plan(const StepContext& context) {
+    set_segments();
+    plan_rows(context);
+    if (pools_) plan_max_pool(context);
+}
+
+index_t DirectRowsStep::tasks(int stage, index_t images) const {
+    if (stage == 1) return images;
+    return pools_ ? images * bands_ : images * bands_ * panel_chunks_;
+}
+
+void DirectRowsStep::run(int stage, index_t task, const Wave& wave, float* scratch) const {
+    if (stage == 1) return softmax(task, wave);
+    if (pools_) return run_max_pool(task / bands_, part(pooled_out_.h, task % bands_, bands_), wave, scratch);
+    const Range panels = part(grid_.total, task % panel_chunks_, panel_chunks_);
+    const index_t band = task / panel_chunks_, image = band / bands_;
+    const Range rows = part(out_.h, band % bands_, bands_);
+    const Tensor& y = wave.tensors[layer_.output];
+    run_rows(image, rows, panels, wave, scratch, y.data + image * y.image + rows.begin * y.row, y.pixel);
+}
+
+bool DirectRowsStep::can_pool() const {
+    if (!pooled_ || layer_.activation == Activation::softmax || pooled_->kind != LayerKind::max_pool) return false;
+    const Window& w = pooled_->window;
+    return w.stride_h <= w.kernel_h && w.dilation_h == 1 && w.kernel_h * map_row() <= kMostPooledFloats;
+}
+
+void DirectRowsStep::set_segments() {
+    const Window& w = layer_.window;
+    const index_t channels = layer_.in_channels;
+    if (layer_.groups == 1 && w.dilation_w == 1 && (w.kernel_w == 1 || pixel_ == channels)) {
+        segment_length_ = w.kernel_w * channels;
+        for (index_t r = 0; r < w.kernel_h; ++r) segments_.push_back(r * w.dilation_h * pitch_);
+        return;
+    }
+    segment_length_ = layer_.group_in();
+    for (index_t r = 0; r < w.kernel_h; ++r)
+        for (index_t s = 0; s < w.kernel_w; ++s)
+            segments_.push_back(r * w.dilation_h * pitch_ + s * w.dilation_w * pixel_);
+}
+
+void DirectRowsStep::plan_rows(const StepContext& context) {
+    const Window& w = layer_.window;
+    const index_t row_floats = w.stride_h * (shape_.cols + shape_.transformed) * groups_at_once_ * layer_.group_in();
+    const index_t most_rows = std::max<index_t>(1, kBlockFloats / row_floats);
+    bands_ = ceil_div(out_.h, most_rows);
+    const index_t wanted = 4 * context.threads;
+    if (context.images * bands_ < wanted) {
+        // Groups have nothing in common; bands read the rows between them twice.
+        if (layer_.groups >= wanted || grid_.reduction * layer_.out_channels > kBlockFloats) {
+            // Each thread a band, whose pixels are in its caches.
+            if (layer_.groups > 1)
+                bands_ = std::max(bands_, std::min(out_.h, ceil_div(context.threads, context.images)));
+            panel_chunks_ = std::min(grid_.total, ceil_div(wanted, context.images * bands_));
+        } else {
+            bands_ = std::min(out_.h, ceil_div(wanted, context.images));
+        }
+    }
+    if (band_) thread_scratch = static_cast<std::size_t>(plan_band(ceil_div(out_.h, bands_)));
+}
+
+// A task takes a band of the max-pool's rows, in steps of a few. The rows of this layer that a step computes lie in
+// scratch behind the copied input; those that the next step's windows share with it move to the front.
+void DirectRowsStep::plan_max_pool(const StepContext& context) {
+    const Window& w = pooled_->window;
+    pooled_out_ = context.extents[static_cast<std::size_t>(pooled_->output)];
+    pool_rows_ = std::max<index_t>(1, (kMostPooledFloats / map_row() - w.kernel_h) / w.stride_h + 1);
+    // Rows between two bands are computed twice.
+    bands_ = std::clamp<index_t>(2 * context.threads / context.images, 1, pooled_out_.h);
+    panel_chunks_ = 1;
+    const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
+    map_ = band_ ? plan_band(rows) : 0;
+    thread_scratch = static_cast<std::size_t>(map_ + rows * map_row());
+}
+
+index_t DirectRowsStep::plan_band(index_t out_rows) { return band_rows(out_rows) * pitch_; }
+
+void DirectRowsStep::run_max_pool(index_t image, Range pool_rows, const Wave& wave, float* scratch) const {
+    const Window& w = pooled_->window;
+    const Tensor& y = wave.tensors[pooled_->output];
+    float* const map = scratch + map_;
+    Range held{0, 0};  // rows of this layer in the map
+    for (index_t row = pool_rows.begin; row < pool_rows.end; row += pool_rows_) {
+        const Range step{row, std::min(row + pool_rows_, pool_rows.end)};
+        const Range rows{std::max<index_t>(step.begin * w.stride_h - w.pad_top, 0),
+                         std::min((step.end - 1) * w.stride_h - w.pad_top + w.kernel_h, out_.h)};
+        const index_t kept = std::max<index_t>(held.end - rows.begin, 0);
+        std::copy_n(map + (held.size() - kept) * map_row(), kept * map_row(), map);
+        if (rows.begin + kept < rows.end)
+            run_rows(image, {rows.begin + kept, rows.end}, {0, grid_.total}, wave, scratch, map + kept * map_row(),
+                     layer_.out_channels);
+        held = rows;
+        wave.kernels.max_pool({.image = {map, rows.size(), out_.w, map_row(), layer_.out_channels},
+                               .channels = layer_.out_channels,
+                               .window = w.args(rows.begin),
+                               .y = y.data + image * y.image + step.begin * y.row,
+                               .y_row = y.row,
+                               .out_width = pooled_out_.w,
+                               .out_row_begin = step.begin,
+                               .out_row_end = step.end});
+    }
+}
+
+// Output rows of an image to `to`, whose pixels are `pixel` floats apart.
+void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, float* to,
+                              index_t pixel) const {
+    const Window& w = layer_.window;
+    const Tensor& x = wave.tensors[layer_.input];
+    for (index_t begin = panels.begin; begin < panels.end;) {
+        const index_t group = begin / grid_.per_group, end_group = std::min(group + groups_at_once_, layer_.groups);
+        const Range some{begin, std::min(end_group * grid_.per_group, panels.end)};
+        const float* first = x.data + image * x.image + rows.begin * w.stride_h * x.row + group * layer_.group_in();
+        if (band_) {
+            copy_window(wave, layer_.input, image, in_, {group * layer_.group_in(), end_group * layer_.group_in()},
+                        {.y0 = rows.begin * w.stride_h - w.pad_top,
+                         .rows = band_rows(rows.size()),
+                         .x0 = -w.pad_left,
+                         .cols = shape_.cols},
+                        scratch, pixel_);
+            first = scratch;
+        }
+        multiply_rows(image, rows, some, first, wave, scratch, to, pixel);
+        begin = some.end;
+    }
+}
+
+void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, const float* first, const Wave& wave,
+                                   float*, float* to, index_t pixel) const {
+    const Window& w = layer_.window;
+    const index_t first_group = panels.begin / grid_.per_group;
+    for (index_t p = panels.begin; p < panels.end;) {
+        const Range chunk = chunk_from(p, panels.end);
+        GemmArgs g = panel_args(chunk, segments_, segment_length_, wave);
+        const index_t channel = grid_.channel(p);
+        const index_t group_offset = (p / grid_.per_group - first_group) * layer_.group_in();
+        g.lda = w.stride_w * pixel_;
+        g.rows = out_.w;
+        g.ldc = pixel;
+        for (index_t oy = rows.begin; oy < rows.end; ++oy) {
+            g.a = first + (oy - rows.begin) * w.stride_h * pitch_ + group_offset;
+            g.c = to + (oy - rows.begin) * out_.w * pixel + channel;
+            const Residual residual = residual_at(wave, layer_, image, oy, channel);
+            g.residual = residual.data;
+            g.ldr = residual.pixel;
+            multiply(g, wave);
+        }
+        p = chunk.end;
+    }
+}
+
+}  // namespace resfuse
