@@ -29,6 +29,21 @@ void register_info(py::module_& m) {
         },
         py::arg("isa"), "Kernels that a level runs: name, floats per vector, register tile.");
     m.def(
+        "kernel_types",
+        [](const std::string& isa) {
+            const KernelTable& kernels = kernels_of(parse_isa(isa));
+            py::dict types;
+            for (int t = 0; t < kDTypes; ++t) {
+                const DType type = static_cast<DType>(t);
+                std::vector<std::string> uses;
+                if (computes(kernels, type)) uses = {"programs", "training"};
+                if (kernels_of(kernels, type).pool_sum) uses.push_back("global average pooling");
+                types[type_name(type)] = uses;
+            }
+            return types;
+        },
+        py::arg("isa"), "What a level has kernels for, by the type of feature maps' elements.");
+    m.def(
         "cache_bytes", [] { return py::make_tuple(cache_sizes().l2, cache_sizes().l3); },
         "(L2 per core, L3) in bytes.");
     m.def("measure_clock", &measure_clock, "Cycles per second of this core, measured.");

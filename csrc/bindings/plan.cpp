@@ -80,8 +80,7 @@ py::list describe_layers(const Plan& plan) {
                            : layer.kind == LayerKind::affine   ? "elementwise"
                            : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
                                             : "global_avg_pool";
-        row["packed_bytes"] =
-            conv ? plan.algorithms()[l]->packed_floats(layer, plan.program().kernels()) * sizeof(float) : 0;
+        row["packed_bytes"] = conv ? plan.algorithms()[l]->packed_bytes(layer, plan.program().kernels()) : 0;
         row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
                                           layer.window.kernel_w * layer.group_in()
                                     : 0;
@@ -95,9 +94,42 @@ py::list describe_layers(const Plan& plan) {
     return rows;
 }
 
+py::list describe_buffers(const Plan& plan) {
+    py::list rows;
+    for (std::size_t b = 0; b < plan.buffers().size(); ++b) {
+        const PlannedBuffer& buffer = plan.buffers()[b];
+        const Lifetime& life = plan.lifetimes()[b];
+        py::dict row;
+        row["shape"] = py::make_tuple(buffer.channels, buffer.extent.h, buffer.extent.w);
+        row["dtype"] = type_name(buffer.type);
+        row["external"] = buffer.is_external();
+        row["image_bytes"] = buffer.image_bytes();
+        row["whole_batch"] = buffer.whole_batch;
+        row["offset"] = buffer.offset;
+        row["steps"] = life.is_used() ? py::object(py::make_tuple(life.first, life.last)) : py::object(py::none());
+        rows.append(row);
+    }
+    return rows;
+}
+
+py::list describe_segments(const Plan& plan) {
+    py::list rows;
+    for (const Segment& segment : plan.segments())
+        rows.append(py::make_tuple(segment.first_step, segment.last_step, segment.images));
+    return rows;
+}
+
 }  // namespace
 
 void register_plan(py::module_& m) {
+    m.def(
+        "algorithms",
+        [] {
+            std::vector<std::string> names;
+            for (const ConvAlgorithm* const algorithm : conv_algorithms()) names.push_back(algorithm->name());
+            return names;
+        },
+        "The algorithms for convolutions.");
     py::class_<Plan>(m, "Plan", "A program made ready for one batch and image size.")
         .def(py::init([](std::shared_ptr<Program> program, index_t batch,
                          const std::vector<std::tuple<index_t, index_t, bool>>& inputs, int threads,
@@ -126,5 +158,7 @@ void register_plan(py::module_& m) {
             py::arg("weights"), "Packs the weights that this plan needs; idempotent.")
         .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"), py::arg("profile") = false)
         .def("layers", &describe_layers, "What each layer does under this plan.")
-        .def_property_readonly("workspace_bytes", &Plan::workspace_bytes);
+        .def("buffers", &describe_buffers, "Size, place and lifetime of each buffer.")
+        .def("segments", &describe_segments, "(first step, last step, images a wave) of each segment.")
+        .def_property_readonly("workspace_bytes", [](const Plan& plan) { return plan.workspace().bytes; });
 }

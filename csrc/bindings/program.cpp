@@ -72,7 +72,12 @@ void register_program(py::module_& m) {
                  return std::make_shared<Program>(isa ? parse_isa(*isa) : active_isa());
              }),
              py::arg("isa") = py::none())
-        .def("add_input", &Program::add_input, py::arg("channels"))
+        .def(
+            "add_input",
+            [](Program& program, index_t channels, const std::string& dtype) {
+                return program.add_input(channels, parse_type(dtype));
+            },
+            py::arg("channels"), py::arg("dtype") = "fp32")
         .def("add_conv", &add_conv, py::arg("name"), py::arg("input"), py::arg("out_channels"), py::arg("kernel_size"),
              py::arg("stride"), py::arg("dilation"), py::arg("padding"), py::arg("groups"), py::arg("activation"),
              py::arg("residual"), py::arg("algorithm"))

@@ -50,7 +50,7 @@ bool is_dense_nchw(const Array4& a) {
 
 Tensor to_planes(const Array4& a) {
     const auto [n, c, h, w] = a.shape;
-    return {a.data, c * h * w, w, 1, h * w};
+    return {reinterpret_cast<std::byte*>(a.data), c * h * w, w, 1, h * w};
 }
 
 bool is_dense_nhwc(const Array4& a) {
@@ -61,6 +61,6 @@ bool is_dense_nhwc(const Array4& a) {
 
 Tensor to_tensor(const Array4& a) {
     const auto [n, c, h, w] = a.shape;
-    if (is_dense_nhwc(a)) return {a.data, h * w * c, w * c, c, 1};
-    return {a.data, a.strides[0], a.strides[2], a.strides[3], a.strides[1]};
+    if (is_dense_nhwc(a)) return {reinterpret_cast<std::byte*>(a.data), h * w * c, w * c, c, 1};
+    return {reinterpret_cast<std::byte*>(a.data), a.strides[0], a.strides[2], a.strides[3], a.strides[1]};
 }

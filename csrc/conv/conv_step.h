@@ -13,16 +13,22 @@ class ConvStep : public Step {
         : index_(index),
           algorithm_(algorithm),
           layer_(context.layers[index]),
-          in_(context.extents[static_cast<std::size_t>(layer_.input)]),
-          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
+          in_(context.buffer(layer_.input).extent),
+          out_(context.buffer(layer_.output).extent),
           grid_(panel_grid(layer_, context.kernels())) {}
 
     index_t pixels() const { return out_.h * out_.w; }  // of an image of the output
 
-    const float* weights(const Wave& wave) const { return wave.weights.packed(index_, algorithm_); }
+    const float* weights(const Wave& wave) const {
+        return static_cast<const float*>(wave.weights.packed(index_, algorithm_));
+    }
     // From an output channel or a panel's first one on.
     const float* scale(const Wave& wave, index_t at = 0) const { return wave.weights.scale(index_) + at; }
     const float* bias(const Wave& wave, index_t at = 0) const { return wave.weights.bias(index_) + at; }
+
+    // That read the input and write the output.
+    const ElementKernels& reads(const Wave& wave) const { return wave.kernels_of(layer_.input); }
+    const ElementKernels& writes(const Wave& wave) const { return wave.kernels_of(layer_.output); }
 
     const std::size_t index_;
     const ConvAlgorithm& algorithm_;

@@ -27,8 +27,8 @@ double product_cycles(double rows, index_t depth, index_t columns, const KernelT
            (multiply_adds_per_cycle(kernels.vector_floats) * (vectors == 1 ? kOneVectorEfficiency : kGemmEfficiency));
 }
 
-double packed_bytes(const ConvAlgorithm& algorithm, const ConvCall& call) {
-    return static_cast<double>(algorithm.packed_floats(call.layer, call.kernels) * sizeof(float));
+double streamed_bytes(const ConvAlgorithm& algorithm, const ConvCall& call) {
+    return static_cast<double>(algorithm.packed_bytes(call.layer, call.kernels));
 }
 
 index_t rows_in_l2(index_t floats, double share) {

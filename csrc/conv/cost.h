@@ -13,7 +13,7 @@ double cycles_of(double compute, double bytes, double bytes_per_cycle);
 double product_cycles(double rows, index_t depth, index_t columns, const KernelTable& kernels);
 
 // Bytes of packed weights.
-double packed_bytes(const ConvAlgorithm& algorithm, const ConvCall& call);
+double streamed_bytes(const ConvAlgorithm& algorithm, const ConvCall& call);
 
 // Rows of so many floats that are a share of L2.
 index_t rows_in_l2(index_t floats, double share);

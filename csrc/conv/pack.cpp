@@ -24,7 +24,7 @@ void pack_panels(const PackCall& call, index_t panel_floats, void (*pack_panel)(
         args.scale = call.source.scale.empty() ? nullptr : call.source.scale.data();
         args.first_k = grid.channel(p);
         args.cols = grid.cols(p);
-        args.packed = call.packed + p * panel_floats;
+        args.packed = call.floats() + p * panel_floats;
         pack_panel(args);
     }
 }

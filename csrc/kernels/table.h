@@ -15,53 +15,69 @@
 
 namespace resfuse {
 
+// The kernels that read and write feature maps of one element type; null where a level has none.
+struct ElementKernels {
+    void (*gemm)(const GemmArgs&);  // reads fp32 rows
+    WinogradTransforms winograd[kWinogradKinds];
+    void (*winograd_row_output)(const WinogradRowOutputArgs&);
+    void (*strassen_operands)(const StrassenOperandsArgs&);
+    void (*strassen_products)(const StrassenProductsArgs&);
+    void (*paired_rows)(const PairedRowsArgs&);  // of products in pairs of terms (paired_tile.h)
+    void (*paired_gemm)(const GemmArgs&);
+    void (*grouped)(const GroupedArgs&);
+    void (*grouped_f2)(const GroupedArgs&);
+    void (*copy_band)(const BandArgs&);   // to fp32
+    void (*copy_image)(const BandArgs&);  // to the same type
+    void (*transpose)(const TransposeArgs&);
+    void (*norm_apply)(const NormApplyArgs&);
+    void (*max_pool)(const MaxPoolArgs&);
+    void (*avg_pool)(const AvgPoolArgs&);
+    void (*activate)(ActivationArgs, void*, index_t);  // in place, for activations that are not a clamp
+    // Global average pooling.
+    void (*pool_sum)(const PoolSumArgs&);
+    void (*pool_mean)(const PoolMeanArgs&);
+    void (*pool_spread)(const PoolSpreadArgs&);
+};
+
 // The functions of one instruction set. All are pure functions on pointers and strides: no allocation, no threads, no
 // torch.
 struct KernelTable {
     const char* name;
     int vector_floats;
-    int tile_rows;  // rows of a full register tile
-    int tile_cols;  // columns of a weight panel
-    void (*gemm)(const GemmArgs&);
-    void (*winograd_products)(const WinogradProductsArgs&);
+    int tile_rows;         // rows of a full register tile
+    int tile_cols;         // columns of a weight panel
+    int paired_tile_rows;  // of products in pairs; 0 at levels without them
+
+    // By the element type of feature maps.
+    ElementKernels elements[kDTypes];
+
+    // On fp32 scratch.
     WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
+    void (*winograd_products)(const WinogradProductsArgs&);
     void (*winograd_row_input)(const WinogradRowInputArgs&);
-    void (*winograd_row_output)(const WinogradRowOutputArgs&);
-    void (*pack_winograd_rows)(const PackPanelArgs&);
+    void (*copy_windows)(const CopyWindowsArgs&);
+
+    // Weights.
     void (*pack_direct)(const PackPanelArgs&);
-    void (*strassen_operands)(const StrassenOperandsArgs&);
-    void (*strassen_products)(const StrassenProductsArgs&);
+    void (*pack_winograd_rows)(const PackPanelArgs&);
     void (*pack_strassen)(const PackStrassenArgs&);
-    // Products in pairs of terms (paired_tile.h); null at levels without them.
-    int paired_tile_rows;
-    void (*paired_rows)(const PairedRowsArgs&);
-    void (*paired_gemm)(const GemmArgs&);
-    void (*column_squares)(const float* panel, index_t depth, double* squares);  // of each output channel's weights
-    void (*step_squares)(const float* panel, index_t depth, const float* powers, float* squares);  // divided by powers
     void (*pack_paired)(const PackPairedArgs&);
     index_t (*paired_matrix_rows)(index_t depth);
-    void (*copy_band)(const BandArgs&);
-    void (*transpose)(const TransposeArgs&);
-    void (*grouped)(const GroupedArgs&);
-    void (*grouped_f2)(const GroupedArgs&);
+    void (*column_squares)(const float* panel, index_t depth, double* squares);  // of each output channel's weights
+    void (*step_squares)(const float* panel, index_t depth, const float* powers, float* squares);  // divided by powers
+
+    // Training, in fp32.
     void (*norm_sums)(const NormSumsArgs&);
-    void (*norm_apply)(const NormApplyArgs&);
     void (*norm_grad_sums)(const NormGradSumsArgs&);
     void (*norm_grad)(const NormGradArgs&);
     void (*outer_product)(const OuterProductArgs&);
     void (*pack_rows)(const PackRowsArgs&);
-    void (*copy_windows)(const CopyWindowsArgs&);
     void (*max_pool_index)(const MaxPoolIndexArgs&);
     void (*max_pool_grad)(const MaxPoolGradArgs&);
-    void (*max_pool)(const MaxPoolArgs&);
-    void (*avg_pool)(const AvgPoolArgs&);
-    // Global average pooling, by element type.
-    void (*pool_sum[kDTypes])(const PoolSumArgs&);
-    void (*pool_mean[kDTypes])(const PoolMeanArgs&);
-    void (*pool_spread[kDTypes])(const PoolSpreadArgs&);
+
+    // The machine's own limits.
     std::uint32_t (*read_all)(const void*, index_t bytes);  // a checksum of every byte
     index_t (*multiply_adds_at_peak)(index_t steps);        // on registers; returns how many
-    void (*activate)(ActivationArgs, float*, index_t);      // in place, for activations that are not a clamp
 };
 
 const KernelTable& generic_kernels();

@@ -11,9 +11,12 @@ namespace resfuse {
 using index_t = std::ptrdiff_t;
 constexpr index_t kLineFloats = 16;  // of a cache line
 
-// A contiguous-channel (NHWC) image: the pixel (y, x) starts at data + y * row + x * pixel.
+// Feature maps are void* in arguments: a kernel is compiled for the type of their elements. Weights, scratch, scales
+// and biases are fp32. Strides and offsets count elements.
+
+// A contiguous-channel (NHWC) image: the pixel (y, x) starts y * row + x * pixel elements from data.
 struct ImageView {
-    const float* data;
+    const void* data;
     index_t height;
     index_t width;
     index_t row;
@@ -25,8 +28,9 @@ struct WindowArgs {
     index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
 };
 
-// Element types of tensors that come from outside.
+// Element types of tensors in memory.
 enum class DType : int { fp32, fp64, bf16, fp16 };
 constexpr int kDTypes = 4;
+constexpr index_t kElementBytes[kDTypes] = {4, 8, 2, 2};
 
 }  // namespace resfuse

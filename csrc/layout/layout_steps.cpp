@@ -9,15 +9,25 @@ namespace {
 class LayoutStep final : public ImageStep {
   public:
     LayoutStep(const StepContext& context, int from, int to)
-        : ImageStep(context, from, to, context.extents[static_cast<std::size_t>(to)].h),
-          channels_(context.program.channels(to)) {}
+        : ImageStep(context, from, to, context.buffer(to).extent.h), channels_(context.program.channels(to)) {}
 
   private:
-    void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
-        const Tensor& y = wave.tensors[output_];
-        copy_window(wave, input_, image, in_, {0, channels_},
-                    {.y0 = rows.begin, .rows = rows.size(), .x0 = 0, .cols = in_.w},
-                    y.data + image * y.image + rows.begin * y.row, y.pixel);
+    void run_part(index_t image, Range rows, const Wave& wave, void*) const override {
+        const Tensor &x = wave.tensors[input_], &y = wave.tensors[output_];
+        wave.kernels_of(input_).copy_image({.image = x.at(image * x.image),
+                                            .height = in_.h,
+                                            .width = in_.w,
+                                            .channels = channels_,
+                                            .stride_h = x.row,
+                                            .stride_w = x.pixel,
+                                            .stride_c = x.channel,
+                                            .y0 = rows.begin,
+                                            .rows = rows.size(),
+                                            .x0 = 0,
+                                            .cols = in_.w,
+                                            .fill = 0.0f,
+                                            .band = y.at(image * y.image + rows.begin * y.row),
+                                            .pixel = y.pixel});
     }
 
     index_t channels_;
@@ -30,8 +40,7 @@ class PlanesStep final : public Step {
           from_(from),
           to_(to),
           channels_(context.program.channels(from)),
-          pixels_(context.extents[static_cast<std::size_t>(from)].h *
-                  context.extents[static_cast<std::size_t>(from)].w),
+          pixels_(context.buffer(from).extent.h * context.buffer(from).extent.w),
           parts_(std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, lines_of_plane(pixels_))) {
         thread_scratch = step_->thread_scratch;
         shared_scratch = step_->shared_scratch;
@@ -43,13 +52,13 @@ class PlanesStep final : public Step {
         return stage < step_->stages() ? step_->tasks(stage, images) : images * parts_;
     }
 
-    void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
+    void run(int stage, index_t task, const Wave& wave, void* scratch) const override {
         if (stage < step_->stages()) return step_->run(stage, task, wave, scratch);
         const Tensor &x = wave.tensors[from_], &y = wave.tensors[to_];
         const index_t image = task / parts_;
-        copy_lines_to_planes(wave.kernels, x.data + image * x.image, x.pixel,
+        copy_lines_to_planes(wave.kernels, x.type, x.at(image * x.image), x.pixel,
                              part(lines_of_plane(pixels_), task % parts_, parts_), channels_, pixels_,
-                             y.data + image * y.image);
+                             y.at(image * y.image));
     }
 
     bool pools() const override { return step_->pools(); }

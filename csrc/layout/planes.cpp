@@ -6,15 +6,16 @@
 
 namespace resfuse {
 
-void copy_lines_to_planes(const KernelTable& kernels, const float* x, index_t pixel, Range lines, index_t channels,
-                          index_t pixels, float* y) {
+void copy_lines_to_planes(const KernelTable& kernels, DType type, const void* x, index_t pixel, Range lines,
+                          index_t channels, index_t pixels, void* y) {
     const index_t first = lines.begin * kLineFloats, end = std::min(lines.end * kLineFloats, pixels);
-    kernels.transpose({.x = x + first * pixel,
-                       .rows = end - first,
-                       .cols = channels,
-                       .pitch = pixel,
-                       .y = y + first,
-                       .y_pitch = pixels});
+    kernels_of(kernels, type)
+        .transpose({.x = element_at(x, first * pixel, type),
+                    .rows = end - first,
+                    .cols = channels,
+                    .pitch = pixel,
+                    .y = element_at(y, first, type),
+                    .y_pitch = pixels});
 }
 
 void copy_to_planes(const KernelTable& kernels, const float* x, index_t images, index_t channels, index_t pixels,
@@ -27,8 +28,8 @@ void copy_to_planes(const KernelTable& kernels, const float* x, index_t images, 
 #pragma omp parallel for num_threads(used) schedule(static)
     for (index_t task = 0; task < images * parts; ++task) {
         const index_t image = task / parts * channels * pixels;
-        copy_lines_to_planes(kernels, x + image, channels, part(lines, task % parts, parts), channels, pixels,
-                             y + image);
+        copy_lines_to_planes(kernels, DType::fp32, x + image, channels, part(lines, task % parts, parts), channels,
+                             pixels, y + image);
     }
 }
 

@@ -49,4 +49,21 @@ std::vector<std::string> available_isas() {
     return names;
 }
 
+namespace {
+
+constexpr const char* kTypeNames[kDTypes] = {"fp32", "fp64", "bf16", "fp16"};
+
+}  // namespace
+
+const char* type_name(DType type) { return kTypeNames[static_cast<std::size_t>(type)]; }
+
+DType parse_type(const std::string& name) {
+    std::string names;
+    for (int t = 0; t < kDTypes; ++t) {
+        if (name == kTypeNames[t]) return static_cast<DType>(t);
+        names += (names.empty() ? "'" : ", '") + std::string(kTypeNames[t]) + "'";
+    }
+    throw std::invalid_argument("dtype: got '" + name + "', want one of " + names);
+}
+
 }  // namespace resfuse

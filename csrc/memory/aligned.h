@@ -1,4 +1,4 @@
-// Aligned float storage; large blocks come from the heap.
+// Aligned memory; large blocks come from the heap.
 #pragma once
 
 #include <cstddef>
@@ -10,14 +10,14 @@ namespace resfuse {
 // instead of 512, which is most of the time of a kernel that only writes.
 void advise_huge_pages(void* data, std::size_t bytes);
 
-class AlignedFloats {
+class AlignedBytes {
   public:
-    AlignedFloats() = default;
-    explicit AlignedFloats(std::size_t floats) : size_(floats) {
-        if (floats > 0) data_.reset(take(floats));
+    AlignedBytes() = default;
+    explicit AlignedBytes(std::size_t bytes) : size_(bytes) {
+        if (bytes > 0) data_.reset(take(bytes));
     }
 
-    float* data() const { return data_.get(); }
+    std::byte* data() const { return data_.get(); }
     std::size_t size() const { return size_; }
     bool empty() const { return size_ == 0; }
 
@@ -26,12 +26,25 @@ class AlignedFloats {
 
   private:
     struct Free {
-        void operator()(float* p) const;
+        void operator()(std::byte* p) const;
     };
-    static float* take(std::size_t floats);
+    static std::byte* take(std::size_t bytes);
 
-    std::unique_ptr<float, Free> data_;
+    std::unique_ptr<std::byte, Free> data_;
     std::size_t size_ = 0;
+};
+
+class AlignedFloats {
+  public:
+    AlignedFloats() = default;
+    explicit AlignedFloats(std::size_t floats) : bytes_(floats * sizeof(float)) {}
+
+    float* data() const { return reinterpret_cast<float*>(bytes_.data()); }
+    std::size_t size() const { return bytes_.size() / sizeof(float); }
+    bool empty() const { return bytes_.empty(); }
+
+  private:
+    AlignedBytes bytes_;
 };
 
 }  // namespace resfuse

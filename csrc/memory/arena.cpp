@@ -3,14 +3,15 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernels/table.h"
-
 namespace resfuse {
 
-std::size_t arena_round_up(std::size_t floats) {
-    constexpr std::size_t line = kLineFloats;
-    return floats == 0 ? 0 : (floats + line - 1) / line * line + line;
-}
+namespace {
+
+constexpr std::size_t kLine = 64;
+
+}  // namespace
+
+std::size_t arena_round_up(std::size_t bytes) { return bytes == 0 ? 0 : (bytes + kLine - 1) / kLine * kLine + kLine; }
 
 namespace {
 
@@ -19,7 +20,7 @@ std::vector<std::size_t> by_size(const std::vector<Interval>& intervals) {
     std::vector<std::size_t> order(intervals.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::stable_sort(order.begin(), order.end(),
-                     [&](std::size_t a, std::size_t b) { return intervals[a].floats > intervals[b].floats; });
+                     [&](std::size_t a, std::size_t b) { return intervals[a].bytes > intervals[b].bytes; });
     return order;
 }
 
@@ -31,12 +32,12 @@ std::size_t place_densely(std::vector<Interval>& intervals) {
     std::vector<const Interval*> placed;  // sorted by offset
     for (const std::size_t i : by_size(intervals)) {
         Interval& interval = intervals[i];
-        const std::size_t size = arena_round_up(interval.floats);
+        const std::size_t size = arena_round_up(interval.bytes);
         std::size_t offset = 0;
         for (const Interval* other : placed) {
             if (!alive_together(*other, interval)) continue;
             if (offset + size <= other->offset) break;
-            offset = std::max(offset, other->offset + arena_round_up(other->floats));
+            offset = std::max(offset, other->offset + arena_round_up(other->bytes));
         }
         interval.offset = offset;
         total = std::max(total, offset + size);
@@ -57,7 +58,7 @@ std::size_t place_centred(std::vector<Interval>& intervals) {
     std::size_t total = 0;
     for (const std::size_t i : by_size(intervals)) {
         Interval& interval = intervals[i];
-        const std::size_t size = arena_round_up(interval.floats);
+        const std::size_t size = arena_round_up(interval.bytes);
         const auto free = std::find_if(slots.begin(), slots.end(), [&](const Slot& slot) {
             return slot.held.front()->halves == interval.halves &&
                    std::none_of(slot.held.begin(), slot.held.end(),
@@ -68,7 +69,7 @@ std::size_t place_centred(std::vector<Interval>& intervals) {
             slots.push_back({total, size, {&interval}});
             total += size;
         } else {
-            interval.offset = free->offset + (free->size - size) / 2 / kLineFloats * kLineFloats;
+            interval.offset = free->offset + (free->size - size) / 2 / kLine * kLine;
             free->held.push_back(&interval);
         }
     }
@@ -79,7 +80,7 @@ std::size_t place_centred(std::vector<Interval>& intervals) {
 
 std::size_t place_intervals(std::vector<Interval>& intervals) {
     constexpr double kMostForHalves = 1.2;
-    constexpr std::size_t kLittle = std::size_t{4} << 20;  // 16 MiB
+    constexpr std::size_t kLittle = std::size_t{16} << 20;
     std::vector<Interval> centred = intervals;
     const std::size_t total = place_centred(centred), dense = place_densely(intervals);
     if (total > kLittle && static_cast<double>(total) > kMostForHalves * static_cast<double>(dense)) return dense;

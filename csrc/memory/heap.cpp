@@ -17,7 +17,7 @@ constexpr std::size_t kLeastSlab = std::size_t{8} << 20;
 
 std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-std::size_t slab_of(std::size_t bytes) { return round_up(std::max(bytes, kLeastSlab), AlignedFloats::kHugePage); }
+std::size_t slab_of(std::size_t bytes) { return round_up(std::max(bytes, kLeastSlab), AlignedBytes::kHugePage); }
 
 void* map_pages(void* hint, std::size_t bytes) {
     void* const data = mmap(hint, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

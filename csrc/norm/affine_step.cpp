@@ -14,31 +14,34 @@ class AffineStep final : public Step {
     AffineStep(const StepContext& context, std::size_t index)
         : index_(index),
           layer_(context.layers[index]),
-          out_(context.extents[static_cast<std::size_t>(layer_.output)]),
+          out_(context.buffer(layer_.output).extent),
           bands_(std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, out_.h)) {}
 
     index_t tasks(int, index_t images) const override { return images * bands_; }
 
-    void run(int, index_t task, const Wave& wave, float*) const override {
+    void run(int, index_t task, const Wave& wave, void*) const override {
         const index_t image = task / bands_;
         const Range rows = part(out_.h, task % bands_, bands_);
         const auto first = [&](int buffer) {
             const Tensor& tensor = wave.tensors[buffer];
-            return tensor.data + image * tensor.image + rows.begin * out_.w * layer_.out_channels;
+            return tensor.at(image * tensor.image + rows.begin * out_.w * layer_.out_channels);
         };
         const Tensor* gate = layer_.gate >= 0 ? &wave.tensors[layer_.gate] : nullptr;
-        float* const y = first(layer_.output);
-        wave.kernels.norm_apply({.x = first(layer_.input),
-                                 .residual = layer_.residual >= 0 ? first(layer_.residual) : nullptr,
-                                 .rows = rows.size() * out_.w,
-                                 .channels = layer_.out_channels,
-                                 .mean = wave.zeros,
-                                 .scale = gate ? gate->data + image * gate->image : wave.weights.scale(index_),
-                                 .bias = wave.weights.bias(index_),
-                                 .floor = activation_floor(layer_.activation),
-                                 .y = y});
+        void* const y = first(layer_.output);
+        wave.kernels_of(layer_.output)
+            .norm_apply(
+                {.x = first(layer_.input),
+                 .residual = layer_.residual >= 0 ? first(layer_.residual) : nullptr,
+                 .rows = rows.size() * out_.w,
+                 .channels = layer_.out_channels,
+                 .mean = wave.zeros,
+                 .scale = gate ? static_cast<const float*>(gate->at(image * gate->image)) : wave.weights.scale(index_),
+                 .bias = wave.weights.bias(index_),
+                 .floor = activation_floor(layer_.activation),
+                 .y = y});
         if (is_by_element(layer_.activation))
-            wave.kernels.activate({layer_.activation, layer_.slope}, y, rows.size() * out_.w * layer_.out_channels);
+            wave.kernels_of(layer_.output)
+                .activate({layer_.activation, layer_.slope}, y, rows.size() * out_.w * layer_.out_channels);
     }
 
   private:

@@ -67,8 +67,9 @@ void norm_forward(const KernelTable& kernels, const float* x, const float* resid
     const float floor = activation_floor(relu ? Activation::relu : Activation::none);
     for_each_part(pixels, parts_of(pixels), threads, [&](index_t, Range rows) {
         const index_t at = rows.begin * pixels.channels;
-        kernels.norm_apply({x + at, residual ? residual + at : nullptr, rows.size(), pixels.channels, mean, scale, bias,
-                            floor, y + at});
+        kernels_of(kernels, DType::fp32)
+            .norm_apply({x + at, residual ? residual + at : nullptr, rows.size(), pixels.channels, mean, scale, bias,
+                         floor, y + at});
     });
 }
 

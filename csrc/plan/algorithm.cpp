@@ -55,7 +55,7 @@ const ConvAlgorithm& choose_algorithm(const ConvCall& call) {
     return *best;
 }
 
-double stream_bytes_per_cycle(const std::vector<Layer>& layers, const std::vector<Extent>& extents,
+double stream_bytes_per_cycle(const std::vector<Layer>& layers, const std::vector<PlannedBuffer>& buffers,
                               const KernelTable& kernels) {
     // Of a cache that others share; transformed weights are several times as large.
     constexpr std::size_t kShareOfL3 = 4;
@@ -63,8 +63,8 @@ double stream_bytes_per_cycle(const std::vector<Layer>& layers, const std::vecto
     for (const Layer& layer : layers) {
         if (layer.kind != LayerKind::conv) continue;
         for (const ConvAlgorithm* const algorithm : conv_algorithms())
-            if (algorithm->applies(layer, extents[static_cast<std::size_t>(layer.output)], kernels)) {
-                bytes += algorithm->packed_floats(layer, kernels) * sizeof(float);
+            if (algorithm->applies(layer, buffers[static_cast<std::size_t>(layer.output)].extent, kernels)) {
+                bytes += algorithm->packed_bytes(layer, kernels);
                 break;
             }
     }

@@ -29,7 +29,9 @@ struct PackCall {
     const float* scale;  // of output channels, as panels lay them
     const KernelTable& kernels;
     int threads;
-    float* packed;
+    void* packed;
+
+    float* floats() const { return static_cast<float*>(packed); }
 };
 
 class ConvAlgorithm {
@@ -48,7 +50,7 @@ class ConvAlgorithm {
     virtual bool packs_for_one_call() const { return true; }
     // Whether its input may have any strides; all others read dense NHWC.
     virtual bool reads_any_strides() const { return false; }
-    virtual std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const = 0;
+    virtual std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const = 0;
     virtual void pack(const PackCall& call) const = 0;
     virtual std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const = 0;
 };
@@ -66,7 +68,7 @@ bool is_automatic(const std::string& request);
 const ConvAlgorithm& choose_algorithm(const ConvCall& call);
 
 // The rate at which a core streams weights: from one run to the next those of a small program stay in L3.
-double stream_bytes_per_cycle(const std::vector<Layer>& layers, const std::vector<Extent>& extents,
+double stream_bytes_per_cycle(const std::vector<Layer>& layers, const std::vector<PlannedBuffer>& buffers,
                               const KernelTable& kernels);
 
 }  // namespace resfuse

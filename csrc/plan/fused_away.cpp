@@ -8,7 +8,7 @@ class FusedAwayStep final : public Step {
   public:
     int stages() const override { return 0; }
     index_t tasks(int, index_t) const override { return 0; }
-    void run(int, index_t, const Wave&, float*) const override {}
+    void run(int, index_t, const Wave&, void*) const override {}
 };
 
 }  // namespace

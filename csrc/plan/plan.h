@@ -1,34 +1,14 @@
-// A Plan: everything about running a Program that one input size fixes. Extents, algorithms, the depth-first schedule,
-// and where each buffer lies in the workspace.
+// A Plan: everything about running a Program that one input size fixes. Its jobs stand in files of their own: sizes
+// (sizes.h), algorithms (algorithm.h), segments (segments.h), placement (placement.h).
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "plan/algorithm.h"
+#include "plan/placement.h"
 
 namespace resfuse {
-
-struct InputShape {
-    index_t height, width;
-    bool dense;  // NHWC in memory, channels contiguous, images one after the other
-};
-
-// Consecutive steps that each wave of images passes through before the next wave starts.
-struct Segment {
-    std::size_t first_step, last_step;  // inclusive
-    index_t images;                     // per wave
-};
-
-// Where a buffer lives. External buffers are the caller's tensors.
-struct Placement {
-    int external_input = -1;
-    int external_output = -1;
-    bool whole_batch = false;  // crosses segments, so it holds all images
-    std::size_t offset = 0;    // floats into the workspace
-    index_t image_floats = 0;
-    index_t pixel_floats = 0;
-};
 
 class Plan {
   public:
@@ -46,8 +26,7 @@ class Plan {
     const std::vector<Segment>& segments() const { return segments_; }
     bool input_dense(std::size_t input) const { return input_dense_[input]; }
     bool in_planes(std::size_t output) const { return in_planes_[output]; }
-    Extent extent(int buffer) const { return extents_[static_cast<std::size_t>(buffer)]; }
-    std::size_t workspace_bytes() const { return workspace_floats_ * sizeof(float); }
+    Extent extent(int buffer) const { return buffers_[static_cast<std::size_t>(buffer)].extent; }
     // The layer whose step pools as well, for a pooling layer that costs no step of its own; else -1.
     int pooled_in(std::size_t layer) const;
     // Images per wave of the segment that computes a layer.
@@ -55,30 +34,26 @@ class Plan {
 
     // What the executor needs.
     const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
-    const std::vector<Placement>& placements() const { return placements_; }
-    std::size_t workspace_floats() const { return workspace_floats_; }
-    std::size_t thread_scratch_offset() const { return thread_scratch_offset_; }
-    std::size_t thread_scratch_floats() const { return thread_scratch_floats_; }
-    std::size_t shared_scratch_offset(std::size_t step) const { return shared_scratch_offsets_[step]; }
-    index_t channels(std::size_t buffer) const { return channels_[buffer]; }
+    const std::vector<PlannedBuffer>& buffers() const { return buffers_; }
+    const std::vector<Lifetime>& lifetimes() const { return lifetimes_; }
+    const Workspace& workspace() const { return workspace_; }
     const float* zeros() const { return zeros_.data(); }
 
   private:
-    void infer_extents(const std::vector<InputShape>& inputs);
     void choose_algorithms();
     void place_inputs(const std::vector<InputShape>& inputs);
     void place_outputs(const std::vector<std::size_t>& planes);
-    int add_external(int like, const Placement& placement);
-    void make_segments();
-    void find_pooled();
+    int add_external(int like, int input, int output);
     void space_pixels();
+    std::vector<LayerTraffic> traffic() const;
+    void find_pooled();
+    StepContext context_of(std::size_t step) const;
     void make_steps();
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const;
     void add_planes();
-    bool overwrites_residual(const Layer& layer) const;
-    void place_buffers();
+    void find_lifetimes();
     std::size_t step_of_layer(std::size_t layer) const { return layer + layouts_.size(); }
-    std::size_t segment_of(std::size_t step) const;
+    PlannedBuffer& buffer(int number) { return buffers_[static_cast<std::size_t>(number)]; }
 
     struct Layout {
         int from, to;
@@ -88,11 +63,8 @@ class Plan {
     index_t batch_;
     int threads_;
     std::vector<Layer> layers_;
-    std::vector<Extent> extents_;
-    std::vector<index_t> channels_;
-    std::vector<bool> dense_;
+    std::vector<PlannedBuffer> buffers_;
     std::vector<bool> input_dense_;                 // per input
-    std::vector<index_t> pixels_;                   // floats between a dense buffer's pixels
     std::vector<const ConvAlgorithm*> algorithms_;  // null: no convolution
     double stream_bytes_per_cycle_ = 0.0;
     std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null
@@ -101,11 +73,9 @@ class Plan {
     std::vector<Layout> planes_;        // outputs that a layer's step copies in addition
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<Segment> segments_;
-    std::vector<Placement> placements_;
+    std::vector<Lifetime> lifetimes_;  // per buffer
+    Workspace workspace_;
     std::vector<float> zeros_;
-    std::size_t workspace_floats_ = 0;
-    std::size_t thread_scratch_offset_ = 0, thread_scratch_floats_ = 0;
-    std::vector<std::size_t> shared_scratch_offsets_;  // per step
 };
 
 }  // namespace resfuse

@@ -45,7 +45,7 @@ class TaskQueue {
 class Executor {
   public:
     Executor(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
-             const std::vector<Tensor>& outputs, float* workspace, std::vector<double>* step_seconds)
+             const std::vector<Tensor>& outputs, std::byte* workspace, std::vector<double>* step_seconds)
         : plan_(plan),
           weights_(weights),
           inputs_(inputs),
@@ -54,9 +54,9 @@ class Executor {
           step_seconds_(step_seconds) {}
 
     void run_thread(int thread, int threads, TaskQueue& queue) const {
-        float* scratch = workspace_ + plan_.thread_scratch_offset() +
-                         static_cast<std::size_t>(thread) * plan_.thread_scratch_floats();
-        std::vector<Tensor> tensors(plan_.placements().size());
+        std::byte* const scratch = workspace_ + plan_.workspace().thread_scratch_offset +
+                                   static_cast<std::size_t>(thread) * plan_.workspace().thread_scratch;
+        std::vector<Tensor> tensors(plan_.buffers().size());
         std::size_t stage_number = 0;
         const bool clocked = step_seconds_ != nullptr && thread == 0;
         for (const Segment& segment : plan_.segments())
@@ -66,7 +66,7 @@ class Executor {
                 Wave wave{plan_.program().kernels(), weights_, images, tensors.data(), workspace_, plan_.zeros()};
                 for (std::size_t s = segment.first_step; s <= segment.last_step; ++s) {
                     const Step& step = *plan_.steps()[s];
-                    wave.shared = workspace_ + plan_.shared_scratch_offset(s);
+                    wave.shared = workspace_ + plan_.workspace().shared_scratch_offsets[s];
                     const double start = clocked ? now() : 0.0;
                     for (int stage = 0; stage < step.stages(); ++stage, ++stage_number) {
                         queue.work(thread, threads, step.tasks(stage, images), stage_number,
@@ -85,21 +85,22 @@ class Executor {
 
     void place_tensors(std::vector<Tensor>& tensors, index_t first_image) const {
         for (std::size_t b = 0; b < tensors.size(); ++b) {
-            const Placement& place = plan_.placements()[b];
-            if (place.external_input >= 0) {
-                tensors[b] = inputs_[static_cast<std::size_t>(place.external_input)];
-                tensors[b].data += first_image * tensors[b].image;
-                continue;
+            const PlannedBuffer& buffer = plan_.buffers()[b];
+            Tensor& tensor = tensors[b];
+            if (buffer.external_input >= 0) {
+                tensor = inputs_[static_cast<std::size_t>(buffer.external_input)];
+            } else if (buffer.external_output >= 0) {
+                tensor = outputs_[static_cast<std::size_t>(buffer.external_output)];
+            } else {
+                tensor = {workspace_ + buffer.offset,
+                          buffer.image(),
+                          buffer.extent.w * buffer.pixel,
+                          buffer.pixel,
+                          1,
+                          buffer.type};
             }
-            if (place.external_output >= 0) {
-                tensors[b] = outputs_[static_cast<std::size_t>(place.external_output)];
-                tensors[b].data += first_image * tensors[b].image;
-                continue;
-            }
-            const index_t width = plan_.extent(static_cast<int>(b)).w;
-            float* data = workspace_ + place.offset;
-            if (place.whole_batch) data += first_image * place.image_floats;
-            tensors[b] = {data, place.image_floats, width * place.pixel_floats, place.pixel_floats, 1};
+            if (buffer.is_external() || buffer.whole_batch)
+                tensor.data = static_cast<std::byte*>(tensor.at(first_image * tensor.image));
         }
     }
 
@@ -107,7 +108,7 @@ class Executor {
     const WeightSet& weights_;
     const std::vector<Tensor>& inputs_;
     const std::vector<Tensor>& outputs_;
-    float* workspace_;
+    std::byte* workspace_;
     std::vector<double>* step_seconds_;
 };
 
@@ -116,7 +117,7 @@ class Executor {
 void run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
          const std::vector<Tensor>& outputs, std::vector<double>* step_seconds) {
     if (step_seconds) step_seconds->assign(plan.steps().size(), 0.0);
-    const AlignedFloats workspace(plan.workspace_floats());
+    const AlignedBytes workspace(plan.workspace().bytes);
     const Executor executor(plan, weights, inputs, outputs, workspace.data(), step_seconds);
     TaskQueue queue(plan.threads());
 #pragma omp parallel num_threads(usable_threads(plan.threads()))

@@ -21,4 +21,43 @@ index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, 
     return std::min(whole, wave);
 }
 
+namespace {
+
+bool same(Extent a, Extent b) { return a.h == b.h && a.w == b.w; }
+
+// Whether a layer, or the first one behind those of one pixel, has this extent.
+bool in_stage(const std::vector<LayerTraffic>& layers, std::size_t l, Extent extent) {
+    while (l < layers.size() && same(layers[l].out, {1, 1}) && !same(layers[l].out, extent)) ++l;
+    return l < layers.size() && same(layers[l].out, extent);
+}
+
+}  // namespace
+
+std::vector<Segment> make_segments(const std::vector<LayerTraffic>& layers, std::size_t steps_before, index_t batch,
+                                   int threads) {
+    std::vector<Segment> segments;
+    for (std::size_t first = 0; first < layers.size();) {
+        std::size_t last = first, weights = 0, activations = 0;
+        for (const Extent extent = layers[first].out; last < layers.size() && in_stage(layers, last, extent); ++last) {
+            weights = std::max(weights, layers[last].weights);
+            activations = std::max(activations, layers[last].activations);
+        }
+        const index_t images = images_per_wave(weights, activations, batch, threads);
+        const std::size_t last_step = steps_before + last - 1;
+        if (!segments.empty() && segments.back().images == images) {
+            segments.back().last_step = last_step;
+        } else {
+            segments.push_back({segments.empty() ? 0 : steps_before + first, last_step, images});
+        }
+        first = last;
+    }
+    return segments;
+}
+
+std::size_t segment_of(const std::vector<Segment>& segments, std::size_t step) {
+    std::size_t s = 0;
+    while (segments[s].last_step < step) ++s;
+    return s;
+}
+
 }  // namespace resfuse

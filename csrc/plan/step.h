@@ -5,14 +5,25 @@
 #include <memory>
 #include <vector>
 
-#include "program/program.h"
+#include "plan/buffer.h"
 
 namespace resfuse {
 
-// Where a buffer lies while a wave runs: image i of the wave starts at data + i * image. Strides in floats.
+inline void* element_at(void* data, index_t i, DType type) {
+    return static_cast<std::byte*>(data) + i * kElementBytes[static_cast<std::size_t>(type)];
+}
+inline const void* element_at(const void* data, index_t i, DType type) {
+    return static_cast<const std::byte*>(data) + i * kElementBytes[static_cast<std::size_t>(type)];
+}
+
+// Where a buffer lies while a wave runs: image i of the wave starts i * image elements from data.
 struct Tensor {
-    float* data = nullptr;
-    index_t image = 0, row = 0, pixel = 0, channel = 0;
+    std::byte* data = nullptr;
+    index_t image = 0, row = 0, pixel = 0, channel = 0;  // elements
+    DType type = DType::fp32;
+
+    void* at(index_t i) const { return element_at(data, i, type); }
+    float* floats() const { return reinterpret_cast<float*>(data); }  // of fp32
 };
 
 class WeightSet;
@@ -22,17 +33,19 @@ struct Wave {
     const WeightSet& weights;
     index_t images;
     const Tensor* tensors;  // one per buffer
-    float* shared;          // scratch that all threads of a step see
+    void* shared;           // scratch that all threads of a step see
     const float* zeros;     // as many zeros as the widest buffer has channels
+
+    // That read or write a buffer.
+    const ElementKernels& kernels_of(int buffer) const { return resfuse::kernels_of(kernels, tensors[buffer].type); }
+    const ElementKernels& fp32() const { return resfuse::kernels_of(kernels, DType::fp32); }
 };
 
 // What a step needs to know of the plan it is made for.
 struct StepContext {
     const Program& program;
-    const std::vector<Layer>& layers;    // paddings resolved
-    const std::vector<Extent>& extents;  // per buffer
-    const std::vector<bool>& dense;      // per buffer: dense NHWC
-    const std::vector<index_t>& pixels;  // per buffer: floats between its pixels, where it is dense
+    const std::vector<Layer>& layers;  // paddings resolved
+    const std::vector<PlannedBuffer>& buffers;
     // Per layer: the pooling layer that alone reads its output, or null.
     const std::vector<const Layer*>& pooled;
     index_t images;  // per wave, at most
@@ -41,6 +54,7 @@ struct StepContext {
     const Layer* averaged(std::size_t layer) const {
         return pooled[layer] && pooled[layer]->kind == LayerKind::global_avg_pool ? pooled[layer] : nullptr;
     }
+    const PlannedBuffer& buffer(int number) const { return buffers[static_cast<std::size_t>(number)]; }
     const KernelTable& kernels() const { return program.kernels(); }
 };
 
@@ -49,12 +63,12 @@ class Step {
     virtual ~Step() = default;
     virtual int stages() const { return 1; }
     virtual index_t tasks(int stage, index_t images) const = 0;
-    virtual void run(int stage, index_t task, const Wave& wave, float* scratch) const = 0;
+    virtual void run(int stage, index_t task, const Wave& wave, void* scratch) const = 0;
     // Whether this step writes what the pooling layer behind it makes of its output and not the output.
     virtual bool pools() const { return false; }
 
-    std::size_t thread_scratch = 0;  // floats
-    std::size_t shared_scratch = 0;  // floats
+    std::size_t thread_scratch = 0;  // bytes
+    std::size_t shared_scratch = 0;  // bytes
 };
 
 // Of layers that are no convolutions; the rooms of these layers define them.
@@ -68,6 +82,8 @@ std::unique_ptr<Step> make_fused_away_step();
 std::unique_ptr<Step> make_planes_step(const StepContext& context, std::unique_ptr<Step> step, int from, int to);
 // Copies a strided buffer into a dense NHWC one.
 std::unique_ptr<Step> make_layout_step(const StepContext& context, int from, int to);
+
+inline std::size_t float_bytes(index_t floats) { return static_cast<std::size_t>(floats) * sizeof(float); }
 
 inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 
@@ -95,25 +111,25 @@ struct PixelWindow {
     index_t y0, rows, x0, cols;
 };
 
-// Copies some channels of a window of one image, of any strides, to an NHWC band, its pixels some floats apart, with
-// zeros where there is no image.
+// Copies some channels of a window of one image, of any strides, to an NHWC band of fp32, its pixels some floats apart,
+// with zeros where there is no image.
 inline void copy_window(const Wave& wave, int buffer, index_t image, Extent extent, Range channels,
                         const PixelWindow& window, float* band, index_t pixel) {
     const Tensor& x = wave.tensors[buffer];
-    wave.kernels.copy_band({.image = x.data + image * x.image + channels.begin * x.channel,
-                            .height = extent.h,
-                            .width = extent.w,
-                            .channels = channels.size(),
-                            .stride_h = x.row,
-                            .stride_w = x.pixel,
-                            .stride_c = x.channel,
-                            .y0 = window.y0,
-                            .rows = window.rows,
-                            .x0 = window.x0,
-                            .cols = window.cols,
-                            .fill = 0.0f,
-                            .band = band,
-                            .pixel = pixel});
+    wave.kernels_of(buffer).copy_band({.image = x.at(image * x.image + channels.begin * x.channel),
+                                       .height = extent.h,
+                                       .width = extent.w,
+                                       .channels = channels.size(),
+                                       .stride_h = x.row,
+                                       .stride_w = x.pixel,
+                                       .stride_c = x.channel,
+                                       .y0 = window.y0,
+                                       .rows = window.rows,
+                                       .x0 = window.x0,
+                                       .cols = window.cols,
+                                       .fill = 0.0f,
+                                       .band = band,
+                                       .pixel = pixel});
 }
 
 // The windows of some output pixels of a layer, counted over all images, as rows `pitch` floats apart.
@@ -133,59 +149,58 @@ inline void gather_windows(const Wave& wave, const Layer& layer, Extent in, Exte
 
 // What a layer adds to a row of an image's outputs, from a channel on: null where it adds nothing.
 struct Residual {
-    const float* data;
+    const void* data;
     index_t pixel;
 };
 inline Residual residual_at(const Wave& wave, const Layer& layer, index_t image, index_t row, index_t channel) {
     if (layer.residual < 0) return {nullptr, 0};
     const Tensor& r = wave.tensors[layer.residual];
-    return {r.data + image * r.image + row * r.row + channel, r.pixel};
+    return {r.at(image * r.image + row * r.row + channel), r.pixel};
 }
 
 // The same from a pixel on that is counted over all images, of a dense residual.
 inline Residual residual_from(const Wave& wave, const Layer& layer, index_t pixel, index_t channel) {
     if (layer.residual < 0) return {nullptr, 0};
     const Tensor& r = wave.tensors[layer.residual];
-    return {r.data + pixel * r.pixel + channel, r.pixel};
+    return {r.at(pixel * r.pixel + channel), r.pixel};
 }
 
 // What pixel `i` of the output of a 1x1 convolution, counted over all images, reads.
-inline const float* one_by_one_input(const Layer& layer, const Tensor& x, Extent out, index_t i) {
-    if (layer.window.is_pointwise()) return x.data + i * x.pixel;
+inline const void* one_by_one_input(const Layer& layer, const Tensor& x, Extent out, index_t i) {
+    if (layer.window.is_pointwise()) return x.at(i * x.pixel);
     const index_t pixels = out.h * out.w, pixel = i % pixels;
-    return x.data + i / pixels * x.image + pixel / out.w * layer.window.stride_h * x.row +
-           pixel % out.w * layer.window.stride_w * x.pixel;
+    return x.at(i / pixels * x.image + pixel / out.w * layer.window.stride_h * x.row +
+                pixel % out.w * layer.window.stride_w * x.pixel);
 }
 
 inline ImageView image_view(const Tensor& tensor, index_t image, Extent extent) {
-    return {tensor.data + image * tensor.image, extent.h, extent.w, tensor.row, tensor.pixel};
+    return {tensor.at(image * tensor.image), extent.h, extent.w, tensor.row, tensor.pixel};
 }
 
 // A whole feature map of one weight panel that fits in cache is pooled there.
 constexpr index_t kMostPooledFloats = 64 * 1024;
 
-// Means over the pixels of channels [begin, end) of an image into y; `scratch` holds as many floats. Where the image
-// lies and how its channels are shared out depends on the number of threads, the bits must not.
-inline void pool_pixels(const KernelTable& kernels, const ImageView& image, index_t begin, index_t end, float* scratch,
-                        float* y) {
+// Means over the pixels of channels [begin, end) of an image of one type into y of another; `scratch` holds as many
+// floats. Where the image lies and how its channels are shared out depends on the number of threads, the bits must not.
+inline void pool_pixels(const ElementKernels& reads, const ElementKernels& writes, const ImageView& image, DType type,
+                        index_t begin, index_t end, float* scratch, void* y) {
     const bool one_row = image.row == image.width * image.pixel;
-    constexpr auto fp32 = static_cast<std::size_t>(DType::fp32);
-    kernels.pool_sum[fp32]({.x = image.data + begin,
-                            .channels = end - begin,
-                            .rows = one_row ? 1 : image.height,
-                            .cols = one_row ? image.height * image.width : image.width,
-                            .stride_c = 1,
-                            .stride_h = image.row,
-                            .stride_w = image.pixel,
-                            .sums = scratch,
-                            .by_pixel = true});
-    kernels.pool_mean[fp32]({.sums = scratch,
-                             .parts = 1,
-                             .part_stride = 0,
-                             .channels = end - begin,
-                             .pixels = image.height * image.width,
-                             .y = y,
-                             .stride_y = 1});
+    reads.pool_sum({.x = element_at(image.data, begin, type),
+                    .channels = end - begin,
+                    .rows = one_row ? 1 : image.height,
+                    .cols = one_row ? image.height * image.width : image.width,
+                    .stride_c = 1,
+                    .stride_h = image.row,
+                    .stride_w = image.pixel,
+                    .sums = scratch,
+                    .by_pixel = true});
+    writes.pool_mean({.sums = scratch,
+                      .parts = 1,
+                      .part_stride = 0,
+                      .channels = end - begin,
+                      .pixels = image.height * image.width,
+                      .y = y,
+                      .stride_y = 1});
 }
 
 }  // namespace resfuse

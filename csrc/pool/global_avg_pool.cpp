@@ -34,7 +34,7 @@ struct Walk {
           stride_w(x.strides[3]),
           out_n(x.shape[1]),
           out_c(1),
-          element(element_size(x.dtype)) {
+          element(element_bytes(x.dtype)) {
         if (cols == 1 || (rows > 1 && stride_h < stride_w)) {
             std::swap(rows, cols);
             std::swap(stride_h, stride_w);
@@ -101,26 +101,21 @@ char* at(void* data, index_t elements, index_t element) { return static_cast<cha
 
 }  // namespace
 
-index_t element_size(DType dtype) {
-    constexpr std::array<index_t, kDTypes> sizes = {4, 8, 2, 2};
-    return sizes[static_cast<std::size_t>(dtype)];
-}
-
-index_t StridedImages::bytes() const { return elements() * element_size(dtype); }
+index_t StridedImages::bytes() const { return elements() * element_bytes(dtype); }
 
 void global_avg_pool(const KernelTable& kernels, const void* x, const StridedImages& images, void* y, int threads) {
     if (images.elements() == 0) return;
     const Walk w(images);
-    const std::size_t type = static_cast<std::size_t>(images.dtype);
+    const ElementKernels& of_type = kernels_of(kernels, images.dtype);
     const index_t accumulator = images.dtype == DType::fp64 ? 8 : 4;
     const auto mean = [&](const void* sums, index_t part_stride, index_t image, Range channels) {
-        kernels.pool_mean[type]({.sums = sums,
-                                 .parts = w.parts,
-                                 .part_stride = part_stride,
-                                 .channels = channels.size(),
-                                 .pixels = images.pixels(),
-                                 .y = at(y, image * w.out_n + channels.begin * w.out_c, w.element),
-                                 .stride_y = w.out_c});
+        of_type.pool_mean({.sums = sums,
+                           .parts = w.parts,
+                           .part_stride = part_stride,
+                           .channels = channels.size(),
+                           .pixels = images.pixels(),
+                           .y = at(y, image * w.out_n + channels.begin * w.out_c, w.element),
+                           .stride_y = w.out_c});
     };
     // Sums of parts of the pixels, [part][image][channel]; whole sums need no memory of their own.
     const index_t part_stride = w.images * w.channels;
@@ -136,14 +131,14 @@ void global_avg_pool(const KernelTable& kernels, const void* x, const StridedIma
                          ? local
                          : static_cast<void*>(
                                at(partial.data(), p * part_stride + image * w.channels + channels.begin, accumulator));
-        kernels.pool_sum[type]({.x = at(x, image * w.stride_n + channels.begin * w.stride_c + offset, w.element),
-                                .channels = channels.size(),
-                                .rows = rows,
-                                .cols = cols,
-                                .stride_c = w.stride_c,
-                                .stride_h = w.stride_h,
-                                .stride_w = w.stride_w,
-                                .sums = sums});
+        of_type.pool_sum({.x = at(x, image * w.stride_n + channels.begin * w.stride_c + offset, w.element),
+                          .channels = channels.size(),
+                          .rows = rows,
+                          .cols = cols,
+                          .stride_c = w.stride_c,
+                          .stride_h = w.stride_h,
+                          .stride_w = w.stride_w,
+                          .sums = sums});
         if (w.parts == 1) mean(sums, 0, image, channels);
     });
     if (w.parts > 1)
@@ -163,17 +158,17 @@ void global_avg_pool_backward(const KernelTable& kernels, const void* grad, std:
         index_t offset, rows, cols;
         w.part_of_pixels(p, offset, rows, cols);
         const index_t grad_n = grad_strides[swapped ? 1 : 0], grad_c = grad_strides[swapped ? 0 : 1];
-        kernels.pool_spread[static_cast<std::size_t>(images.dtype)](
-            {.grad = at(grad, image * grad_n + channels.begin * grad_c, w.element),
-             .stride_grad = grad_c,
-             .pixels = images.pixels(),
-             .dx = at(dx, image * w.stride_n + channels.begin * w.stride_c + offset, w.element),
-             .channels = channels.size(),
-             .rows = rows,
-             .cols = cols,
-             .stride_c = w.stride_c,
-             .stride_h = w.stride_h,
-             .stride_w = w.stride_w});
+        kernels_of(kernels, images.dtype)
+            .pool_spread({.grad = at(grad, image * grad_n + channels.begin * grad_c, w.element),
+                          .stride_grad = grad_c,
+                          .pixels = images.pixels(),
+                          .dx = at(dx, image * w.stride_n + channels.begin * w.stride_c + offset, w.element),
+                          .channels = channels.size(),
+                          .rows = rows,
+                          .cols = cols,
+                          .stride_c = w.stride_c,
+                          .stride_h = w.stride_h,
+                          .stride_w = w.stride_w});
     });
 }
 

@@ -8,25 +8,24 @@ namespace {
 class PoolStep final : public ImageStep {
   public:
     PoolStep(const StepContext& context, const Layer& layer)
-        : ImageStep(context, layer.input, layer.output, context.extents[static_cast<std::size_t>(layer.output)].h),
-          layer_(layer) {}
+        : ImageStep(context, layer.input, layer.output, context.buffer(layer.output).extent.h), layer_(layer) {}
 
   private:
-    void run_part(index_t image, Range rows, const Wave& wave, float*) const override {
+    void run_part(index_t image, Range rows, const Wave& wave, void*) const override {
         const Window& w = layer_.window;
         const Tensor& y = wave.tensors[output_];
         const MaxPoolArgs pool{.image = image_view(wave.tensors[input_], image, in_),
                                .channels = layer_.out_channels,
                                .window = w.args(),
-                               .y = y.data + image * y.image + rows.begin * y.row,
+                               .y = y.at(image * y.image + rows.begin * y.row),
                                .y_row = y.row,
                                .out_width = out_.w,
                                .out_row_begin = rows.begin,
                                .out_row_end = rows.end};
         if (layer_.kind == LayerKind::max_pool) {
-            wave.kernels.max_pool(pool);
+            wave.kernels_of(output_).max_pool(pool);
         } else {
-            wave.kernels.avg_pool({pool, w.pad_bottom, w.pad_right, layer_.counts_padding});
+            wave.kernels_of(output_).avg_pool({pool, w.pad_bottom, w.pad_right, layer_.counts_padding});
         }
     }
 
@@ -39,15 +38,15 @@ class GlobalAvgPoolStep final : public ImageStep {
         : ImageStep(context, layer.input, layer.output, ceil_div(layer.out_channels, context.kernels().vector_floats)),
           channels_(layer.out_channels),
           vector_(context.kernels().vector_floats) {
-        thread_scratch = static_cast<std::size_t>(parts_of_ * vector_);
+        thread_scratch = float_bytes(parts_of_ * vector_);
     }
 
   private:
-    void run_part(index_t image, Range vectors, const Wave& wave, float* scratch) const override {
+    void run_part(index_t image, Range vectors, const Wave& wave, void* scratch) const override {
         const Tensor& y = wave.tensors[output_];
         const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, channels_);
-        pool_pixels(wave.kernels, image_view(wave.tensors[input_], image, in_), begin, end, scratch,
-                    y.data + image * y.image + begin);
+        pool_pixels(wave.kernels_of(input_), wave.kernels_of(output_), image_view(wave.tensors[input_], image, in_),
+                    wave.tensors[input_].type, begin, end, static_cast<float*>(scratch), y.at(image * y.image + begin));
     }
 
     index_t channels_, vector_;

@@ -88,16 +88,28 @@ void Program::check_buffer(int buffer, const std::string& what) const {
             what + ": got buffer " + std::to_string(buffer) + ", want 0 to " + std::to_string(buffers() - 1));
 }
 
-int Program::add_buffer(index_t channels) {
+void Program::check_operand(const Layer& layer, int buffer, const char* what, DType want) const {
+    if (buffer < 0) return;
+    check_buffer(buffer, layer.name + ": " + what);
+    require(channels(buffer) == layer.out_channels, layer.name + ": " + what + " has " +
+                                                        std::to_string(channels(buffer)) + " channels, want " +
+                                                        std::to_string(layer.out_channels));
+    require(type(buffer) == want,
+            layer.name + ": " + what + " is of type " + type_name(type(buffer)) + ", want " + type_name(want));
+}
+
+int Program::add_buffer(index_t channels, DType type) {
     require(!frozen_, "program: cannot grow once it has a plan or weights");
-    channels_.push_back(channels);
+    require(computes(kernels(), type), std::string("dtype: got '") + type_name(type) +
+                                           "', which programs do not compute at the level " + isa_name(isa_));
+    buffers_.push_back({channels, type});
     return buffers() - 1;
 }
 
-int Program::add_input(index_t channels) {
+int Program::add_input(index_t channels, DType type) {
     require(channels > 0 && channels <= kMostLength,
             "channels: got " + std::to_string(channels) + ", want a positive number of 31 bits");
-    inputs_.push_back(add_buffer(channels));
+    inputs_.push_back(add_buffer(channels, type));
     return inputs_.back();
 }
 
@@ -113,15 +125,10 @@ int Program::add_conv(Layer layer) {
     require(layer.groups > 0 && layer.in_channels % layer.groups == 0 && layer.out_channels % layer.groups == 0,
             name + ": groups = " + std::to_string(layer.groups) + " must divide " + std::to_string(layer.in_channels) +
                 " input and " + std::to_string(layer.out_channels) + " output channels");
-    if (layer.residual >= 0) {
-        check_buffer(layer.residual, name + ": residual");
-        require(channels(layer.residual) == layer.out_channels,
-                name + ": residual has " + std::to_string(channels(layer.residual)) + " channels, want " +
-                    std::to_string(layer.out_channels));
-    }
+    check_operand(layer, layer.residual, "residual", layer.type);
     require(layer.activation != Activation::softmax || layer.groups == 1,
             name + ": softmax cannot follow a convolution in groups");
-    layer.output = add_buffer(layer.out_channels);
+    layer.output = add_buffer(layer.out_channels, layer.type);
     layers_.push_back(std::move(layer));
     return layers_.back().output;
 }
@@ -135,7 +142,8 @@ int Program::add_pool(LayerKind kind, const std::string& name, int input, const 
     Layer layer{.kind = kind, .name = name, .input = input, .output = -1, .window = window};
     layer.counts_padding = counts_padding;
     layer.in_channels = layer.out_channels = channels(input);
-    layer.output = add_buffer(layer.out_channels);
+    layer.type = type(input);
+    layer.output = add_buffer(layer.out_channels, layer.type);
     layers_.push_back(std::move(layer));
     return layers_.back().output;
 }
@@ -153,7 +161,8 @@ int Program::add_global_avg_pool(const std::string& name, int input) {
     check_buffer(input, name + ": input");
     Layer layer{.kind = LayerKind::global_avg_pool, .name = name, .input = input, .output = -1, .window = {}};
     layer.in_channels = layer.out_channels = channels(input);
-    layer.output = add_buffer(layer.out_channels);
+    layer.type = type(input);
+    layer.output = add_buffer(layer.out_channels, layer.type);
     layers_.push_back(std::move(layer));
     return layers_.back().output;
 }
@@ -163,14 +172,10 @@ int Program::add_affine(Layer layer) {
     layer.kind = LayerKind::affine;
     check_buffer(layer.input, name + ": input");
     layer.in_channels = layer.out_channels = channels(layer.input);
-    for (const auto& [buffer, what] : {std::pair{layer.gate, ": gate"}, std::pair{layer.residual, ": residual"}}) {
-        if (buffer < 0) continue;
-        check_buffer(buffer, name + what);
-        require(channels(buffer) == layer.out_channels, name + what + " has " + std::to_string(channels(buffer)) +
-                                                            " channels, want " + std::to_string(layer.out_channels));
-    }
+    check_operand(layer, layer.residual, "residual", layer.type);
+    check_operand(layer, layer.gate, "gate", DType::fp32);
     require(layer.activation != Activation::softmax, name + ": softmax is no function of single elements");
-    layer.output = add_buffer(layer.out_channels);
+    layer.output = add_buffer(layer.out_channels, layer.type);
     layers_.push_back(std::move(layer));
     return layers_.back().output;
 }

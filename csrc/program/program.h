@@ -68,6 +68,7 @@ struct Layer {
     Activation activation = Activation::none;
     float slope = 0.0f;              // of leaky_relu
     bool counts_padding = false;     // of an average pool: as zeros
+    DType type = DType::fp32;        // of its output's elements
     std::string algorithm = "auto";  // of a convolution, as asked for: a name that plan/algorithm.h knows
 
     index_t group_in() const { return in_channels / groups; }
@@ -86,7 +87,7 @@ class Program {
     explicit Program(Isa isa) : isa_(isa) {}
 
     // Each returns the number of the buffer that it makes. All throw std::invalid_argument for what cannot be.
-    int add_input(index_t channels);
+    int add_input(index_t channels, DType type = DType::fp32);
     int add_conv(Layer layer);
     int add_max_pool(const std::string& name, int input, const Window& window);
     int add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding);
@@ -102,17 +103,25 @@ class Program {
     const std::vector<Layer>& layers() const { return layers_; }
     const std::vector<int>& inputs() const { return inputs_; }
     const std::vector<int>& outputs() const { return outputs_; }
-    int buffers() const { return static_cast<int>(channels_.size()); }
-    index_t channels(int buffer) const { return channels_[static_cast<std::size_t>(buffer)]; }
+    int buffers() const { return static_cast<int>(buffers_.size()); }
+    index_t channels(int buffer) const { return buffers_[static_cast<std::size_t>(buffer)].channels; }
+    DType type(int buffer) const { return buffers_[static_cast<std::size_t>(buffer)].type; }
 
   private:
     void check_buffer(int buffer, const std::string& what) const;
-    int add_buffer(index_t channels);
+    // Of a buffer that a layer adds or multiplies by, or -1.
+    void check_operand(const Layer& layer, int buffer, const char* what, DType want) const;
+    int add_buffer(index_t channels, DType type);
     int add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding);
+
+    struct Buffer {
+        index_t channels;
+        DType type;
+    };
 
     Isa isa_;
     mutable bool frozen_ = false;
-    std::vector<index_t> channels_;
+    std::vector<Buffer> buffers_;
     std::vector<Layer> layers_;
     std::vector<int> inputs_;
     std::vector<int> outputs_;

@@ -81,28 +81,28 @@ void WeightSet::prepare(const std::vector<const ConvAlgorithm*>& algorithms, int
         if (entries_[i].scale.empty())
             throw std::invalid_argument(program_->layers()[i].name + ": weights were not set");
         if (kind == LayerKind::affine) continue;
-        AlignedFloats& packed = entries_[i].packed.at(algorithms[i]);
+        AlignedBytes& packed = entries_[i].packed.at(algorithms[i]);
         if (!packed.empty()) continue;
         const Layer& layer = program_->layers()[i];
-        AlignedFloats made(algorithms[i]->packed_floats(layer, program_->kernels()));
+        AlignedBytes made(algorithms[i]->packed_bytes(layer, program_->kernels()));
         algorithms[i]->pack(
             {layer, entries_[i].source, entries_[i].scale.data(), program_->kernels(), threads, made.data()});
         packed = std::move(made);
     }
 }
 
-const float* WeightSet::packed(std::size_t layer, const ConvAlgorithm& algorithm) const {
+const void* WeightSet::packed(std::size_t layer, const ConvAlgorithm& algorithm) const {
     return entries_[layer].packed.find(&algorithm)->second.data();
 }
 
 std::size_t WeightSet::bytes() const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::size_t floats = 0;
+    std::size_t bytes = 0;
     for (const Entry& entry : entries_) {
-        floats += entry.bias.size();
-        for (const auto& [algorithm, packed] : entry.packed) floats += packed.size();
+        bytes += entry.bias.size() * sizeof(float);
+        for (const auto& [algorithm, packed] : entry.packed) bytes += packed.size();
     }
-    return floats * sizeof(float);
+    return bytes;
 }
 
 }  // namespace resfuse

@@ -24,7 +24,7 @@ class WeightSet {
     void prepare(const std::vector<const ConvAlgorithm*>& algorithms, int threads);
 
     // Valid after prepare().
-    const float* packed(std::size_t layer, const ConvAlgorithm& algorithm) const;
+    const void* packed(std::size_t layer, const ConvAlgorithm& algorithm) const;
     const float* scale(std::size_t layer) const { return entries_[layer].scale.data(); }
     const float* bias(std::size_t layer) const { return entries_[layer].bias.data(); }
 
@@ -36,7 +36,7 @@ class WeightSet {
         WeightSource source;
         AlignedFloats scale;  // tile_cols floats per panel
         AlignedFloats bias;
-        std::map<const ConvAlgorithm*, AlignedFloats> packed;  // all of them, empty until they are asked for
+        std::map<const ConvAlgorithm*, AlignedBytes> packed;  // all of them, empty until they are asked for
     };
     std::shared_ptr<const Program> program_;
     std::vector<Entry> entries_;

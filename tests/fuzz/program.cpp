@@ -108,7 +108,7 @@ bool is_small(const Plan& plan) {
             layer.kind == LayerKind::conv ? static_cast<double>(layer.in_channels / layer.groups) : 1.0;
         if (floats > static_cast<double>(kMostFloats) || floats * taps * depth > kMostMultiplyAdds) return false;
     }
-    return plan.workspace_bytes() < (std::size_t{64} << 20);
+    return plan.workspace().bytes < (std::size_t{64} << 20);
 }
 
 // An input in memory of its own, no float more than its strides reach: a read behind it is found.
@@ -117,14 +117,16 @@ struct Input {
     Tensor tensor;
 };
 
+std::byte* bytes_of(std::vector<float>& memory) { return reinterpret_cast<std::byte*>(memory.data()); }
+
 Tensor dense_tensor(std::vector<float>& memory, const Images& images) {
     const index_t row = images.width * images.channels;
-    return {memory.data(), images.height * row, row, images.channels, 1};
+    return {bytes_of(memory), images.height * row, row, images.channels, 1};
 }
 
 Tensor planes_tensor(std::vector<float>& memory, const Images& images) {
     const index_t plane = images.height * images.width;
-    return {memory.data(), plane * images.channels, images.width, 1, plane};
+    return {bytes_of(memory), plane * images.channels, images.width, 1, plane};
 }
 
 // Where channel c of the pixel lies that has so many others before it in all images.
@@ -212,7 +214,7 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
     if (bytes.byte() % 8 == 0) {  // two callers at once, who must get the same bits
         std::vector<std::vector<float>> others = results;
         std::vector<Tensor> other = out;
-        for (std::size_t o = 0; o < others.size(); ++o) other[o].data = others[o].data();
+        for (std::size_t o = 0; o < others.size(); ++o) other[o].data = bytes_of(others[o]);
         std::thread second([&] { call(other); });
         call(out);
         second.join();

@@ -6,7 +6,7 @@ namespace resfuse {
 
 void BalancedAlgorithm::pack(const PackCall& call) const {
     const BalancedLayout laid = layout(call.layer, call.kernels);
-    float* const scale = call.packed + laid.panels * laid.panel;
+    float* const scale = call.floats() + laid.panels * laid.panel;
     float* const step_scale = scale + laid.scales;
     std::fill(scale, step_scale, 1.0f);
     pack_panels(call, laid.panel, scale, step_scale);

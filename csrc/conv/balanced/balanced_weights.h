@@ -11,7 +11,7 @@ struct BalancedLayout {
     index_t panel;   // floats of a panel, of Strassen's of each half of the output channels
     index_t scales;  // of output channels, as panels lay them
     index_t steps;   // of the reduction
-    std::size_t floats() const { return static_cast<std::size_t>(panels * panel + scales + steps); }
+    std::size_t bytes() const { return float_bytes(panels * panel + scales + steps); }
 };
 
 struct BalancedWeights {
@@ -28,8 +28,8 @@ inline BalancedWeights balanced_weights(const BalancedLayout& layout, const floa
 // An algorithm whose weights are packed so.
 class BalancedAlgorithm : public ConvAlgorithm {
   public:
-    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
-        return layout(layer, kernels).floats();
+    std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
+        return layout(layer, kernels).bytes();
     }
     void pack(const PackCall& call) const override;
 

@@ -22,15 +22,15 @@ class Direct final : public ConvAlgorithm {
         const Layer& layer = call.layer;
         const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
         const index_t depth = panel_grid(layer, call.kernels).reduction;
-        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels), packed_bytes(*this, call),
+        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels), streamed_bytes(*this, call),
                          call.bytes_per_cycle);
     }
 
     bool reads_any_strides() const override { return true; }
 
-    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
+    std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
         const PanelGrid grid = panel_grid(layer, kernels);
-        return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols);
+        return float_bytes(grid.total * grid.reduction * grid.tile_cols);
     }
 
     void pack(const PackCall& call) const override {

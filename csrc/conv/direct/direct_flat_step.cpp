@@ -16,7 +16,7 @@ namespace {
 class DirectFlatStep final : public DirectStep {
   public:
     DirectFlatStep(const StepContext& context, std::size_t index, bool gathered)
-        : DirectStep(context, index, direct()), gathered_(gathered), pools_(can_pool()) {
+        : DirectStep(context, index, direct()), gathered_(gathered), pools_(can_pool(context)) {
         const index_t rows = context.images * pixels();
         const index_t tile = context.kernels().tile_rows;
         // Every task on the same rows gathers their windows anew.
@@ -38,7 +38,7 @@ class DirectFlatStep final : public DirectStep {
         }
         if (pools_) block_ = whole_images(context) * pixels();
         windows_ = gathered_ ? block_ * window_pitch() : 0;
-        thread_scratch = static_cast<std::size_t>(windows_ + (pools_ ? (block_ + 1) * grid_.tile_cols : 0));
+        thread_scratch = float_bytes(windows_ + (pools_ ? (block_ + 1) * grid_.tile_cols : 0));
     }
 
     bool pools() const override { return pools_; }
@@ -47,18 +47,19 @@ class DirectFlatStep final : public DirectStep {
         return stage == 1 ? images : blocks(images) * panel_chunks_;
     }
 
-    void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
+    void run(int stage, index_t task, const Wave& wave, void* scratch) const override {
         if (stage == 1) return softmax(task, wave);
         const Range panels = part(grid_.total, task % panel_chunks_, panel_chunks_);
         // Pooling wants whole images.
         const index_t unit = pools_ ? pixels() : 1;
         const Range block = part(wave.images * pixels() / unit, task / panel_chunks_, blocks(wave.images));
-        multiply_block({block.begin * unit, block.end * unit}, panels, wave, scratch);
+        multiply_block({block.begin * unit, block.end * unit}, panels, wave, static_cast<float*>(scratch));
     }
 
   private:
-    bool can_pool() const {
-        return pooled_ && layer_.activation != Activation::softmax && pooled_->kind == LayerKind::global_avg_pool &&
+    bool can_pool(const StepContext& context) const {
+        return pooled_ && context.buffer(layer_.output).type == DType::fp32 &&
+               layer_.activation != Activation::softmax && pooled_->kind == LayerKind::global_avg_pool &&
                pixels() * grid_.tile_cols <= kMostPooledFloats;
     }
 
@@ -102,27 +103,28 @@ class DirectFlatStep final : public DirectStep {
             // Pooling keeps the feature maps of one panel at a time.
             const Range chunk = pools_ ? Range{p, p + 1} : chunk_from(p, panels.end);
             GemmArgs g = panel_args(chunk, {&no_offset, 1}, grid_.reduction, wave);
-            g.a = gathered_ ? scratch : x.data + rows.begin * x.pixel;
+            g.a = gathered_ ? scratch : static_cast<const float*>(x.at(rows.begin * x.pixel));
             g.lda = gathered_ ? window_pitch() : x.pixel;
             g.rows = rows.size();
-            g.c = pools_ ? scratch + windows_ : y.data + rows.begin * y.pixel + grid_.channel(p);
+            g.c = pools_ ? scratch + windows_ : y.at(rows.begin * y.pixel + grid_.channel(p));
             g.ldc = pools_ ? grid_.tile_cols : y.pixel;
             const Residual residual = residual_from(wave, layer_, rows.begin, grid_.channel(p));
             g.residual = residual.data;
             g.ldr = residual.pixel;
-            multiply(g, wave);
-            if (pools_) pool(rows, g, grid_.channel(p), wave);
+            multiply(g, y.type, wave);
+            if (pools_) pool(rows, static_cast<const float*>(g.c), g.cols, grid_.channel(p), scratch, wave);
             p = chunk.end;
         }
     }
 
     // Means over the images that the product's rows are.
-    void pool(Range rows, const GemmArgs& g, index_t channel, const Wave& wave) const {
+    void pool(Range rows, const float* maps, index_t cols, index_t channel, float* scratch, const Wave& wave) const {
         const Tensor& y = wave.tensors[pooled_->output];
-        float* sums = g.c + block_ * g.ldc;
+        float* const sums = scratch + windows_ + block_ * grid_.tile_cols;
         for (index_t row = 0; row < rows.size(); row += pixels())
-            pool_pixels(wave.kernels, {g.c + row * g.ldc, 1, pixels(), pixels() * g.ldc, g.ldc}, 0, g.cols, sums,
-                        y.data + (rows.begin + row) / pixels() * y.image + channel);
+            pool_pixels(wave.fp32(), wave.kernels_of(pooled_->output),
+                        {maps + row * grid_.tile_cols, 1, pixels(), pixels() * grid_.tile_cols, grid_.tile_cols},
+                        DType::fp32, 0, cols, sums, y.at((rows.begin + row) / pixels() * y.image + channel));
     }
 
     bool gathered_;

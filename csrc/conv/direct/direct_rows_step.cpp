@@ -1,6 +1,7 @@
 #include "conv/direct/direct_rows_step.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace resfuse {
 
@@ -13,11 +14,11 @@ index_t window_cols(const Window& w, index_t out) {
 }  // namespace
 
 DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
-    : DirectRowsStep(context, index, algorithm,
-                     {.cols = window_cols(context.layers[index].window,
-                                          context.extents[static_cast<std::size_t>(context.layers[index].output)].w),
-                      .transformed = 0,
-                      .always = false}) {
+    : DirectRowsStep(
+          context, index, algorithm,
+          {.cols = window_cols(context.layers[index].window, context.buffer(context.layers[index].output).extent.w),
+           .transformed = 0,
+           .always = false}) {
     plan(context);
 }
 
@@ -25,12 +26,14 @@ DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, co
                                const BandShape& shape)
     : DirectStep(context, index, algorithm),
       shape_(shape),
-      band_(shape.always || layer_.window.has_padding() || !context.dense[static_cast<std::size_t>(layer_.input)]),
+      // Products read fp32 rows.
+      band_(shape.always || layer_.window.has_padding() || !context.buffer(layer_.input).dense ||
+            context.buffer(layer_.input).type != DType::fp32),
       pools_(can_pool()) {
     groups_at_once_ = band_ ? std::clamp<index_t>(kBandChannels / layer_.group_in(), 1, layer_.groups) : layer_.groups;
     // Groups read a part of each pixel; all others read rows of pixels in one piece.
     const index_t band_pixel = layer_.groups > 1 ? spaced(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
-    pixel_ = band_ ? band_pixel : context.pixels[static_cast<std::size_t>(layer_.input)];
+    pixel_ = band_ ? band_pixel : context.buffer(layer_.input).pixel;
     pitch_ = (band_ ? shape_.cols : in_.w) * pixel_;
 }
 
@@ -45,14 +48,15 @@ index_t DirectRowsStep::tasks(int stage, index_t images) const {
     return pools_ ? images * bands_ : images * bands_ * panel_chunks_;
 }
 
-void DirectRowsStep::run(int stage, index_t task, const Wave& wave, float* scratch) const {
+void DirectRowsStep::run(int stage, index_t task, const Wave& wave, void* memory) const {
     if (stage == 1) return softmax(task, wave);
+    float* const scratch = static_cast<float*>(memory);
     if (pools_) return run_max_pool(task / bands_, part(pooled_out_.h, task % bands_, bands_), wave, scratch);
     const Range panels = part(grid_.total, task % panel_chunks_, panel_chunks_);
     const index_t band = task / panel_chunks_, image = band / bands_;
     const Range rows = part(out_.h, band % bands_, bands_);
     const Tensor& y = wave.tensors[layer_.output];
-    run_rows(image, rows, panels, wave, scratch, y.data + image * y.image + rows.begin * y.row, y.pixel);
+    run_rows(image, rows, panels, wave, scratch, y.at(image * y.image + rows.begin * y.row), y.pixel);
 }
 
 bool DirectRowsStep::can_pool() const {
@@ -92,21 +96,21 @@ void DirectRowsStep::plan_rows(const StepContext& context) {
             bands_ = std::min(out_.h, ceil_div(wanted, context.images));
         }
     }
-    if (band_) thread_scratch = static_cast<std::size_t>(plan_band(ceil_div(out_.h, bands_)));
+    if (band_) thread_scratch = float_bytes(plan_band(ceil_div(out_.h, bands_)));
 }
 
 // A task takes a band of the max-pool's rows, in steps of a few. The rows of this layer that a step computes lie in
 // scratch behind the copied input; those that the next step's windows share with it move to the front.
 void DirectRowsStep::plan_max_pool(const StepContext& context) {
     const Window& w = pooled_->window;
-    pooled_out_ = context.extents[static_cast<std::size_t>(pooled_->output)];
+    pooled_out_ = context.buffer(pooled_->output).extent;
     pool_rows_ = std::max<index_t>(1, (kMostPooledFloats / map_row() - w.kernel_h) / w.stride_h + 1);
     // Rows between two bands are computed twice.
     bands_ = std::clamp<index_t>(2 * context.threads / context.images, 1, pooled_out_.h);
     panel_chunks_ = 1;
     const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
-    map_ = band_ ? plan_band(rows) : 0;
-    thread_scratch = static_cast<std::size_t>(map_ + rows * map_row());
+    map_ = band_ ? float_bytes(plan_band(rows)) : 0;
+    thread_scratch = map_ + static_cast<std::size_t>(rows * map_row()) * element_bytes(layer_.type);
 }
 
 index_t DirectRowsStep::plan_band(index_t out_rows) { return band_rows(out_rows) * pitch_; }
@@ -114,38 +118,42 @@ index_t DirectRowsStep::plan_band(index_t out_rows) { return band_rows(out_rows)
 void DirectRowsStep::run_max_pool(index_t image, Range pool_rows, const Wave& wave, float* scratch) const {
     const Window& w = pooled_->window;
     const Tensor& y = wave.tensors[pooled_->output];
-    float* const map = scratch + map_;
+    const DType type = layer_.type;
+    std::byte* const map = reinterpret_cast<std::byte*>(scratch) + map_;
+    const std::size_t row_bytes = static_cast<std::size_t>(map_row()) * element_bytes(type);
     Range held{0, 0};  // rows of this layer in the map
     for (index_t row = pool_rows.begin; row < pool_rows.end; row += pool_rows_) {
         const Range step{row, std::min(row + pool_rows_, pool_rows.end)};
         const Range rows{std::max<index_t>(step.begin * w.stride_h - w.pad_top, 0),
                          std::min((step.end - 1) * w.stride_h - w.pad_top + w.kernel_h, out_.h)};
         const index_t kept = std::max<index_t>(held.end - rows.begin, 0);
-        std::copy_n(map + (held.size() - kept) * map_row(), kept * map_row(), map);
+        std::memmove(map, element_at(map, (held.size() - kept) * map_row(), type),
+                     static_cast<std::size_t>(kept) * row_bytes);
         if (rows.begin + kept < rows.end)
-            run_rows(image, {rows.begin + kept, rows.end}, {0, grid_.total}, wave, scratch, map + kept * map_row(),
-                     layer_.out_channels);
+            run_rows(image, {rows.begin + kept, rows.end}, {0, grid_.total}, wave, scratch,
+                     element_at(map, kept * map_row(), type), layer_.out_channels);
         held = rows;
-        wave.kernels.max_pool({.image = {map, rows.size(), out_.w, map_row(), layer_.out_channels},
-                               .channels = layer_.out_channels,
-                               .window = w.args(rows.begin),
-                               .y = y.data + image * y.image + step.begin * y.row,
-                               .y_row = y.row,
-                               .out_width = pooled_out_.w,
-                               .out_row_begin = step.begin,
-                               .out_row_end = step.end});
+        wave.kernels_of(pooled_->output)
+            .max_pool({.image = {map, rows.size(), out_.w, map_row(), layer_.out_channels},
+                       .channels = layer_.out_channels,
+                       .window = w.args(rows.begin),
+                       .y = y.at(image * y.image + step.begin * y.row),
+                       .y_row = y.row,
+                       .out_width = pooled_out_.w,
+                       .out_row_begin = step.begin,
+                       .out_row_end = step.end});
     }
 }
 
 // Output rows of an image to `to`, whose pixels are `pixel` floats apart.
-void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, float* to,
+void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, void* to,
                               index_t pixel) const {
     const Window& w = layer_.window;
     const Tensor& x = wave.tensors[layer_.input];
     for (index_t begin = panels.begin; begin < panels.end;) {
         const index_t group = begin / grid_.per_group, end_group = std::min(group + groups_at_once_, layer_.groups);
         const Range some{begin, std::min(end_group * grid_.per_group, panels.end)};
-        const float* first = x.data + image * x.image + rows.begin * w.stride_h * x.row + group * layer_.group_in();
+        const float* first = scratch;
         if (band_) {
             copy_window(wave, layer_.input, image, in_, {group * layer_.group_in(), end_group * layer_.group_in()},
                         {.y0 = rows.begin * w.stride_h - w.pad_top,
@@ -153,7 +161,9 @@ void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wav
                          .x0 = -w.pad_left,
                          .cols = shape_.cols},
                         scratch, pixel_);
-            first = scratch;
+        } else {
+            first = static_cast<const float*>(
+                x.at(image * x.image + rows.begin * w.stride_h * x.row + group * layer_.group_in()));
         }
         multiply_rows(image, rows, some, first, wave, scratch, to, pixel);
         begin = some.end;
@@ -161,7 +171,7 @@ void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wav
 }
 
 void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, const float* first, const Wave& wave,
-                                   float*, float* to, index_t pixel) const {
+                                   float*, void* to, index_t pixel) const {
     const Window& w = layer_.window;
     const index_t first_group = panels.begin / grid_.per_group;
     for (index_t p = panels.begin; p < panels.end;) {
@@ -174,11 +184,11 @@ void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, cons
         g.ldc = pixel;
         for (index_t oy = rows.begin; oy < rows.end; ++oy) {
             g.a = first + (oy - rows.begin) * w.stride_h * pitch_ + group_offset;
-            g.c = to + (oy - rows.begin) * out_.w * pixel + channel;
+            g.c = element_at(to, (oy - rows.begin) * out_.w * pixel + channel, layer_.type);
             const Residual residual = residual_at(wave, layer_, image, oy, channel);
             g.residual = residual.data;
             g.ldr = residual.pixel;
-            multiply(g, wave);
+            multiply(g, layer_.type, wave);
         }
         p = chunk.end;
     }

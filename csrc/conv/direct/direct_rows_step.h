@@ -15,7 +15,7 @@ class DirectRowsStep : public DirectStep {
 
     bool pools() const override { return pools_; }
     index_t tasks(int stage, index_t images) const override;
-    void run(int stage, index_t task, const Wave& wave, float* scratch) const override;
+    void run(int stage, index_t task, const Wave& wave, void* scratch) const override;
 
   protected:
     // How the rows of a band are read, where a subclass reads them in another way.
@@ -33,10 +33,10 @@ class DirectRowsStep : public DirectStep {
     // Floats of the band of so many output rows, and of what is made of it.
     virtual index_t plan_band(index_t out_rows);
 
-    // Output rows of some panels of some groups to `to`, whose pixels are `pixel` floats apart. `first` is the first
+    // Output rows of some panels of some groups to `to`, whose pixels are `pixel` elements apart. `first` is the first
     // input row's first channel of the first panel's group; a band begins at `scratch`.
     virtual void multiply_rows(index_t image, Range rows, Range panels, const float* first, const Wave& wave,
-                               float* scratch, float* to, index_t pixel) const;
+                               float* scratch, void* to, index_t pixel) const;
 
     index_t band_rows(index_t out_rows) const {
         const Window& w = layer_.window;
@@ -54,7 +54,7 @@ class DirectRowsStep : public DirectStep {
     void plan_max_pool(const StepContext& context);
     index_t map_row() const { return out_.w * layer_.out_channels; }
     void run_max_pool(index_t image, Range pool_rows, const Wave& wave, float* scratch) const;
-    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, float* to,
+    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, void* to,
                   index_t pixel) const;
 
     BandShape shape_;
@@ -62,7 +62,7 @@ class DirectRowsStep : public DirectStep {
     bool pools_;
     Extent pooled_out_{0, 0};
     index_t pool_rows_ = 0;       // of the max-pool, computed together
-    index_t map_ = 0;             // offset of this layer's rows in the thread's scratch
+    std::size_t map_ = 0;         // bytes of the band, behind which rows of this layer lie
     index_t groups_at_once_ = 1;  // whose channels are read together
     index_t pixel_ = 0;           // floats between input pixels as the kernel reads them
     std::vector<index_t> segments_;

@@ -31,25 +31,27 @@ GemmArgs DirectStep::panel_args(Range panels, std::span<const index_t> segments,
     return g;
 }
 
-void DirectStep::multiply(const GemmArgs& g, const Wave& wave) const {
-    wave.kernels.gemm(g);
+void DirectStep::multiply(const GemmArgs& g, DType type, const Wave& wave) const {
+    const ElementKernels& kernels = kernels_of(wave.kernels, type);
+    kernels.gemm(g);
     if (is_by_element(layer_.activation))
         for (index_t i = 0; i < g.rows; ++i)
-            wave.kernels.activate({layer_.activation, layer_.slope}, g.c + i * g.ldc, g.cols);
+            kernels.activate({layer_.activation, layer_.slope}, element_at(g.c, i * g.ldc, type), g.cols);
 }
 
 void DirectStep::softmax(index_t image, const Wave& wave) const {
     const Tensor& y = wave.tensors[layer_.output];
     for (index_t pixel = 0; pixel < pixels(); ++pixel)
-        wave.kernels.activate({Activation::softmax, 0.0f}, y.data + image * y.image + pixel * y.pixel,
+        writes(wave).activate({Activation::softmax, 0.0f}, y.at(image * y.image + pixel * y.pixel),
                               layer_.out_channels);
 }
 
 std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t index) {
     const Layer& layer = context.layers[index];
-    const Extent out = context.extents[static_cast<std::size_t>(layer.output)];
-    const bool one_group = layer.groups == 1 && context.dense[static_cast<std::size_t>(layer.input)];
-    const bool flat = layer.window.is_pointwise() && one_group;
+    const Extent out = context.buffer(layer.output).extent;
+    const bool one_group = layer.groups == 1 && context.buffer(layer.input).dense;
+    // Products read fp32: other types are copied.
+    const bool flat = layer.window.is_pointwise() && one_group && context.buffer(layer.input).type == DType::fp32;
     const bool gathered = one_group && !layer.window.is_dilated() && 2 * out.w <= context.kernels().tile_rows;
     if (flat || gathered) return make_direct_flat_step(context, index, !flat);
     return std::make_unique<DirectRowsStep>(context, index, direct());

@@ -22,7 +22,8 @@ class DirectStep : public ConvStep {
     GemmArgs panel_args(Range panels, std::span<const index_t> segments, index_t segment_length,
                         const Wave& wave) const;
 
-    void multiply(const GemmArgs& g, const Wave& wave) const;
+    // Into memory of some type's elements.
+    void multiply(const GemmArgs& g, DType type, const Wave& wave) const;
 
     void softmax(index_t image, const Wave& wave) const;
 

@@ -135,7 +135,7 @@ class StridedGradient {
             gemm.rows = range.size();
             gemm.cols = count;
             gemm.floor = activation_floor(Activation::none);
-            kernels_.gemm(gemm);
+            kernels_of(kernels_, DType::fp32).gemm(gemm);
             for (index_t i = range.begin; i < range.end; ++i) {
                 const float* const from = results + (i - range.begin) * gemm.ldc;
                 float* const to = pixel_of(part, i) + first;

@@ -75,9 +75,9 @@ class DirectGradient {
         for (index_t t = pixels.begin; t < pixels.end; t += kBlockPixels) {
             const index_t count = std::min(kBlockPixels, pixels.end - t);
             const index_t next = std::min(kBlockPixels, pixels.end - t - count);
-            OuterProductArgs g{.a = g_.grad.data + t * rows_,
+            OuterProductArgs g{.a = g_.grad.floats() + t * rows_,
                                .lda = rows_,
-                               .b = g_.x.data + t * channels_,
+                               .b = g_.x.floats() + t * channels_,
                                .b_panel = kernels_.tile_cols,
                                .ldb = channels_,
                                .c = c,
@@ -120,7 +120,7 @@ class DirectGradient {
                           .panels = packed,
                           .panel_stride = kBlockPixels * kernels_.tile_cols};
         if (w_.is_pointwise()) {
-            pack.x = g_.x.data + pixels.begin * channels_ + first;
+            pack.x = g_.x.floats() + pixels.begin * channels_ + first;
             pack.pixel = channels_;
         } else if (w_.kernel_h == 1 && w_.kernel_w == 1 && !w_.has_padding()) {
             return pack_strided_pixels(pixels, pack, first);
@@ -143,7 +143,7 @@ class DirectGradient {
             const index_t row = i / g_.out.w, column = i % g_.out.w;  // of all images
             const index_t y = row % g_.out.h * w_.stride_h, image = row / g_.out.h;
             pack.rows = std::min(g_.out.w - column, pixels.end - i);
-            pack.x = g_.x.data + ((image * g_.in.h + y) * g_.in.w + column * w_.stride_w) * channels_ + first;
+            pack.x = g_.x.floats() + ((image * g_.in.h + y) * g_.in.w + column * w_.stride_w) * channels_ + first;
             pack.panels = panels + (i - pixels.begin) * kernels_.tile_cols;
             kernels_.pack_rows(pack);
         }
@@ -160,7 +160,7 @@ class DirectGradient {
         const index_t fit = (g_.in.w - w_.kernel_w - x0) / w_.stride_w + 1;
         const index_t count = std::min({fit, g_.out.w - ox, pixels.size()});
         const index_t row = g_.in.w * channels_, image = pixels.begin / (g_.out.h * g_.out.w);
-        kernels_.copy_windows({.x = g_.x.data + (image * g_.in.h + y0) * row + x0 * channels_,
+        kernels_.copy_windows({.x = g_.x.floats() + (image * g_.in.h + y0) * row + x0 * channels_,
                                .pixel = w_.stride_w * channels_,
                                .row = w_.dilation_h * row,
                                .pixels = count,
@@ -176,7 +176,7 @@ class DirectGradient {
         const index_t image = pixel / (g_.out.h * g_.out.w), in_image = pixel % (g_.out.h * g_.out.w);
         const index_t y0 = in_image / g_.out.w * w_.stride_h - w_.pad_top;
         const index_t x0 = in_image % g_.out.w * w_.stride_w - w_.pad_left;
-        const float* const data = g_.x.data + image * g_.in.h * g_.in.w * channels_;
+        const float* const data = g_.x.floats() + image * g_.in.h * g_.in.w * channels_;
         const index_t row_floats = w_.kernel_w * channels_;
         const bool whole_rows = w_.dilation_w == 1 && x0 >= 0 && x0 + w_.kernel_w <= g_.in.w;
         while (first < end) {

@@ -163,18 +163,20 @@ class WinogradGradient {
         for (index_t t = tiles.begin; t < tiles.end;) {
             const index_t image = t / per_image, tile = t % per_image;
             const index_t count = std::min(tiles.end - t, per_image - tile);
-            winograd_.input[0][0]({.image = image_view(g_.x, image, g_.in),
-                                   .channels = channels_,
-                                   .pad_top = w.pad_top,
-                                   .pad_left = w.pad_left,
-                                   .tiles_per_row = cols_,
-                                   .first_tile = tile,
-                                   .tiles = count,
-                                   .v = to.v + (t - first) * channels_,
-                                   .frequency_stride = to.capacity * channels_,
-                                   .zeros = zeros_});
+            kernels_of(kernels_, DType::fp32)
+                .winograd[winograd_.number]
+                .input[0][0]({.image = image_view(g_.x, image, g_.in),
+                              .channels = channels_,
+                              .pad_top = w.pad_top,
+                              .pad_left = w.pad_left,
+                              .tiles_per_row = cols_,
+                              .first_tile = tile,
+                              .tiles = count,
+                              .v = to.v + (t - first) * channels_,
+                              .frequency_stride = to.capacity * channels_,
+                              .zeros = zeros_});
             ImageView grad = image_view(g_.grad, image, g_.out);
-            grad.data += channel;
+            grad.data = static_cast<const float*>(grad.data) + channel;
             winograd_.gradient(
                 {.image = grad,
                  .channels = std::min(panels.size() * kernels_.tile_cols, g_.layer.out_channels - channel),

@@ -21,8 +21,8 @@ index_t vectors(const Layer& layer, const KernelTable& kernels) {
     return ceil_div(layer.out_channels, kernels.vector_floats);
 }
 
-std::size_t floats(const Layer& layer, index_t points, const KernelTable& kernels) {
-    return static_cast<std::size_t>(vectors(layer, kernels) * kernels.vector_floats * points * layer.group_in());
+std::size_t bytes_of(const Layer& layer, index_t points, const KernelTable& kernels) {
+    return float_bytes(vectors(layer, kernels) * kernels.vector_floats * points * layer.group_in());
 }
 
 // As GroupedArgs has them. The scale stays with the epilogue.
@@ -30,7 +30,7 @@ void pack_groups(const PackCall& call, index_t points, void (*pack_panel)(const 
     const Layer& layer = call.layer;
     const KernelTable& kernels = call.kernels;
     const index_t group = layer.group_in();
-    float* packed = call.packed;
+    float* packed = call.floats();
     const index_t vector = kernels.vector_floats;
     AlignedFloats panel(static_cast<std::size_t>(points * group * kernels.tile_cols));
     PackPanelArgs args = pack_args(layer, call.source);
@@ -62,8 +62,8 @@ class Grouped final : public ConvAlgorithm {
                rate(call);
     }
 
-    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
-        return floats(layer, points(layer), kernels);
+    std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
+        return bytes_of(layer, points(layer), kernels);
     }
 
     void pack(const PackCall& call) const override { pack_groups(call, points(call.layer), call.kernels.pack_direct); }
@@ -94,8 +94,8 @@ class GroupedF2 final : public ConvAlgorithm {
         return outputs * (static_cast<double>(4 * call.layer.group_in()) / rate(call) + kTransformCycles);
     }
 
-    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
-        return floats(layer, points(kernels), kernels);
+    std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
+        return bytes_of(layer, points(kernels), kernels);
     }
 
     void pack(const PackCall& call) const override {

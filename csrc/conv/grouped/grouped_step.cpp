@@ -24,12 +24,12 @@ class GroupedStep final : public ConvStep {
         if (f2_) return;
         const Window& w = layer_.window;
         const index_t span_h = (w.kernel_h - 1) * w.dilation_h + 1, span_w = (w.kernel_w - 1) * w.dilation_w + 1;
-        thread_scratch = static_cast<std::size_t>(span_h * ((out_.w - 1) * w.stride_w + span_w) * vector_);
+        thread_scratch = float_bytes(span_h * ((out_.w - 1) * w.stride_w + span_w) * vector_);
     }
 
     index_t tasks(int, index_t images) const override { return images * chunks_ * bands_; }
 
-    void run(int, index_t task, const Wave& wave, float* scratch) const override {
+    void run(int, index_t task, const Wave& wave, void* scratch) const override {
         const index_t image = task / (chunks_ * bands_);
         const Range vectors = part(vectors_, task % chunks_, chunks_),
                     units = part(row_units(), task / chunks_ % bands_, bands_),
@@ -38,7 +38,7 @@ class GroupedStep final : public ConvStep {
         const Tensor& y = wave.tensors[layer_.output];
         const Residual residual = residual_at(wave, layer_, image, 0, 0);
         const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, layer_.out_channels);
-        const auto kernel = f2_ ? wave.kernels.grouped_f2 : wave.kernels.grouped;
+        const auto kernel = f2_ ? reads(wave).grouped_f2 : reads(wave).grouped;
         kernel({.image = image_view(wave.tensors[layer_.input], image, in_),
                 .channels = layer_.out_channels,
                 .group = layer_.group_in(),
@@ -46,7 +46,7 @@ class GroupedStep final : public ConvStep {
                 .weight = weights(wave),
                 .scale = scale(wave),
                 .bias = bias(wave),
-                .y = y.data + image * y.image,
+                .y = y.at(image * y.image),
                 .y_pixel = y.pixel,
                 .out_width = out_.w,
                 .out_row_begin = rows.begin,
@@ -56,11 +56,11 @@ class GroupedStep final : public ConvStep {
                 .residual = residual.data,
                 .residual_pixel = residual.pixel,
                 .floor = activation_floor(layer_.activation),
-                .rows = scratch});
+                .rows = static_cast<float*>(scratch)});
         if (is_by_element(layer_.activation))
             for (index_t pixel = rows.begin * out_.w; pixel < rows.end * out_.w; ++pixel)
-                wave.kernels.activate({layer_.activation, layer_.slope},
-                                      y.data + image * y.image + pixel * y.pixel + begin, end - begin);
+                writes(wave).activate({layer_.activation, layer_.slope},
+                                      y.at(image * y.image + pixel * y.pixel + begin), end - begin);
     }
 
   private:

@@ -23,7 +23,7 @@ class Paired final : public BalancedAlgorithm {
     std::vector<std::string_view> requests() const override { return {"paired"}; }
 
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
-        return kernels.paired_gemm != nullptr && layer.groups == 1 && !layer.window.is_dilated() &&
+        return kernels.paired_tile_rows > 0 && layer.groups == 1 && !layer.window.is_dilated() &&
                layer.in_channels % kLineFloats == 0 && layer.clamps();
     }
 
@@ -34,7 +34,7 @@ class Paired final : public BalancedAlgorithm {
         const double products = product_cycles(pixels, depth, layer.out_channels, call.kernels) / kTermsPerMultiplyAdd;
         const double row_cycles = kRowCycles + (layer.is_one_by_one() ? 0.0 : kWindowCycles);
         const double rows = pixels / call.kernels.vector_floats * row_cycles * static_cast<double>(depth);
-        return cycles_of(products + rows, packed_bytes(*this, call), call.bytes_per_cycle);
+        return cycles_of(products + rows, streamed_bytes(*this, call), call.bytes_per_cycle);
     }
 
     // No more memory, but rows are copied.
@@ -58,7 +58,7 @@ class Paired final : public BalancedAlgorithm {
         const WeightSource& source = call.source;
         const KernelTable& kernels = call.kernels;
         const int threads = call.threads;
-        float* const packed = call.packed;
+        float* const packed = call.floats();
         const PanelGrid grid = panel_grid(layer, kernels);
         const index_t depth = grid.reduction;
         AlignedFloats squares(static_cast<std::size_t>(grid.total * depth));  // of each step's weights, by panel

@@ -30,11 +30,11 @@ class PairedStep final : public ConvStep {
         } else {
             shared_ = true;
             panel_parts_ = std::min<index_t>(4 * context.threads, grid_.total);
-            shared_scratch = static_cast<std::size_t>(total * pitch_);
+            shared_scratch = float_bytes(total * pitch_);
         }
         rows_ = block_ * pitch_;
         const index_t windows = layer_.is_one_by_one() ? 0 : kWindowsAtOnce * grid_.reduction;
-        thread_scratch = static_cast<std::size_t>(rows_ + windows);
+        thread_scratch = float_bytes(rows_ + windows);
     }
 
     int stages() const override { return shared_ ? 2 : 1; }
@@ -44,15 +44,16 @@ class PairedStep final : public ConvStep {
         return blocks(images) * panel_parts_;
     }
 
-    void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
+    void run(int stage, index_t task, const Wave& wave, void* memory) const override {
+        float *const scratch = static_cast<float*>(memory), *const shared = static_cast<float*>(wave.shared);
         const index_t total = wave.images * pixels();
         if (shared_ && stage == 0) {
             const Range rows = part(total, task, tasks(stage, wave.images));
-            return write(rows, wave, wave.shared + rows.begin * pitch_, scratch);
+            return write(rows, wave, shared + rows.begin * pitch_, scratch);
         }
         const Range rows = part(total, task / panel_parts_, blocks(wave.images));
         if (!shared_) write(rows, wave, scratch, scratch + rows_);
-        multiply(rows, part(grid_.total, task % panel_parts_, panel_parts_), wave, shared_ ? wave.shared : scratch);
+        multiply(rows, part(grid_.total, task % panel_parts_, panel_parts_), wave, shared_ ? shared : scratch);
     }
 
   private:
@@ -83,7 +84,7 @@ class PairedStep final : public ConvStep {
                 r.rows = std::min(left, kWindowsAtOnce);
                 gather_windows(wave, layer_, in_, out_, {i, i + r.rows}, windows, grid_.reduction);
             }
-            wave.kernels.paired_rows(r);
+            (one_by_one ? reads(wave) : wave.fp32()).paired_rows(r);
         }
     }
 
@@ -98,7 +99,7 @@ class PairedStep final : public ConvStep {
         g.segments = 1;
         g.segment_length = grid_.reduction;
         g.b = weights.panels + panels.begin * weights.panel;
-        g.c = y.data + rows.begin * y.pixel + column;
+        g.c = y.at(rows.begin * y.pixel + column);
         g.ldc = y.pixel;
         g.rows = rows.size();
         g.cols = grid_.cols(panels.begin, panels.size());
@@ -108,7 +109,7 @@ class PairedStep final : public ConvStep {
         const Residual residual = residual_from(wave, layer_, rows.begin, column);
         g.residual = residual.data;
         g.ldr = residual.pixel;
-        wave.kernels.paired_gemm(g);
+        writes(wave).paired_gemm(g);
     }
 
     index_t pitch_;            // of rows

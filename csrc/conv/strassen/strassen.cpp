@@ -32,7 +32,7 @@ class Strassen final : public BalancedAlgorithm {
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
         return layer.is_one_by_one() && layer.in_channels % (2 * kernels.vector_floats) == 0 &&
                layer.out_channels % (2 * kernels.tile_cols) == 0 &&
-               (kernels.paired_gemm == nullptr || !is_automatic(layer.algorithm));
+               (kernels.paired_tile_rows == 0 || !is_automatic(layer.algorithm));
     }
 
     double cycles(const ConvCall& call) const override {
@@ -46,7 +46,7 @@ class Strassen final : public BalancedAlgorithm {
             2.0 * pairs / kernels.vector_floats *
             ((near ? kOperandCycles : kFarOperandCycles) * static_cast<double>(layer.in_channels) +
              kSumCycles * static_cast<double>(layer.out_channels));
-        return cycles_of(products + transforms, packed_bytes(*this, call), call.bytes_per_cycle);
+        return cycles_of(products + transforms, streamed_bytes(*this, call), call.bytes_per_cycle);
     }
 
     double gain_over(const ConvAlgorithm&) const override { return 1.03; }  // 7/4 of the memory
@@ -70,7 +70,7 @@ class Strassen final : public BalancedAlgorithm {
         const WeightSource& source = call.source;
         const KernelTable& kernels = call.kernels;
         const int threads = call.threads;
-        float* const packed = call.packed;
+        float* const packed = call.floats();
         const PanelGrid grid = panel_grid(layer, kernels);
         const index_t half_k = layer.out_channels / 2;
         const PointwiseWeights weights{source.weight, source.strides[0], source.strides[1], layer.out_channels,

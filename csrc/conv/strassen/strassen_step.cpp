@@ -23,7 +23,7 @@ class StrassenStep final : public ConvStep {
     StrassenStep(const StepContext& context, std::size_t index)
         : ConvStep(context, index, strassen()),
           half_(layer_.in_channels / 2),
-          in_pixel_(context.pixels[static_cast<std::size_t>(layer_.input)]),
+          in_pixel_(context.buffer(layer_.input).pixel),
           lone_(pixels() % 2 != 0),
           flat_(layer_.window.is_pointwise() && !lone_),
           pitch_(kStrassenProducts * half_ + kLineFloats) {
@@ -32,9 +32,9 @@ class StrassenStep final : public ConvStep {
         if (context.threads > 1 && total <= 2 * context.kernels().tile_rows) {
             by_panels_ = true;
             panel_parts_ = std::min<index_t>(4 * context.threads, panels(context.kernels()));
-            shared_scratch = static_cast<std::size_t>(total * pitch_);
+            shared_scratch = float_bytes(total * pitch_);
         } else {
-            thread_scratch = static_cast<std::size_t>(block_ * pitch_);
+            thread_scratch = float_bytes(block_ * pitch_);
         }
     }
 
@@ -42,10 +42,11 @@ class StrassenStep final : public ConvStep {
 
     index_t tasks(int stage, index_t images) const override { return runs(images) * tasks_of_run(stage, images); }
 
-    void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
+    void run(int stage, index_t task, const Wave& wave, void* memory) const override {
+        float* const scratch = static_cast<float*>(memory);
         const index_t per_run = tasks_of_run(stage, wave.images), run = task / per_run, i = task % per_run;
         const index_t all_pairs = pairs(wave.images), all_panels = panels(wave.kernels);
-        float* const shared = wave.shared + run * all_pairs * pitch_;
+        float* const shared = static_cast<float*>(wave.shared) + run * all_pairs * pitch_;
         if (by_panels_ && stage == 1)
             return multiply({run, {0, all_pairs}}, part(all_panels, i, per_run), wave, shared);
         const Pairs some{run, part(all_pairs, i, per_run)};
@@ -85,7 +86,7 @@ class StrassenStep final : public ConvStep {
     }
 
     // Pixel `i` of the output, counted over all images, reads this one.
-    const float* input(index_t i, const Wave& wave) const {
+    const void* input(index_t i, const Wave& wave) const {
         return one_by_one_input(layer_, wave.tensors[layer_.input], out_, i);
     }
 
@@ -111,12 +112,12 @@ class StrassenStep final : public ConvStep {
                                .channel_scale = packed(wave).step_scale,
                                .to = to,
                                .pitch = pitch_};
-        if (flat_) return wave.kernels.strassen_operands(s);
+        if (flat_) return reads(wave).strassen_operands(s);
         s.pairs = 1;
         for (index_t i = 0; i < count; ++i, s.to += pitch_) {
             s.first = input(first + 2 * i, wave);
             s.second = ends_alone(some) && i + 1 == count ? wave.zeros : input(first + 2 * i + 1, wave);
-            wave.kernels.strassen_operands(s);
+            reads(wave).strassen_operands(s);
         }
     }
 
@@ -134,7 +135,7 @@ class StrassenStep final : public ConvStep {
         s.weights = weights.panels + panels.begin * weights.panel;
         s.panels = panels.size();
         s.chunk = std::min(gemm_chunk(wave.kernels), kLongestSum);
-        s.c = y.data + first * y.pixel + column;
+        s.c = y.at(first * y.pixel + column);
         s.pixel = y.pixel;
         const Residual residual = residual_from(wave, layer_, first, column);
         s.residual = residual.data;
@@ -145,7 +146,7 @@ class StrassenStep final : public ConvStep {
         s.floor = activation_floor(layer_.activation);
         if (flat_ && end < wave.images * pixels()) s.next = input(end, wave);
         s.next_pair = 2 * in_pixel_;
-        wave.kernels.strassen_products(s);
+        writes(wave).strassen_products(s);
     }
 
     index_t half_;      // of the input's channels

@@ -18,7 +18,7 @@ WinogradTiles winograd_tiles(const WinogradKernels& winograd, Extent out) {
         const index_t outputs = size % winograd.tile;
         return outputs == 0 ? 0 : outputs == 3 ? 1 : 2;
     };
-    if (winograd.input[1][1] != nullptr && tiles.per_image() <= kMostTilesWithEdges) {
+    if (winograd.has_edges && tiles.per_image() <= kMostTilesWithEdges) {
         tiles.edge_row = edge(out.h);
         tiles.edge_col = edge(out.w);
     }
@@ -50,7 +50,7 @@ WinogradSchedule winograd_schedule(const Layer& layer, const WinogradKernels& wi
         if (blocks > 1 || tiles >= sharers * rows / 2) blocks = ceil_div(blocks, sharers) * sharers;
         return std::min({blocks, ceil_div(tiles, 4), image.has_edges() ? images : tiles});
     };
-    const double weights = static_cast<double>(winograd_packed_floats(layer, winograd, kernels) * sizeof(float));
+    const double weights = static_cast<double>(winograd_packed_bytes(layer, winograd, kernels));
     const double v = static_cast<double>(phases * frequencies * tiles * depth) * sizeof(float);
 
     // Several groups of few channels share the way to their pixels.
@@ -85,10 +85,10 @@ WinogradSchedule winograd_schedule(const Layer& layer, const WinogradKernels& wi
     return {{true, ceil_div(tiles, split_blocks), group, 1}, split_traffic};
 }
 
-std::size_t winograd_packed_floats(const Layer& layer, const WinogradKernels& winograd, const KernelTable& kernels) {
+std::size_t winograd_packed_bytes(const Layer& layer, const WinogradKernels& winograd, const KernelTable& kernels) {
     const PanelGrid grid = panel_grid(layer, kernels);
-    return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
-                                    grid.tile_cols);
+    return float_bytes(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
+                       grid.tile_cols);
 }
 
 }  // namespace resfuse

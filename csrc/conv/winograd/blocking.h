@@ -36,6 +36,6 @@ WinogradSchedule winograd_schedule(const Layer& layer, const WinogradKernels& wi
                                    index_t images, int threads, const KernelTable& kernels);
 
 // Of packed weights.
-std::size_t winograd_packed_floats(const Layer& layer, const WinogradKernels& winograd, const KernelTable& kernels);
+std::size_t winograd_packed_bytes(const Layer& layer, const WinogradKernels& winograd, const KernelTable& kernels);
 
 }  // namespace resfuse

@@ -48,8 +48,8 @@ class Winograd : public ConvAlgorithm {
         return dynamic_cast<const Winograd*>(&other) == nullptr ? 1.05 : 1.0;
     }
 
-    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
-        return winograd_packed_floats(layer, of_(kernels), kernels);
+    std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
+        return winograd_packed_bytes(layer, of_(kernels), kernels);
     }
 
     void pack(const PackCall& call) const override {

@@ -42,16 +42,17 @@ class WinogradStep final : public ConvStep {
           blocking_(
               winograd_schedule(layer_, winograd, tiles_, context.images, context.threads, context.kernels()).blocking),
           pooled_(context.averaged(index)),
-          pools_(pooled_ && blocking_.block >= per_image_ && pixels() * grid_.tile_cols <= kMostPooledFloats),
+          pools_(pooled_ && layer_.type == DType::fp32 && blocking_.block >= per_image_ &&
+                 pixels() * grid_.tile_cols <= kMostPooledFloats),
           unit_(pools_ || tiles_.has_edges() ? per_image_ : 1) {
         make_classes();
         blocking_.block = std::max<index_t>(blocking_.block / unit_, 1) * unit_;
         const index_t m = blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
         const index_t v = blocking_.groups * tiles_.frequencies * v_frequency_stride(context.images);
-        if (blocking_.split) shared_scratch = static_cast<std::size_t>(phases_ * v);
+        if (blocking_.split) shared_scratch = float_bytes(phases_ * v);
         map_ = blocking_.split ? m : m + v;
         const index_t map = pools_ ? (pixels() + 1) * grid_.tile_cols : 0;
-        thread_scratch = static_cast<std::size_t>(map_ + map);
+        thread_scratch = float_bytes(map_ + map);
     }
 
     bool pools() const override { return pools_; }
@@ -63,7 +64,8 @@ class WinogradStep final : public ConvStep {
         return blocks(images) * (blocking_.split ? panel_groups() : group_parts() * blocking_.parts);
     }
 
-    void run(int stage, index_t task, const Wave& wave, float* scratch) const override {
+    void run(int stage, index_t task, const Wave& wave, void* memory) const override {
+        float* const scratch = static_cast<float*>(memory);
         const index_t stride = v_frequency_stride(wave.images);
         if (!blocking_.split) {
             const index_t parts = blocking_.parts, some = task / parts;
@@ -132,7 +134,8 @@ class WinogradStep final : public ConvStep {
 
     // Of the split form's V, a block of tiles.
     float* shared_v(int phase, Range block, const Wave& wave) const {
-        return wave.shared + phase * tiles_.frequencies * v_frequency_stride(wave.images) + block.begin * depth_;
+        return static_cast<float*>(wave.shared) + phase * tiles_.frequencies * v_frequency_stride(wave.images) +
+               block.begin * depth_;
     }
 
     // The tiles of a block that need product f of a phase, as positions in the block. Where tiles are of several
@@ -179,20 +182,21 @@ class WinogradStep final : public ConvStep {
         const index_t pitch = kernels_.tile * kernels_.stride;
         for_each_run(block, some, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t to) {
             ImageView view = image_view(wave.tensors[layer_.input], image, in_);
-            view.data += groups.begin * layer_.group_in();
-            kernels_.input[c.row_kind][c.col_kind]({.image = view,
-                                                    .channels = layer_.group_in(),
-                                                    .groups = groups.size(),
-                                                    .pad_top = layer_.window.pad_top - c.rows.begin * pitch,
-                                                    .pad_left = layer_.window.pad_left - c.cols.begin * pitch,
-                                                    .tiles_per_row = c.cols.size(),
-                                                    .first_tile = first,
-                                                    .tiles = count,
-                                                    .phase = phase,
-                                                    .v = v + to * depth_,
-                                                    .group_stride = tiles_.frequencies * stride,
-                                                    .frequency_stride = stride,
-                                                    .zeros = wave.zeros});
+            view.data = element_at(view.data, groups.begin * layer_.group_in(), wave.tensors[layer_.input].type);
+            reads(wave).winograd[kernels_.number].input[c.row_kind][c.col_kind](
+                {.image = view,
+                 .channels = layer_.group_in(),
+                 .groups = groups.size(),
+                 .pad_top = layer_.window.pad_top - c.rows.begin * pitch,
+                 .pad_left = layer_.window.pad_left - c.cols.begin * pitch,
+                 .tiles_per_row = c.cols.size(),
+                 .first_tile = first,
+                 .tiles = count,
+                 .phase = phase,
+                 .v = v + to * depth_,
+                 .group_stride = tiles_.frequencies * stride,
+                 .frequency_stride = stride,
+                 .zeros = wave.zeros});
         });
     }
 
@@ -233,29 +237,31 @@ class WinogradStep final : public ConvStep {
         const index_t channel = grid_.channel(panel), cols = grid_.cols(panel);
         const Tensor& y = wave.tensors[pools_ ? pooled_->output : layer_.output];
         for_each_run(block, block, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t from) {
-            float* to = y.data + image * y.image + channel;
+            void* const to = y.at(image * y.image + channel);
             const Residual residual = residual_at(wave, layer_, image, 0, channel);
-            kernels_.output[c.row_kind][c.col_kind]({.m = m + from * grid_.tile_cols,
-                                                     .frequency_stride = m_frequency_stride(),
-                                                     .tile_stride = grid_.tile_cols,
-                                                     .y = pools_ ? map : to,
-                                                     .height = out_.h,
-                                                     .width = out_.w,
-                                                     .pixel = pools_ ? grid_.tile_cols : y.pixel,
-                                                     .residual_pixel = residual.pixel,
-                                                     .cols = cols,
-                                                     .y0 = c.rows.begin * kernels_.tile,
-                                                     .x0 = c.cols.begin * kernels_.tile,
-                                                     .tiles_per_row = c.cols.size(),
-                                                     .first_tile = first,
-                                                     .tiles = count,
-                                                     .bias = bias(wave, panel * grid_.tile_cols),
-                                                     .residual = residual.data,
-                                                     .floor = activation_floor(layer_.activation)});
+            writes(wave).winograd[kernels_.number].output[c.row_kind][c.col_kind](
+                {.m = m + from * grid_.tile_cols,
+                 .frequency_stride = m_frequency_stride(),
+                 .tile_stride = grid_.tile_cols,
+                 .y = pools_ ? static_cast<void*>(map) : to,
+                 .height = out_.h,
+                 .width = out_.w,
+                 .pixel = pools_ ? grid_.tile_cols : y.pixel,
+                 .residual_pixel = residual.pixel,
+                 .cols = cols,
+                 .y0 = c.rows.begin * kernels_.tile,
+                 .x0 = c.cols.begin * kernels_.tile,
+                 .tiles_per_row = c.cols.size(),
+                 .first_tile = first,
+                 .tiles = count,
+                 .bias = bias(wave, panel * grid_.tile_cols),
+                 .residual = residual.data,
+                 .floor = activation_floor(layer_.activation)});
             // The last class completes the image.
             if (pools_ && &c == &classes_.back()) {
                 const index_t floats = pixels() * grid_.tile_cols;
-                pool_pixels(wave.kernels, {map, 1, pixels(), floats, grid_.tile_cols}, 0, cols, map + floats, to);
+                pool_pixels(wave.fp32(), wave.kernels_of(pooled_->output), {map, 1, pixels(), floats, grid_.tile_cols},
+                            DType::fp32, 0, cols, map + floats, to);
             }
         });
     }

@@ -22,9 +22,9 @@ class WinogradRows final : public ConvAlgorithm {
 
     double cycles(const ConvCall& call) const override { return kRowProducts / 14.0 * direct().cycles(call); }
 
-    std::size_t packed_floats(const Layer& layer, const KernelTable& kernels) const override {
+    std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
         const PanelGrid grid = panel_grid(layer, kernels);
-        return static_cast<std::size_t>(grid.total * winograd_rows_panel_floats(layer, grid));
+        return float_bytes(grid.total * winograd_rows_panel_floats(layer, grid));
     }
 
     void pack(const PackCall& call) const override {

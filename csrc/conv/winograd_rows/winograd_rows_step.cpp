@@ -9,7 +9,7 @@ namespace resfuse {
 namespace {
 
 index_t pairs_of(const StepContext& context, std::size_t index) {
-    return ceil_div(context.extents[static_cast<std::size_t>(context.layers[index].output)].w, 2);
+    return ceil_div(context.buffer(context.layers[index].output).extent.w, 2);
 }
 
 class WinogradRowsStep final : public DirectRowsStep {
@@ -35,7 +35,7 @@ class WinogradRowsStep final : public DirectRowsStep {
 
     // Transformed rows lie side by side in each pair of outputs, so that those of a window are one run of floats.
     void multiply_rows(index_t image, Range rows, Range panels, const float*, const Wave& wave, float* scratch,
-                       float* to, index_t pixel) const override {
+                       void* to, index_t pixel) const override {
         const Window& w = layer_.window;
         const index_t channels = layer_.in_channels, frequency = pairs() * v_pitch_;
         float *const v = scratch + v_, *const infinity = scratch + infinity_, *const m = scratch + m_;
@@ -67,11 +67,11 @@ class WinogradRowsStep final : public DirectRowsStep {
                     g.lda = finite ? v_pitch_ : infinity_pitch_;
                     g.segment_length = w.kernel_h * (finite ? 2 : 1) * channels;
                     g.c = m + f * m_frequency();
-                    wave.kernels.gemm(g);
+                    wave.fp32().gemm(g);
                     g.b += g.segment_length * grid_.tile_cols;
                 }
                 const Residual residual = residual_at(wave, layer_, image, oy, channel);
-                wave.kernels.winograd_row_output({.m = m,
+                writes(wave).winograd_row_output({.m = m,
                                                   .frequency = m_frequency(),
                                                   .width = out_.w,
                                                   .cols = grid_.cols(p),
@@ -80,7 +80,7 @@ class WinogradRowsStep final : public DirectRowsStep {
                                                   .residual = residual.data,
                                                   .residual_pixel = residual.pixel,
                                                   .floor = activation_floor(layer_.activation),
-                                                  .y = to + row * out_.w * pixel + channel,
+                                                  .y = element_at(to, row * out_.w * pixel + channel, layer_.type),
                                                   .pixel = pixel});
             }
         }

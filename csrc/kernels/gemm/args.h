@@ -16,13 +16,13 @@ struct GemmArgs {
     index_t segment_length;
     index_t chunk;  // steps of the reduction until a sum is stored, a multiple of two cache lines
     const float* b;
-    float* c;
+    void* c;
     index_t ldc;
     index_t rows;
-    index_t cols;           // valid columns of all panels
-    const float* scale;     // tile_cols floats a panel, or null
-    const float* bias;      // tile_cols floats a panel, or null
-    const float* residual;  // addressed like c with ldr, or null
+    index_t cols;          // valid columns of all panels
+    const float* scale;    // tile_cols floats a panel, or null
+    const float* bias;     // tile_cols floats a panel, or null
+    const void* residual;  // addressed like c with ldr, or null
     index_t ldr;
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
 };

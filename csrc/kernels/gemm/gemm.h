@@ -20,6 +20,13 @@ constexpr index_t kBlockTiles = 8;  // of rows, whose sums stay in L1
 
 // How a product is computed: term by term, or in pairs of terms (paired_tile.h).
 enum class Form { plain, paired };
+// And the element type of what is written and added.
+template <Form F, class E>
+struct Product {
+    static constexpr Form form = F;
+    using Element = E;
+    using Storage = typename E::Storage;
+};
 template <Form F>
 constexpr int kRowsOf = F == Form::paired ? kPairedTileRows : kTileRows;
 
@@ -61,8 +68,8 @@ template <int Rows, int Vectors>
 
 // Where a tile's results go.
 struct Results {
-    float* c;
-    const float* residual;
+    void* c;
+    const void* residual;
     const float* scale;
     const float* bias;
     index_t cols;                      // valid columns
@@ -78,9 +85,12 @@ template <Form F>
 }
 
 // The epilogue of a tile, one vector of columns after the other so that its scale and bias stay in registers.
-template <Form F, bool Residual, int Rows, int Vectors>
+template <class P, bool Residual, int Rows, int Vectors>
 [[gnu::always_inline]] inline void finish_tile(const GemmArgs& g, const Results& to,
                                                const Accumulators<Rows, Vectors>& acc) {
+    using E = typename P::Element;
+    auto* const c = static_cast<typename P::Storage*>(to.c);
+    const auto* const residual = static_cast<const typename P::Storage*>(to.residual);
     const Vec floor = broadcast(g.floor);
 #pragma GCC unroll 2
     for (int j = 0; j < Vectors; ++j) {
@@ -92,32 +102,40 @@ template <Form F, bool Residual, int Rows, int Vectors>
         if (n >= kVectorFloats) {
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
-                Vec v = scaled_row<F>(g, to, i, acc[i][j]) * scale + bias;
-                if constexpr (Residual) v += load(to.residual + i * g.ldr + column);
-                store(to.c + i * g.ldc + column, clamp_below(v, floor));
+                Vec v = scaled_row<P::form>(g, to, i, acc[i][j]) * scale + bias;
+                if constexpr (Residual) v += E::load(residual + i * g.ldr + column);
+                E::store(c + i * g.ldc + column, clamp_below(v, floor));
             }
         } else {
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
-                Vec v = scaled_row<F>(g, to, i, acc[i][j]) * scale + bias;
-                if constexpr (Residual) v += load_first(to.residual + i * g.ldr + column, n);
-                store_first(to.c + i * g.ldc + column, clamp_below(v, floor), n);
+                Vec v = scaled_row<P::form>(g, to, i, acc[i][j]) * scale + bias;
+                if constexpr (Residual) v += E::load_first(residual + i * g.ldr + column, n);
+                E::store_first(c + i * g.ldc + column, clamp_below(v, floor), n);
             }
         }
     }
 }
 
+// To later rows.
+template <class P>
+[[gnu::always_inline]] inline void move_rows(const GemmArgs& g, index_t rows, index_t lda, Results& to) {
+    using Storage = typename P::Storage;
+    to.c = static_cast<Storage*>(to.c) + rows * g.ldc;
+    if (g.residual) to.residual = static_cast<const Storage*>(to.residual) + rows * g.ldr;
+    if constexpr (P::form == Form::paired) to.row_scale += rows * lda;
+}
+
 // The epilogue of the first rows of a tile, whose sums lie in memory.
-template <Form F>
+template <class P>
 [[gnu::noinline]] void finish_rows(const GemmArgs& g, Results to, const float* sums, index_t rows) {
-    for (; rows > 0; --rows, sums += kTileCols, to.c += g.ldc, to.residual += g.residual ? g.ldr : 0,
-                     to.row_scale += F == Form::paired ? g.lda : 0) {
+    for (; rows > 0; --rows, sums += kTileCols, move_rows<P>(g, 1, g.lda, to)) {
         Accumulators<1, kTileVectors> acc;
         for (int j = 0; j < kTileVectors; ++j) acc[0][j] = load(sums + j * kVectorFloats);
         if (g.residual) {
-            finish_tile<F, true, 1, kTileVectors>(g, to, acc);
+            finish_tile<P, true, 1, kTileVectors>(g, to, acc);
         } else {
-            finish_tile<F, false, 1, kTileVectors>(g, to, acc);
+            finish_tile<P, false, 1, kTileVectors>(g, to, acc);
         }
     }
 }
@@ -188,27 +206,26 @@ template <Form F, Tile Kind, int Rows, int Vectors>
     }
 }
 
-template <Form F, Tile Kind, int Rows, int Vectors>
+template <class P, Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_tile(const GemmArgs& g, const Panel& panel, const Chunk& chunk, const Walk& at,
                                              GemmAhead ahead) {
     Accumulators<Rows, Vectors> acc;
     if constexpr (Kind == Tile::results) {
         Results to = panel.to;
-        to.c += at.row * g.ldc;
-        ahead.more[0] = ahead.more[1] = {to.c, g.ldc};
-        if (g.residual) ahead.more[1] = {to.residual += at.row * g.ldr, g.ldr};
-        if constexpr (F == Form::paired) to.row_scale += at.row * at.lda;
-        multiply_tile<F, Kind, Rows, Vectors>(chunk, at, ahead, acc);
+        move_rows<P>(g, at.row, at.lda, to);
+        ahead.more[0] = ahead.more[1] = rows_ahead(static_cast<const typename P::Storage*>(to.c), g.ldc);
+        if (g.residual) ahead.more[1] = rows_ahead(static_cast<const typename P::Storage*>(to.residual), g.ldr);
+        multiply_tile<P::form, Kind, Rows, Vectors>(chunk, at, ahead, acc);
         if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
         if (panel.other) add_to_other<Rows, Vectors>(panel, at.row, acc);
         if (panel.more) add_sums<Rows, Vectors>(panel.more + at.row * kTileCols, acc);
         if (at.row + Rows > to.rows) {
             store_sums<Rows, Vectors>(at.sums, acc);
-            finish_rows<F>(g, to, at.sums, to.rows - at.row);
+            finish_rows<P>(g, to, at.sums, to.rows - at.row);
         } else if (g.residual) {
-            finish_tile<F, true, Rows, Vectors>(g, to, acc);
+            finish_tile<P, true, Rows, Vectors>(g, to, acc);
         } else {
-            finish_tile<F, false, Rows, Vectors>(g, to, acc);
+            finish_tile<P, false, Rows, Vectors>(g, to, acc);
         }
     } else {
         if constexpr (Kind == Tile::sums_and_fetches)
@@ -216,19 +233,19 @@ template <Form F, Tile Kind, int Rows, int Vectors>
                 ahead.more[m] = panel.fetch[m];
                 ahead.more[m].at += at.row * panel.fetch[m].pitch + (chunk.b - panel.b) / kTileCols;
             }
-        multiply_tile<F, Kind, Rows, Vectors>(chunk, at, ahead, acc);
+        multiply_tile<P::form, Kind, Rows, Vectors>(chunk, at, ahead, acc);
         if (!chunk.first) add_sums<Rows, Vectors>(at.sums, acc);
         store_sums<Rows, Vectors>(at.sums, acc);
         if (panel.other && chunk.last) add_to_other<Rows, Vectors>(panel, at.row, acc);
     }
 }
 
-template <Form F, Tile Kind, int Rows, int Vectors>
+template <class P, Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_tiles(const GemmArgs& g, const Panel& panel, const Chunk& chunk, index_t tiles,
                                               Walk& at) {
     for (; tiles > 0; --tiles, --at.left) {
         const float* const next = at.a + Rows * at.lda;
-        gemm_tile<F, Kind, Rows, Vectors>(
+        gemm_tile<P, Kind, Rows, Vectors>(
             g, panel, chunk, at, {.a = at.left > 1 ? next : chunk.next_a, .b = at.ahead_b, .b_step = at.b_step});
         at.a = next;
         at.ahead_b += at.b_step * chunk.segments * chunk.steps;
@@ -238,22 +255,22 @@ template <Form F, Tile Kind, int Rows, int Vectors>
 }
 
 // The first `longer` tiles have Rows + 1 rows; `at` is at the first.
-template <Form F, Tile Kind, int Rows, int Vectors>
+template <class P, Tile Kind, int Rows, int Vectors>
 [[gnu::always_inline]] inline void gemm_chunk(const GemmArgs& g, const Panel& panel, const Chunk& chunk, index_t longer,
                                               Walk at) {
-    if constexpr (Rows < kRowsOf<F>) gemm_tiles<F, Kind, Rows + 1, Vectors>(g, panel, chunk, longer, at);
-    gemm_tiles<F, Kind, Rows, Vectors>(g, panel, chunk, at.left, at);
+    if constexpr (Rows < kRowsOf<P::form>) gemm_tiles<P, Kind, Rows + 1, Vectors>(g, panel, chunk, longer, at);
+    gemm_tiles<P, Kind, Rows, Vectors>(g, panel, chunk, at.left, at);
 }
 
 // The first chunks write sums, the last one as well unless there is an epilogue.
-template <Form F, Tile Kind, int Rows, int Vectors>
+template <class P, Tile Kind, int Rows, int Vectors>
 [[gnu::noinline]] void gemm_panel(const GemmArgs& g, const Panel& panel) {
     // Whole segments, or even parts of one.
-    constexpr bool paired = F == Form::paired;
+    constexpr bool paired = P::form == Form::paired;
     const index_t part = paired ? paired_part(g.segment_length) : even_part(g.segment_length, panel.chunk, kTwoLines);
     const index_t segments_each = paired || part < g.segment_length ? 1 : panel.chunk / g.segment_length;
     const float* b = panel.b;
-    const index_t tiles = even_tiles<F>(panel.rows), longer = panel.rows - tiles * Rows;
+    const index_t tiles = even_tiles<P::form>(panel.rows), longer = panel.rows - tiles * Rows;
     const index_t lda = g.lda;
     const index_t b_step = (kTileCols + tiles - 1) / tiles;  // all tiles together fetch a chunk
     for (index_t segment = 0, step = 0, number = 0; segment < g.segments; ++number) {
@@ -282,62 +299,64 @@ template <Form F, Tile Kind, int Rows, int Vectors>
         chunk.last = segment == g.segments;
         if (!chunk.last) chunk.next_a = panel.a + g.segment_offset[segment] + step - *chunk.offsets;
         if (Kind != Tile::results || chunk.last) {
-            gemm_chunk<F, Kind, Rows, Vectors>(g, panel, chunk, longer, at);
+            gemm_chunk<P, Kind, Rows, Vectors>(g, panel, chunk, longer, at);
         } else {
-            gemm_chunk<F, Tile::sums, Rows, Vectors>(g, panel, chunk, longer, at);
+            gemm_chunk<P, Tile::sums, Rows, Vectors>(g, panel, chunk, longer, at);
         }
     }
 }
 
 // `rows` of the shorter tiles.
-template <Form F, Tile Kind, int Rows = kRowsOf<F>>
+template <class P, Tile Kind, int Rows = kRowsOf<P::form>>
 inline void gemm_panel_of(index_t rows, const GemmArgs& g, const Panel& panel) {
     if constexpr (Rows > 1) {
-        if (rows < Rows) return gemm_panel_of<F, Kind, Rows - 1>(rows, g, panel);
+        if (rows < Rows) return gemm_panel_of<P, Kind, Rows - 1>(rows, g, panel);
     }
     if (panel.to.cols > kVectorFloats) {
-        gemm_panel<F, Kind, Rows, kTileVectors>(g, panel);
+        gemm_panel<P, Kind, Rows, kTileVectors>(g, panel);
     } else {
-        gemm_panel<F, Kind, Rows, 1>(g, panel);
+        gemm_panel<P, Kind, Rows, 1>(g, panel);
     }
 }
 
-template <Form F, Tile Kind>
+template <class P, Tile Kind>
 inline void multiply_panel(const GemmArgs& g, const Panel& panel) {
-    gemm_panel_of<F, Kind>(panel.rows / even_tiles<F>(panel.rows), g, panel);
+    gemm_panel_of<P, Kind>(panel.rows / even_tiles<P::form>(panel.rows), g, panel);
 }
 
 // Rows [begin, end), few enough for the sums in L1.
-template <Form F>
+template <class P>
 inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
-    alignas(64) float sums[kBlockTiles * kRowsOf<F> * kTileCols];
+    using Storage = typename P::Storage;
+    alignas(64) float sums[kBlockTiles * kRowsOf<P::form> * kTileCols];
     const index_t reduction = g.segments * g.segment_length;
     const index_t panels = (g.cols + kTileCols - 1) / kTileCols;
     const float* const a = g.a + begin * g.lda;
     for (index_t p = 0; p < panels; ++p) {
         const index_t column = p * kTileCols;
-        const Panel panel{.a = a,
-                          .next_a = a,
-                          .b = g.b + p * matrix_rows<F>(reduction) * kTileCols,
-                          .rows = end - begin,
-                          .chunk = g.chunk,
-                          .sums = sums,
-                          .to = {.c = g.c + begin * g.ldc + column,
-                                 .residual = g.residual ? g.residual + begin * g.ldr + column : nullptr,
-                                 .scale = g.scale + column,
-                                 .bias = g.bias + column,
-                                 .cols = p + 1 == panels ? g.cols - column : kTileCols,
-                                 .rows = end - begin,
-                                 .row_scale = F == Form::paired ? a + paired_pitch(reduction) - 1 : nullptr}};
-        multiply_panel<F, Tile::results>(g, panel);
+        const Panel panel{
+            .a = a,
+            .next_a = a,
+            .b = g.b + p * matrix_rows<P::form>(reduction) * kTileCols,
+            .rows = end - begin,
+            .chunk = g.chunk,
+            .sums = sums,
+            .to = {.c = static_cast<Storage*>(g.c) + begin * g.ldc + column,
+                   .residual = g.residual ? static_cast<const Storage*>(g.residual) + begin * g.ldr + column : nullptr,
+                   .scale = g.scale + column,
+                   .bias = g.bias + column,
+                   .cols = p + 1 == panels ? g.cols - column : kTileCols,
+                   .rows = end - begin,
+                   .row_scale = P::form == Form::paired ? a + paired_pitch(reduction) - 1 : nullptr}};
+        multiply_panel<P, Tile::results>(g, panel);
     }
 }
 
-template <Form F>
+template <class P>
 void gemm(const GemmArgs& g) {
-    constexpr index_t block = kBlockTiles * kRowsOf<F>;
+    constexpr index_t block = kBlockTiles * kRowsOf<P::form>;
     const index_t blocks = (g.rows + block - 1) / block;
-    for (index_t i = 0; i < blocks; ++i) gemm_block<F>(g, g.rows * i / blocks, g.rows * (i + 1) / blocks);
+    for (index_t i = 0; i < blocks; ++i) gemm_block<P>(g, g.rows * i / blocks, g.rows * (i + 1) / blocks);
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ void winograd_products(const WinogradProductsArgs& w) {
                           .accumulate = w.accumulate,
                           .sums = w.m + f * w.m_frequency + w.begin[f] * kTileCols,
                           .to = {.cols = w.cols}};
-        multiply_panel<Form::plain, Tile::sums>(g, panel);
+        multiply_panel<Product<Form::plain, Fp32>, Tile::sums>(g, panel);
     }
 }
 

@@ -24,6 +24,13 @@ struct RowsAhead {
     index_t advance = 0;
 };
 
+// Rows of a feature map.
+template <class T>
+[[gnu::always_inline]] inline RowsAhead rows_ahead(const T* at, index_t pitch, index_t advance = 0) {
+    constexpr index_t bytes = sizeof(T);
+    return {reinterpret_cast<const float*>(at), pitch * bytes / 4, advance};
+}
+
 // What is read or written next, fetched meanwhile, a line a step.
 struct GemmAhead {
     const float* a;  // rows, lda floats apart

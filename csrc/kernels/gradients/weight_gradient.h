@@ -135,7 +135,9 @@ void winograd_gradient(const WinogradGradientArgs& g) {
 #pragma GCC unroll 4
                 for (int i = 0; i < D::out; ++i) {
                     const bool inside = y0 + i < g.image.height && x0 + j < g.image.width;
-                    dy[i] = inside ? load_first(g.image.data + (y0 + i) * g.image.row + (x0 + j) * g.image.pixel + k, n)
+                    dy[i] = inside ? load_first(static_cast<const float*>(g.image.data) + (y0 + i) * g.image.row +
+                                                    (x0 + j) * g.image.pixel + k,
+                                                n)
                                    : zero();
                 }
                 D::gradient(dy, 1, column);

@@ -17,12 +17,12 @@ struct GroupedArgs {
     const float* weight;
     const float* scale;  // channels floats
     const float* bias;   // channels floats
-    float* y;
+    void* y;
     index_t y_pixel;
     index_t out_width;
     index_t out_row_begin, out_row_end;  // F(2x2, 3x3): the first one is even
     index_t channel_begin, channel_end;
-    const float* residual;  // or null
+    const void* residual;  // or null
     index_t residual_pixel;
     float floor;
     float* rows;  // scratch: span of the kernel's rows x input columns with padding x vector_floats; not of F(2x2, 3x3)

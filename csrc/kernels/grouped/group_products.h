@@ -60,6 +60,7 @@ void with_group(index_t group, F f) {
 }
 
 // act(v * scale + bias + residual) of one vector of channels.
+template <class E>
 struct GroupEpilogue {
     Vec scale, bias, floor;
     index_t lanes;
@@ -71,14 +72,15 @@ struct GroupEpilogue {
           lanes(lanes_) {}
 
     // All lanes, without a residual.
-    [[gnu::always_inline]] inline void finish_whole(Vec v, float* y) const {
-        store(y, clamp_below(v * scale + bias, floor));
+    [[gnu::always_inline]] inline void finish_whole(Vec v, typename E::Storage* y) const {
+        E::store(y, clamp_below(v * scale + bias, floor));
     }
     // `residual`: of this pixel, or null.
-    [[gnu::always_inline]] inline void finish(Vec v, const float* residual, float* y) const {
+    [[gnu::always_inline]] inline void finish(Vec v, const typename E::Storage* residual,
+                                              typename E::Storage* y) const {
         v = v * scale + bias;
-        if (residual) v += load_first(residual, lanes);
-        store_first(y, clamp_below(v, floor), lanes);
+        if (residual) v += E::load_first(residual, lanes);
+        E::store_first(y, clamp_below(v, floor), lanes);
     }
 };
 

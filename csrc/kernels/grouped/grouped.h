@@ -28,15 +28,17 @@ struct RowRing {
 };
 
 // `Whole`: all lanes are channels.
-template <bool Whole>
-inline void copy_pixels_of(const float* from, index_t pixel, index_t ahead, index_t pixels, index_t lanes, float* to) {
+template <class E, bool Whole>
+inline void copy_pixels_of(const typename E::Storage* from, index_t pixel, index_t ahead, index_t pixels, index_t lanes,
+                           float* to) {
     for (index_t x = 0; x < pixels; ++x, from += pixel, to += kVectorFloats) {
         // The same channels of a row to come: a line of each pixel, too far apart for the hardware to see.
         __builtin_prefetch(from + ahead);
-        store(to, Whole ? load(from) : load_first(from, lanes));
+        store(to, Whole ? E::load(from) : E::load_first(from, lanes));
     }
 }
 
+template <class E>
 void copy_row(const GroupedArgs& g, const RowRing& ring, index_t padded_y, index_t channel, index_t lanes) {
     float* const to = ring.row(padded_y);
     const index_t y = padded_y - g.window.pad_top;
@@ -46,22 +48,24 @@ void copy_row(const GroupedArgs& g, const RowRing& ring, index_t padded_y, index
     const index_t inside = at_most(g.image.width - first, ring.cols);
     if (y < 0 || y >= g.image.height || inside <= left) return fill_floats(to, ring.cols * kVectorFloats, 0.0f);
     fill_floats(to, left * kVectorFloats, 0.0f);
-    const float* const from = g.image.data + y * g.image.row + (first + left) * g.image.pixel + channel;
+    const auto* const from = static_cast<const typename E::Storage*>(g.image.data) + y * g.image.row +
+                             (first + left) * g.image.pixel + channel;
     const index_t ahead = g.window.stride_h * g.image.row;
     if (lanes == kVectorFloats) {
-        copy_pixels_of<true>(from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
+        copy_pixels_of<E, true>(from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
     } else {
-        copy_pixels_of<false>(from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
+        copy_pixels_of<E, false>(from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
     }
     fill_floats(to + inside * kVectorFloats, (ring.cols - inside) * kVectorFloats, 0.0f);
 }
 
 // `strip` is the strip's first output column. Stride 0 stands for one that is known at run time only.
-template <int Group, int Stride, int Pixels>
+template <class E, int Group, int Stride, int Pixels>
 inline void grouped_tile(const GroupedArgs& g, const RowRing& ring, const float* weight, index_t oy, index_t ox,
                          index_t strip, index_t channel, index_t lanes) {
     const index_t step = (Stride > 0 ? Stride : g.window.stride_w) * kVectorFloats;
-    float* const y = g.y + (oy * g.out_width + ox) * g.y_pixel + channel;
+    using Storage = typename E::Storage;
+    Storage* const y = static_cast<Storage*>(g.y) + (oy * g.out_width + ox) * g.y_pixel + channel;
     // A line of each pixel, too far apart for the hardware to see.
 #pragma GCC unroll 14
     for (int p = 0; p < Pixels; ++p) __builtin_prefetch(y + p * g.y_pixel, 1);
@@ -78,15 +82,16 @@ inline void grouped_tile(const GroupedArgs& g, const RowRing& ring, const float*
             weight += Group * kVectorFloats;
         }
     }
-    const GroupEpilogue epilogue(g, channel, lanes);
-    const float* const residual =
-        g.residual ? g.residual + (oy * g.out_width + ox) * g.residual_pixel + channel : nullptr;
+    const GroupEpilogue<E> epilogue(g, channel, lanes);
+    const Storage* const residual =
+        g.residual ? static_cast<const Storage*>(g.residual) + (oy * g.out_width + ox) * g.residual_pixel + channel
+                   : nullptr;
 #pragma GCC unroll 14
     for (int p = 0; p < Pixels; ++p)
         epilogue.finish(acc[p], residual ? residual + p * g.residual_pixel : nullptr, y + p * g.y_pixel);
 }
 
-template <int Group, int Stride>
+template <class E, int Group, int Stride>
 void grouped_strip(const GroupedArgs& g, const RowRing& ring, Interval cols, index_t channel) {
     const float* weight = g.weight + channel * g.window.kernel_h * g.window.kernel_w * Group;
     const index_t lanes = at_most(kVectorFloats, g.channels - channel);
@@ -94,10 +99,10 @@ void grouped_strip(const GroupedArgs& g, const RowRing& ring, Interval cols, ind
     for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
         const index_t first = oy * g.window.stride_h;
         if (copied < first) copied = first;
-        for (; copied < first + ring.rows; ++copied) copy_row(g, ring, copied, channel, lanes);
+        for (; copied < first + ring.rows; ++copied) copy_row<E>(g, ring, copied, channel, lanes);
         const auto tiles = [&]<int Pixels>(index_t ox) {
             for (; ox + Pixels <= cols.end; ox += Pixels)
-                grouped_tile<Group, Stride, Pixels>(g, ring, weight, oy, ox, cols.begin, channel, lanes);
+                grouped_tile<E, Group, Stride, Pixels>(g, ring, weight, oy, ox, cols.begin, channel, lanes);
             return ox;
         };
         index_t ox = tiles.template operator()<kGroupedPixels>(cols.begin);
@@ -107,7 +112,7 @@ void grouped_strip(const GroupedArgs& g, const RowRing& ring, Interval cols, ind
     }
 }
 
-template <int Group, int Stride>
+template <class E, int Group, int Stride>
 void grouped_rows(const GroupedArgs& g) {
     const index_t span_h = (g.window.kernel_h - 1) * g.window.dilation_h + 1,
                   span_w = (g.window.kernel_w - 1) * g.window.dilation_w + 1;
@@ -119,20 +124,21 @@ void grouped_rows(const GroupedArgs& g) {
             const index_t end = at_most(strip + width, g.out_width);
             const RowRing ring{g.rows, span_h, strip * g.window.stride_w,
                                (end - 1 - strip) * g.window.stride_w + span_w};
-            grouped_strip<Group, Stride>(g, ring, {strip, end}, c);
+            grouped_strip<E, Group, Stride>(g, ring, {strip, end}, c);
         }
 }
 
-template <int Group>
+template <class E, int Group>
 void grouped_of(const GroupedArgs& g) {
-    if (g.window.stride_w == 1) return grouped_rows<Group, 1>(g);
-    if (g.window.stride_w == 2) return grouped_rows<Group, 2>(g);
-    grouped_rows<Group, 0>(g);
+    if (g.window.stride_w == 1) return grouped_rows<E, Group, 1>(g);
+    if (g.window.stride_w == 2) return grouped_rows<E, Group, 2>(g);
+    grouped_rows<E, Group, 0>(g);
 }
 
 // Any kernel, stride and dilation.
+template <class E>
 void grouped(const GroupedArgs& g) {
-    with_group(g.group, [&]<int Group>() { grouped_of<Group>(g); });
+    with_group(g.group, [&]<int Group>() { grouped_of<E, Group>(g); });
 }
 
 }  // namespace

@@ -21,8 +21,9 @@ constexpr int kOutCols = kAbreast * F2::out;
 using BlockColumns = Vec[kOutCols][F2::in];
 
 // The rows that a row of tiles reads, of one vector of channels.
+template <class E>
 struct TileRows {
-    const float* row[F2::in];  // null: padding
+    const typename E::Storage* row[F2::in];  // null: padding
     index_t width, pixel, pitch;
     index_t lanes;
     bool whole;  // no row is padding, all lanes are channels
@@ -36,7 +37,7 @@ struct TileRows {
         for (int i = 0; i < F2::in; ++i) {
             const index_t y = oy - g.window.pad_top + i;
             const bool inside = y >= 0 && y < g.image.height;
-            row[i] = inside ? g.image.data + y * pitch + channel : nullptr;
+            row[i] = inside ? static_cast<const typename E::Storage*>(g.image.data) + y * pitch + channel : nullptr;
             whole = whole && inside;
         }
     }
@@ -44,12 +45,12 @@ struct TileRows {
     // Columns x to x + 3, all of them in the image.
     [[gnu::always_inline]] inline void inner(index_t x, BlockColumns& columns) const {
         Vec d[kOutCols][F2::in];
-        const float* from = row[0] + x * pixel;
+        const auto* from = row[0] + x * pixel;
 #pragma GCC unroll 4
         for (int i = 0; i < F2::in; ++i, from += pitch) {
             from = opaque(from);
 #pragma GCC unroll 4
-            for (int c = 0; c < kOutCols; ++c) d[c][i] = load(from + c * pixel);
+            for (int c = 0; c < kOutCols; ++c) d[c][i] = E::load(from + c * pixel);
         }
         // The next tiles' new rows, lines too far apart for the hardware to see: into L2.
 #pragma GCC unroll 2
@@ -66,7 +67,7 @@ struct TileRows {
         for (int c = 0; c < kOutCols; ++c, ++x) {
             Vec d[F2::in];
             for (int i = 0; i < F2::in; ++i)
-                d[i] = row[i] && x >= 0 && x < width ? load_first(row[i] + x * pixel, lanes) : zero();
+                d[i] = row[i] && x >= 0 && x < width ? E::load_first(row[i] + x * pixel, lanes) : zero();
             F2::input(d, 1, columns[c]);
         }
     }
@@ -122,10 +123,11 @@ template <int Group>
 }
 
 // Output rows oy and oy + 1 of one vector of channels.
-template <int Group>
+template <class E, int Group>
 void grouped_f2_rows(const GroupedArgs& g, index_t oy, index_t channel) {
-    const TileRows rows(g, oy, channel);
-    const GroupEpilogue epilogue(g, channel, rows.lanes);
+    using Storage = typename E::Storage;
+    const TileRows<E> rows(g, oy, channel);
+    const GroupEpilogue<E> epilogue(g, channel, rows.lanes);
     const float* const weight = g.weight + channel * F2::in * F2::in * Group;
     const index_t pitch = g.out_width * g.y_pixel;
     const index_t height = at_most(kOutRows, g.out_row_end - oy);
@@ -134,8 +136,8 @@ void grouped_f2_rows(const GroupedArgs& g, index_t oy, index_t channel) {
     int own = 0;
     for (index_t ox = 0; ox < g.out_width; ox += kOutCols, own ^= 1) {
         rows.load_columns(ox - g.window.pad_left + kOutCols, columns[own ^ 1]);
-        float* to = g.y + oy * pitch + ox * g.y_pixel + channel;
-        float* ahead = to + kOutCols * g.y_pixel;
+        Storage* to = static_cast<Storage*>(g.y) + oy * pitch + ox * g.y_pixel + channel;
+        Storage* ahead = to + kOutCols * g.y_pixel;
 #pragma GCC unroll 2
         for (int r = 0; r < kOutRows; ++r, ahead += pitch) {
             ahead = opaque(ahead);
@@ -158,20 +160,23 @@ void grouped_f2_rows(const GroupedArgs& g, index_t oy, index_t channel) {
         for (index_t r = 0; r < height; ++r)
             for (index_t c = 0; c < width; ++c)
                 epilogue.finish(y[r][c],
-                                g.residual ? g.residual + residual + (r * g.out_width + c) * g.residual_pixel : nullptr,
+                                g.residual ? static_cast<const Storage*>(g.residual) + residual +
+                                                 (r * g.out_width + c) * g.residual_pixel
+                                           : nullptr,
                                 to + r * pitch + c * g.y_pixel);
     }
 }
 
-template <int Group>
+template <class E, int Group>
 void grouped_f2_of(const GroupedArgs& g) {
     for (index_t c = g.channel_begin; c < g.channel_end; c += kVectorFloats)
-        for (index_t oy = g.out_row_begin; oy < g.out_row_end; oy += kOutRows) grouped_f2_rows<Group>(g, oy, c);
+        for (index_t oy = g.out_row_begin; oy < g.out_row_end; oy += kOutRows) grouped_f2_rows<E, Group>(g, oy, c);
 }
 
 // Kernels of 3x3, stride 1, no dilation.
+template <class E>
 void grouped_f2(const GroupedArgs& g) {
-    with_group(g.group, [&]<int Group>() { grouped_f2_of<Group>(g); });
+    with_group(g.group, [&]<int Group>() { grouped_f2_of<E, Group>(g); });
 }
 
 }  // namespace

@@ -9,8 +9,9 @@ namespace {
 // Of cores that have adders beside their multipliers.
 constexpr KernelTable with_pairs(KernelTable table) {
     table.paired_tile_rows = kPairedTileRows;
-    table.paired_rows = paired_rows;
-    table.paired_gemm = gemm<Form::paired>;
+    ElementKernels& fp32 = table.elements[static_cast<int>(DType::fp32)];
+    fp32.paired_rows = paired_rows<Fp32>;
+    fp32.paired_gemm = gemm<Product<Form::paired, Fp32>>;
     table.column_squares = column_squares;
     table.step_squares = step_squares;
     table.pack_paired = pack_paired;

@@ -25,50 +25,62 @@
 namespace resfuse {
 namespace {
 
+template <class E>
+constexpr ElementKernels pooling_kernels() {
+    return {.pool_sum = pool_sum<E>, .pool_mean = pool_mean<E>, .pool_spread = pool_spread<E>};
+}
+
+template <class E>
+constexpr ElementKernels element_kernels() {
+    ElementKernels kernels = pooling_kernels<E>();
+    kernels.gemm = gemm<Product<Form::plain, E>>;
+    kernels.winograd[0] = {{{winograd_input<E, F2x2, F2, F2>}}, {{winograd_output<E, F2x2, F2, F2>}}};
+    kernels.winograd[1] = transforms_with_edges<E, F4x4>();
+    kernels.winograd[2] = transforms_with_edges<E, H4x4>();
+    kernels.winograd_row_output = winograd_row_output<E>;
+    kernels.strassen_operands = strassen_operands<E>;
+    kernels.strassen_products = strassen_products<E>;
+    kernels.grouped = grouped<E>;
+    kernels.grouped_f2 = grouped_f2<E>;
+    kernels.copy_band = copy_band<E>;
+    kernels.copy_image = copy_band<E>;
+    kernels.transpose = transpose_floats;
+    kernels.norm_apply = norm_apply<E>;
+    kernels.max_pool = max_pool<E>;
+    kernels.avg_pool = avg_pool<E>;
+    kernels.activate = activate<E>;
+    return kernels;
+}
+
 constexpr KernelTable make_table(const char* name) {
     return KernelTable{
         .name = name,
         .vector_floats = kVectorFloats,
         .tile_rows = kTileRows,
         .tile_cols = kTileCols,
-        .gemm = gemm<Form::plain>,
-        .winograd_products = winograd_products,
-        .winograd = {f2x2_kernels(), winograd_kernels_with_edges<F4x4>(), winograd_kernels_with_edges<H4x4>()},
-        .winograd_row_input = winograd_row_input,
-        .winograd_row_output = winograd_row_output,
-        .pack_winograd_rows = pack_winograd_rows,
-        .pack_direct = pack_direct,
-        .strassen_operands = strassen_operands,
-        .strassen_products = strassen_products,
-        .pack_strassen = pack_strassen,
         .paired_tile_rows = 0,
-        .paired_rows = nullptr,
-        .paired_gemm = nullptr,
-        .column_squares = nullptr,
-        .step_squares = nullptr,
+        .elements = {element_kernels<Fp32>(), pooling_kernels<Fp64>(), pooling_kernels<Bf16>(),
+                     pooling_kernels<Fp16>()},
+        .winograd = {f2x2_kernels(), winograd_kernels<F4x4>(1), winograd_kernels<H4x4>(2)},
+        .winograd_products = winograd_products,
+        .winograd_row_input = winograd_row_input,
+        .copy_windows = copy_windows,
+        .pack_direct = pack_direct,
+        .pack_winograd_rows = pack_winograd_rows,
+        .pack_strassen = pack_strassen,
         .pack_paired = nullptr,
         .paired_matrix_rows = nullptr,
-        .copy_band = copy_band,
-        .transpose = transpose_floats,
-        .grouped = grouped,
-        .grouped_f2 = grouped_f2,
+        .column_squares = nullptr,
+        .step_squares = nullptr,
         .norm_sums = norm_sums,
-        .norm_apply = norm_apply,
         .norm_grad_sums = norm_grad_sums,
         .norm_grad = norm_grad,
         .outer_product = outer_product,
         .pack_rows = pack_rows,
-        .copy_windows = copy_windows,
         .max_pool_index = max_pool_index,
         .max_pool_grad = max_pool_grad,
-        .max_pool = max_pool,
-        .avg_pool = avg_pool,
-        .pool_sum = {pool_sum<Fp32>, pool_sum<Fp64>, pool_sum<Bf16>, pool_sum<Fp16>},
-        .pool_mean = {pool_mean<Fp32>, pool_mean<Fp64>, pool_mean<Bf16>, pool_mean<Fp16>},
-        .pool_spread = {pool_spread<Fp32>, pool_spread<Fp64>, pool_spread<Bf16>, pool_spread<Fp16>},
         .read_all = read_all,
         .multiply_adds_at_peak = multiply_adds_at_peak,
-        .activate = activate,
     };
 }
 

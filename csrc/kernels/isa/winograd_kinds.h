@@ -18,23 +18,32 @@ constexpr WinogradPoints points_of_kinds() {
     return {points_of<A>(), points_of<B>(), points_of<C>()};
 }
 
-template <class F>
-constexpr WinogradKernels winograd_kernels_with_edges() {
+template <class E, class F>
+constexpr WinogradTransforms transforms_with_edges() {
     using A = typename F::Full;
     using B = typename F::Edge3;
     using C = typename F::Edge2;
-    WinogradKernels kernels{.tile = A::out,
+    return {{{winograd_input<E, F, A, A>, winograd_input<E, F, A, B>, winograd_input<E, F, A, C>},
+             {winograd_input<E, F, B, A>, winograd_input<E, F, B, B>, winograd_input<E, F, B, C>},
+             {winograd_input<E, F, C, A>, winograd_input<E, F, C, B>, winograd_input<E, F, C, C>}},
+            {{winograd_output<E, F, A, A>, winograd_output<E, F, A, B>, winograd_output<E, F, A, C>},
+             {winograd_output<E, F, B, A>, winograd_output<E, F, B, B>, winograd_output<E, F, B, C>},
+             {winograd_output<E, F, C, A>, winograd_output<E, F, C, B>, winograd_output<E, F, C, C>}}};
+}
+
+template <class F>
+constexpr WinogradKernels winograd_kernels(int number) {
+    using A = typename F::Full;
+    using B = typename F::Edge3;
+    using C = typename F::Edge2;
+    WinogradKernels kernels{.number = number,
+                            .has_edges = true,
+                            .tile = A::out,
                             .points = A::in,
                             .stride = F::stride,
                             .weight_points = kWeightPoints<F>,
                             .chunk = F::stride == 1 ? 32 : 64,
                             .kind_points = {points_of_kinds<A, B, C>()},
-                            .input = {{winograd_input<F, A, A>, winograd_input<F, A, B>, winograd_input<F, A, C>},
-                                      {winograd_input<F, B, A>, winograd_input<F, B, B>, winograd_input<F, B, C>},
-                                      {winograd_input<F, C, A>, winograd_input<F, C, B>, winograd_input<F, C, C>}},
-                            .output = {{winograd_output<F, A, A>, winograd_output<F, A, B>, winograd_output<F, A, C>},
-                                       {winograd_output<F, B, A>, winograd_output<F, B, B>, winograd_output<F, B, C>},
-                                       {winograd_output<F, C, A>, winograd_output<F, C, B>, winograd_output<F, C, C>}},
                             .pack = pack_winograd<F>};
     if constexpr (F::stride == 2) {
         kernels.kind_points[1] = points_of_kinds<typename A::Odd, typename B::Odd, typename C::Odd>();
@@ -46,14 +55,14 @@ constexpr WinogradKernels winograd_kernels_with_edges() {
 }
 
 constexpr WinogradKernels f2x2_kernels() {
-    return {.tile = F2::out,
+    return {.number = 0,
+            .has_edges = false,
+            .tile = F2::out,
             .points = F2::in,
             .stride = 1,
             .weight_points = kWeightPoints<F2x2>,
             .chunk = 64,
             .kind_points = {{points_of<F2>()}},
-            .input = {{winograd_input<F2x2, F2, F2>}},
-            .output = {{winograd_output<F2x2, F2, F2>}},
             .pack = pack_winograd<F2x2>};
 }
 

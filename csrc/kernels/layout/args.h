@@ -5,10 +5,10 @@
 
 namespace resfuse {
 
-// Copies rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into an NHWC band, row behind row; what lies
-// outside the image becomes `fill`.
+// Copies, to fp32 or as they are, rows [y0, y0 + rows) x columns [x0, x0 + cols) of a strided image into an NHWC band,
+// row behind row; what lies outside the image becomes `fill`.
 struct BandArgs {
-    const float* image;
+    const void* image;
     index_t height;
     index_t width;
     index_t channels;
@@ -20,15 +20,15 @@ struct BandArgs {
     index_t x0;
     index_t cols;
     float fill;
-    float* band;
-    index_t pixel;  // floats between pixels of the band
+    void* band;
+    index_t pixel;  // elements between pixels of the band
 };
 
 // y[col * y_pitch + row] = x[row * pitch + col]
 struct TransposeArgs {
-    const float* x;
+    const void* x;
     index_t rows, cols, pitch;
-    float* y;
+    void* y;
     index_t y_pitch;
 };
 

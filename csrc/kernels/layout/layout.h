@@ -44,13 +44,15 @@ inline void copy_pixels(const BandArgs& g, float* to, const float* from, index_t
     }
 }
 
+template <class E>
 void copy_band(const BandArgs& g) {
+    const auto* const image = static_cast<const typename E::Storage*>(g.image);
     // Columns of the band left of, inside and right of the image.
     const index_t left = g.x0 >= 0 ? 0 : (-g.x0 < g.cols ? -g.x0 : g.cols);
     const index_t to_edge = g.width - g.x0;
     const index_t end = to_edge < left ? left : (to_edge < g.cols ? to_edge : g.cols);
     for (index_t i = 0; i < g.rows; ++i) {
-        float* to = g.band + i * g.cols * g.pixel;
+        float* to = static_cast<float*>(g.band) + i * g.cols * g.pixel;
         const index_t y = g.y0 + i;
         if (y < 0 || y >= g.height) {
             fill_floats(to, g.cols * g.pixel, g.fill);
@@ -58,7 +60,7 @@ void copy_band(const BandArgs& g) {
         }
         fill_floats(to, left * g.pixel, g.fill);
         if (end > left)
-            copy_pixels(g, to + left * g.pixel, g.image + y * g.stride_h + (g.x0 + left) * g.stride_w, end - left);
+            copy_pixels(g, to + left * g.pixel, image + y * g.stride_h + (g.x0 + left) * g.stride_w, end - left);
         fill_floats(to + end * g.pixel, (g.cols - end) * g.pixel, g.fill);
     }
 }

@@ -9,8 +9,8 @@ namespace {
 
 inline void transpose_square(const TransposeArgs& g, index_t row, index_t col) {
     const index_t rows = g.rows - row, cols = g.cols - col;
-    const float* const from = g.x + row * g.pitch + col;
-    float* const to = g.y + col * g.y_pitch + row;
+    const float* const from = static_cast<const float*>(g.x) + row * g.pitch + col;
+    float* const to = static_cast<float*>(g.y) + col * g.y_pitch + row;
     Vec square[kVectorFloats];
     if (rows >= kVectorFloats && cols >= kVectorFloats) {
 #pragma GCC unroll 16
@@ -28,8 +28,10 @@ inline void transpose_square(const TransposeArgs& g, index_t row, index_t col) {
 void transpose_floats(const TransposeArgs& g) {
     constexpr index_t kFewColumns = 4;  // of a square that would be empty for the most part
     if (g.cols <= kFewColumns) {
+        const float* const x = static_cast<const float*>(g.x);
+        float* const y = static_cast<float*>(g.y);
         for (index_t col = 0; col < g.cols; ++col)
-            for (index_t row = 0; row < g.rows; ++row) g.y[col * g.y_pitch + row] = g.x[row * g.pitch + col];
+            for (index_t row = 0; row < g.rows; ++row) y[col * g.y_pitch + row] = x[row * g.pitch + col];
         return;
     }
     // Some lines of each row of the result, one after the other: few pages are written at a time.

@@ -16,12 +16,12 @@ struct NormSumsArgs {
 
 // y = max((x - mean) * scale + bias + residual, floor)
 struct NormApplyArgs {
-    const float* x;
-    const float* residual;  // or null
+    const void* x;
+    const void* residual;  // or null
     index_t rows, channels;
     const float *mean, *scale, *bias;
     float floor;
-    float* y;
+    void* y;
 };
 
 // The gradient behind a ReLU: that of its output, where the output is positive.

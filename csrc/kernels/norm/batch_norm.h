@@ -105,15 +105,20 @@ void norm_grad_sums(const NormGradSumsArgs& args) {
     });
 }
 
+template <class E>
 void norm_apply(const NormApplyArgs& g) {
+    using Storage = typename E::Storage;
     const Vec floor = broadcast(g.floor);
+    const Storage* const x = static_cast<const Storage*>(g.x);
+    const Storage* const residual = static_cast<const Storage*>(g.residual);
+    Storage* const y = static_cast<Storage*>(g.y);
     for (index_t row = 0; row < g.rows; ++row)
         for (index_t c = 0; c < g.channels; c += kVectorFloats) {
             const index_t n = at_most(kVectorFloats, g.channels - c), at = row * g.channels + c;
-            Vec v = (load_first(g.x + at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
+            Vec v = (E::load_first(x + at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
                     load_first(g.bias + c, n);
-            if (g.residual) v += load_first(g.residual + at, n);
-            store_first(g.y + at, clamp_below(v, floor), n);
+            if (residual) v += E::load_first(residual + at, n);
+            E::store_first(y + at, clamp_below(v, floor), n);
         }
 }
 

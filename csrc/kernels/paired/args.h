@@ -12,8 +12,8 @@ constexpr index_t paired_pitch(index_t depth) {
     return depth + ((depth + kPairedChunk - 1) / kPairedChunk / kLineFloats + 1) * kLineFloats;
 }
 struct PairedRowsArgs {
-    const float* x;
-    index_t pixel;  // floats between rows
+    const void* x;
+    index_t pixel;  // elements between rows
     index_t rows, depth;
     const float* step_scale;
     float* to;  // paired_pitch(depth) floats a row

@@ -73,10 +73,12 @@ inline float power_of_two(int exponent) { return std::bit_cast<float>((exponent 
 inline int exponent_of(float x) { return (std::bit_cast<int>(x) >> 23 & 0xff) - 127; }
 
 // Of a row whose squares are too large or too small for a sum of them, of zeros and of what is not finite.
-[[gnu::noinline]] inline RowScale unusual_scale(const float* row, const float* step_scale, index_t depth) {
+template <class E>
+[[gnu::noinline]] inline RowScale unusual_scale(const typename E::Storage* row, const float* step_scale,
+                                                index_t depth) {
     float most = 0.0f;
     for (index_t c = 0; c < depth; ++c) {
-        const float x = __builtin_fabsf(row[c] * step_scale[c]);
+        const float x = __builtin_fabsf(E::widen(row[c]) * step_scale[c]);
         if (!(x <= most)) most = x;
     }
     if (most == 0.0f) return {1.0f, 0.0f};
@@ -88,9 +90,9 @@ inline int exponent_of(float x) { return (std::bit_cast<int>(x) >> 23 & 0xff) - 
 }
 
 // Sums of the squares of rows, their steps scaled.
-template <int N>
-[[gnu::always_inline]] inline void sum_squares(const float* const (&rows)[N], const float* step_scale, index_t depth,
-                                               float (&sums)[N]) {
+template <class E, int N>
+[[gnu::always_inline]] inline void sum_squares(const typename E::Storage* const (&rows)[N], const float* step_scale,
+                                               index_t depth, float (&sums)[N]) {
     Vec squares[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) squares[n] = zero();
@@ -98,7 +100,7 @@ template <int N>
         const Vec scale = load(step_scale + c);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
-            const Vec x = load(rows[n] + c) * scale;
+            const Vec x = E::load(rows[n] + c) * scale;
             squares[n] += x * x;
         }
     }
@@ -107,29 +109,30 @@ template <int N>
 }
 
 // The row's root mean square comes near 1.
-[[gnu::always_inline]] inline RowScale row_scale(float sum_of_squares, const float* row, const float* step_scale,
-                                                 index_t depth) {
+template <class E>
+[[gnu::always_inline]] inline RowScale row_scale(float sum_of_squares, const typename E::Storage* row,
+                                                 const float* step_scale, index_t depth) {
     const float mean = sum_of_squares / static_cast<float>(depth);
     constexpr float kLeast = 1e-30f, kMost = 1e30f;
-    if (!(mean > kLeast && mean < kMost)) return unusual_scale(row, step_scale, depth);
+    if (!(mean > kLeast && mean < kMost)) return unusual_scale<E>(row, step_scale, depth);
     const int exponent = (exponent_of(mean) + 1) >> 1;
     return {power_of_two(-exponent), power_of_two(exponent)};
 }
 
 // N pixels as rows of products in pairs: several at once, so that their chains of sums overlap.
-template <int N>
+template <class E, int N>
 [[gnu::always_inline]] inline void write_rows(const PairedRowsArgs& g, index_t first) {
     const index_t part = paired_part(g.depth), pitch = paired_pitch(g.depth);
-    const float* rows[N];
+    const typename E::Storage* rows[N];
     float* const to = g.to + first * pitch;
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) rows[n] = g.x + (first + n) * g.pixel;
+    for (int n = 0; n < N; ++n) rows[n] = static_cast<const typename E::Storage*>(g.x) + (first + n) * g.pixel;
     float squares[N];
-    sum_squares(rows, g.step_scale, g.depth, squares);
+    sum_squares<E>(rows, g.step_scale, g.depth, squares);
     Vec scale[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-        const RowScale s = row_scale(squares[n], rows[n], g.step_scale, g.depth);
+        const RowScale s = row_scale<E>(squares[n], rows[n], g.step_scale, g.depth);
         to[n * pitch + pitch - 1] = s.back;
         scale[n] = broadcast(s.scale);
     }
@@ -140,7 +143,7 @@ template <int N>
             Vec x[N];
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) {
-                x[n] = scale[n] * channel * load(rows[n] + c);
+                x[n] = scale[n] * channel * E::load(rows[n] + c);
                 store(to + n * pitch + c, x[n]);
             }
             own.add(x);
@@ -149,11 +152,12 @@ template <int N>
     }
 }
 
+template <class E>
 inline void paired_rows(const PairedRowsArgs& g) {
     constexpr int kAtOnce = 4;
     index_t i = 0;
-    for (; i + kAtOnce <= g.rows; i += kAtOnce) write_rows<kAtOnce>(g, i);
-    for (; i < g.rows; ++i) write_rows<1>(g, i);
+    for (; i + kAtOnce <= g.rows; i += kAtOnce) write_rows<E, kAtOnce>(g, i);
+    for (; i < g.rows; ++i) write_rows<E, 1>(g, i);
 }
 
 }  // namespace

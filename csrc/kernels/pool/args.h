@@ -11,8 +11,8 @@ struct MaxPoolArgs {
     ImageView image;
     index_t channels;
     WindowArgs window;
-    float* y;
-    index_t y_row;  // floats between output rows
+    void* y;
+    index_t y_row;  // elements between output rows
     index_t out_width;
     index_t out_row_begin;
     index_t out_row_end;

@@ -16,7 +16,9 @@ inline index_t divisor_of(bool counts_padding, const Taps& taps, index_t start, 
     return end - start;
 }
 
+template <class E>
 void avg_pool(const AvgPoolArgs& args) {
+    using Storage = typename E::Storage;
     const MaxPoolArgs& g = args.pool;
     for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
         const index_t y0 = oy * g.window.stride_h - g.window.pad_top;
@@ -29,15 +31,16 @@ void avg_pool(const AvgPoolArgs& args) {
             const index_t divisor =
                 divisor_h * divisor_of(args.counts_padding, cols, x0, g.window.kernel_w, g.image.width, args.pad_right);
             const Vec scale = broadcast(1.0f / static_cast<float>(divisor));
-            const float* const window = g.image.data + rows.first * g.image.row + cols.first * g.image.pixel;
-            float* const y = g.y + (oy - g.out_row_begin) * g.y_row + ox * g.channels;
+            const Storage* const window =
+                static_cast<const Storage*>(g.image.data) + rows.first * g.image.row + cols.first * g.image.pixel;
+            Storage* const y = static_cast<Storage*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.channels;
             for (index_t c = 0; c < g.channels; c += kVectorFloats) {
                 const index_t n = g.channels - c < kVectorFloats ? g.channels - c : kVectorFloats;
                 Vec sum = zero();
                 for (index_t r = 0; r < rows.end - rows.begin; ++r)
                     for (index_t s = 0; s < cols.end - cols.begin; ++s)
-                        sum += load_first(window + r * g.image.row + s * g.image.pixel + c, n);
-                store_first(y + c, sum * scale, n);
+                        sum += E::load_first(window + r * g.image.row + s * g.image.pixel + c, n);
+                E::store_first(y + c, sum * scale, n);
             }
         }
     }

@@ -39,7 +39,8 @@ void max_pool_index(const MaxPoolIndexArgs& args) {
         for (index_t ox = 0; ox < g.out_width; ++ox) {
             const Taps cols = taps_inside(ox * g.window.stride_w - g.window.pad_left, g.window.kernel_w,
                                           g.window.dilation_w, g.image.width);
-            const float* const window = g.image.data + rows.first * g.image.row + cols.first * g.image.pixel;
+            const float* const window =
+                static_cast<const float*>(g.image.data) + rows.first * g.image.row + cols.first * g.image.pixel;
             const index_t at = (oy - g.out_row_begin) * g.y_row + ox * g.channels;
             for (index_t c = 0; c < g.channels; c += kVectorFloats) {
                 const index_t n = g.channels - c < kVectorFloats ? g.channels - c : kVectorFloats;
@@ -54,7 +55,7 @@ void max_pool_index(const MaxPoolIndexArgs& args) {
                         best = wins ? v : best;
                         tap = wins ? VecMask{} + static_cast<int>(r * g.window.kernel_w + s) : tap;
                     }
-                store_first(g.y + at + c, best, n);
+                store_first(static_cast<float*>(g.y) + at + c, best, n);
                 store_taps(args.taps + at + c, tap, n);
             }
         }

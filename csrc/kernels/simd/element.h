@@ -161,7 +161,13 @@ struct NativeElement {
     static Vector round(Vector x) { return x; }
 };
 
-struct Fp32 : NativeElement<float> {};
+// Of feature maps: vectors of fp32 in registers, whatever lies in memory.
+struct Fp32 : NativeElement<float> {
+    static Vec load(const float* p) { return resfuse::load(p); }
+    static Vec load_first(const float* p, index_t n) { return resfuse::load_first(p, n); }
+    static void store(float* p, Vec v) { resfuse::store(p, v); }
+    static void store_first(float* p, Vec v, index_t n) { resfuse::store_first(p, v, n); }
+};
 struct Fp64 : NativeElement<double> {};
 
 // The upper half of an fp32.

@@ -10,9 +10,9 @@ namespace resfuse {
 constexpr index_t kMostStrassenPairs = 112;
 constexpr index_t kStrassenProducts = 7;
 struct StrassenOperandsArgs {
-    const float* first;  // of the first pair's pixels
-    const float* second;
-    index_t pair;  // floats from a pair to the next
+    const void* first;  // of the first pair's pixels
+    const void* second;
+    index_t pair;  // elements from a pair to the next
     index_t pairs;
     index_t half;  // of the channels
     const float* channel_scale;
@@ -29,16 +29,16 @@ struct StrassenProductsArgs {
     const float* weights;  // [panels][7][half][tile_cols]
     index_t panels;        // of a half of the output channels
     index_t chunk;
-    float* c;  // the first pair's first pixel
+    void* c;  // the first pair's first pixel
     index_t pixel;
-    const float* residual;  // likewise, or null
+    const void* residual;  // likewise, or null
     index_t residual_pixel;
     index_t right;  // from the first half of the output channels to the second
     const float* scale;
     const float* bias;
     float floor;
-    const float* next;  // the pairs to come, of pixels, or null
-    index_t next_pair;  // floats between them
+    const void* next;   // the pairs to come, of pixels, or null
+    index_t next_pair;  // elements between them
 };
 
 // The weights w[k][c] of a 1x1 convolution for Strassen's products: a panel of the first half of the output channels

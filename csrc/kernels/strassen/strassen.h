@@ -24,15 +24,19 @@ namespace resfuse {
 namespace {
 
 // In the order M1, M2, M5, M6, M7, M3, M4.
+template <class E>
 void strassen_operands(const StrassenOperandsArgs& g) {
+    using Storage = typename E::Storage;
+    const Storage *const first = static_cast<const Storage*>(g.first), *const second =
+                                                                           static_cast<const Storage*>(g.second);
     const index_t half = g.half;
     for (index_t i = 0; i < g.pairs; ++i) {
-        const float *const x1 = g.first + i * g.pair, *const x2 = g.second + i * g.pair;
+        const Storage *const x1 = first + i * g.pair, *const x2 = second + i * g.pair;
         float* const to = g.to + i * g.pitch;
         for (index_t c = 0; c < half; c += kVectorFloats) {
             const Vec a = load(g.channel_scale + c), b = load(g.channel_scale + half + c);
-            const Vec x1a = a * load(x1 + c), x1b = b * load(x1 + half + c);
-            const Vec x2a = a * load(x2 + c), x2b = b * load(x2 + half + c);
+            const Vec x1a = a * E::load(x1 + c), x1b = b * E::load(x1 + half + c);
+            const Vec x2a = a * E::load(x2 + c), x2b = b * E::load(x2 + half + c);
             const Vec operands[] = {x1a + x2b, x2a + x2b, x1a + x1b, x2a - x1a, x1b - x2b, x1a, x2b};
 #pragma GCC unroll 8
             for (int n = 0; n < kStrassenProducts; ++n) store(to + n * half + c, operands[n]);
@@ -41,7 +45,11 @@ void strassen_operands(const StrassenOperandsArgs& g) {
 }
 
 // The products of one panel of each half of the output channels.
+template <class E>
 class StrassenPanels {
+    using Storage = typename E::Storage;
+    using Plain = Product<Form::plain, E>;
+
   public:
     StrassenPanels(const StrassenProductsArgs& s, index_t panel, float* sums) : s_(s), panel_(panel), sums_(sums) {
         args_.segment_offset = &kNoOffset;
@@ -70,23 +78,23 @@ class StrassenPanels {
         p = panel(2, m3, m4, y1b);
         p.other = y2b;
         p.sign = 1.0f;
-        multiply_panel<Form::plain, Tile::sums>(args_, p);
+        multiply_panel<Plain, Tile::sums>(args_, p);
         p = panel(3, m4, m5, sums(0), results(1, 0));
         p.other = y1a;
         p.sign = 1.0f;
         p.more = y2a;
-        multiply_panel<Form::plain, Tile::results>(args_, p);
+        multiply_panel<Plain, Tile::results>(args_, p);
         p = panel(4, m5, m6, sums(0), results(0, 1));
         p.other = y1a;
         p.sign = -1.0f;
         p.more = y1b;
-        multiply_panel<Form::plain, Tile::results>(args_, p);
+        multiply_panel<Plain, Tile::results>(args_, p);
         p = panel(5, m6, m7, y2b, results(1, 1));
         p.accumulate = true;
-        multiply_panel<Form::plain, Tile::results>(args_, p);
+        multiply_panel<Plain, Tile::results>(args_, p);
         p = panel(6, m7, m1, y1a, results(0, 0));
         p.accumulate = true;
-        multiply_panel<Form::plain, Tile::results>(args_, p);
+        multiply_panel<Plain, Tile::results>(args_, p);
     }
 
   private:
@@ -110,8 +118,9 @@ class StrassenPanels {
     // Of the first or second pixels, the first or second half of the output channels.
     Results results(index_t pixel, index_t half) const {
         const index_t column = panel_ * kTileCols + half * s_.right;
-        return {.c = s_.c + pixel * s_.pixel + column,
-                .residual = s_.residual ? s_.residual + pixel * s_.residual_pixel + column : nullptr,
+        return {.c = static_cast<Storage*>(s_.c) + pixel * s_.pixel + column,
+                .residual = s_.residual ? static_cast<const Storage*>(s_.residual) + pixel * s_.residual_pixel + column
+                                        : nullptr,
                 .scale = s_.scale + column,
                 .bias = s_.bias + column,
                 .cols = kTileCols,
@@ -122,10 +131,11 @@ class StrassenPanels {
     // meanwhile: the last panels' products fetch them, from some channel on. (The first ones' would leave them the time
     // to be evicted again: 2 to 6 % slower.)
     void multiply_and_fetch(Panel& p, index_t channel) const {
-        if (panel_ + 1 < s_.panels || s_.next == nullptr) return multiply_panel<Form::plain, Tile::sums>(args_, p);
-        p.fetch[0] = {s_.next + channel, s_.next_pair, 1};
-        p.fetch[1] = {s_.next + s_.next_pair / 2 + channel, s_.next_pair, 1};
-        multiply_panel<Form::plain, Tile::sums_and_fetches>(args_, p);
+        if (panel_ + 1 < s_.panels || s_.next == nullptr) return multiply_panel<Plain, Tile::sums>(args_, p);
+        const Storage* const next = static_cast<const Storage*>(s_.next) + channel;
+        p.fetch[0] = rows_ahead(next, s_.next_pair, 1);
+        p.fetch[1] = rows_ahead(next + s_.next_pair / 2, s_.next_pair, 1);
+        multiply_panel<Plain, Tile::sums_and_fetches>(args_, p);
     }
 
     const StrassenProductsArgs& s_;
@@ -134,9 +144,10 @@ class StrassenPanels {
     GemmArgs args_{};
 };
 
+template <class E>
 void strassen_products(const StrassenProductsArgs& s) {
     alignas(64) float sums[5 * kMostStrassenPairs * kTileCols];
-    for (index_t panel = 0; panel < s.panels; ++panel) StrassenPanels(s, panel, sums).multiply();
+    for (index_t panel = 0; panel < s.panels; ++panel) StrassenPanels<E>(s, panel, sums).multiply();
 }
 
 // The products mix the two halves of the output channels, and so do their errors: channels of small weights would get

@@ -24,7 +24,7 @@ struct WinogradInputArgs {
     float* v;
     index_t group_stride = 0;  // of one group: any
     index_t frequency_stride;
-    const float* zeros;  // as many as a pixel has channels, read for padding
+    const void* zeros;  // as many as a pixel has channels, read for padding
 };
 
 // M = V * weights of one panel, or M plus that, for each frequency's own tiles [begin[f], end[f]).
@@ -49,10 +49,10 @@ struct WinogradOutputArgs {
     const float* m;  // element (f, t, k) at f * frequency_stride + t * tile_stride + k
     index_t frequency_stride;
     index_t tile_stride;
-    float* y;  // NHWC image of the whole layer, already advanced to the panel's first channel
+    void* y;  // NHWC image of the whole layer, already advanced to the panel's first channel
     index_t height;
     index_t width;
-    index_t pixel;           // floats between pixels of y
+    index_t pixel;           // elements between pixels of y
     index_t residual_pixel;  // and of the residual
     index_t cols;            // valid channels, at most tile_cols
     index_t y0, x0;          // of tile 0
@@ -60,7 +60,7 @@ struct WinogradOutputArgs {
     index_t first_tile;
     index_t tiles;
     const float* bias;
-    const float* residual;
+    const void* residual;
     float floor;
 };
 
@@ -86,10 +86,10 @@ struct WinogradRowOutputArgs {
     index_t cols;   // valid channels, at most tile_cols
     const float* scale;
     const float* bias;
-    const float* residual;  // or null
+    const void* residual;  // or null
     index_t residual_pixel;
     float floor;
-    float* y;
+    void* y;
     index_t pixel;
 };
 
@@ -115,17 +115,23 @@ struct WinogradWeightGradientArgs {
 // Bit i: a dimension of a tile, whole or an edge, needs product i.
 using WinogradPoints = std::array<std::uint32_t, 3>;
 
-// One kind of Winograd tile. A dimension of a tile is whole, or one of two edges with 3 and 2 outputs; kernels are
-// numbered by the kinds of their rows and columns. Kinds without edges have one kernel.
+// The transforms of one kind of tile, of feature maps of one element type, numbered by the kinds of the tile's rows and
+// columns: whole, or one of two edges with 3 and 2 outputs. Kinds without edges have one kernel.
+struct WinogradTransforms {
+    void (*input[3][3])(const WinogradInputArgs&);
+    void (*output[3][3])(const WinogradOutputArgs&);
+};
+
+// One kind of Winograd tile. A dimension of a tile is whole, or one of two edges with 3 and 2 outputs.
 struct WinogradKernels {
+    int number;                     // of its transforms in a table
+    bool has_edges;                 // whether there are kernels for them
     index_t tile;                   // outputs of a whole tile in one dimension
     index_t points;                 // and its products
     index_t stride;                 // of the convolution
     index_t weight_points;          // rows of transformed weights in one dimension
     index_t chunk;                  // of its products, shorter where the output transform magnifies their errors most
     WinogradPoints kind_points[2];  // of even phases, the only ones at stride 1, and odd ones
-    void (*input[3][3])(const WinogradInputArgs&);
-    void (*output[3][3])(const WinogradOutputArgs&);
     // For the weights' gradient at stride 1; null elsewhere.
     void (*gradient)(const WinogradGradientArgs&);
     void (*weight_gradient)(const WinogradWeightGradientArgs&);

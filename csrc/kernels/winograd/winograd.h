@@ -301,16 +301,16 @@ inline index_t next_tile(index_t tile, bool more, index_t tiles_per_row, index_t
 }
 
 // A tile's pixels: where they lie, and how far from there the next tile's.
-template <class R, class C>
+template <class E, class R, class C>
 struct TilePixels {
-    const float* at[R::in * C::in];
+    const typename E::Storage* at[R::in * C::in];
     index_t next;
 };
 
 // One vector of channels of a tile of R rows and C columns of outputs. Fetches the columns that the next tile does not
 // share with it, into L2: of many channels L1 would not hold them beside V.
-template <class R, class C>
-[[gnu::always_inline]] inline void transform_input_vector(const TilePixels<R, C>& pixels, index_t channel, index_t n,
+template <class E, class R, class C>
+[[gnu::always_inline]] inline void transform_input_vector(const TilePixels<E, R, C>& pixels, index_t channel, index_t n,
                                                           float* v, index_t frequency_stride, int points) {
     Vec t[R::in * C::in];
 #pragma GCC unroll 6
@@ -318,8 +318,8 @@ template <class R, class C>
         Vec d[R::in], column[R::in];
 #pragma GCC unroll 6
         for (int i = 0; i < R::in; ++i) {
-            const float* const pixel = pixels.at[i * C::in + j] + channel;
-            d[i] = load_first(pixel, n);
+            const auto* const pixel = pixels.at[i * C::in + j] + channel;
+            d[i] = E::load_first(pixel, n);
             if (j >= C::in - C::out) __builtin_prefetch(pixel + pixels.next, 0, 2);
         }
         R::input(d, 1, column);
@@ -341,8 +341,8 @@ template <class R, class C>
 }
 
 // One tile. `points` are those of a whole tile in one dimension.
-template <class R, class C>
-inline void transform_input_tile(const WinogradInputArgs& g, const TilePixels<R, C>& pixels, int points, float* v) {
+template <class E, class R, class C>
+inline void transform_input_tile(const WinogradInputArgs& g, const TilePixels<E, R, C>& pixels, int points, float* v) {
     for (index_t group = 0; group < g.groups; ++group, v += g.group_stride) {
         const index_t first = group * g.channels;
         index_t c = 0;
@@ -354,13 +354,16 @@ inline void transform_input_tile(const WinogradInputArgs& g, const TilePixels<R,
 }
 
 // Tiles of R rows and C columns of every F::stride-th pixel, from (phase_y, phase_x) on.
-template <class F, class R, class C>
+template <class E, class F, class R, class C>
 void transform_input_tiles(const WinogradInputArgs& g, index_t phase_y, index_t phase_x) {
+    using Storage = typename E::Storage;
+    const Storage* const image = static_cast<const Storage*>(g.image.data);
+    const Storage* const zeros = static_cast<const Storage*>(g.zeros);
     for (index_t t = 0; t < g.tiles; ++t) {
         const index_t tile = g.first_tile + t;
         const index_t y0 = tile / g.tiles_per_row * R::out * F::stride - g.pad_top + phase_y;
         const index_t x0 = tile % g.tiles_per_row * C::out * F::stride - g.pad_left + phase_x;
-        TilePixels<R, C> pixels;
+        TilePixels<E, R, C> pixels;
         pixels.next =
             next_tile<R, C>(tile, t + 1 < g.tiles, g.tiles_per_row, F::stride * g.image.row, F::stride * g.image.pixel);
         for (int i = 0; i < R::in; ++i) {
@@ -369,27 +372,28 @@ void transform_input_tiles(const WinogradInputArgs& g, index_t phase_y, index_t 
             for (int j = 0; j < C::in; ++j) {
                 const index_t x = x0 + j * F::stride;
                 const bool inside = row_inside && x >= 0 && x < g.image.width;
-                pixels.at[i * C::in + j] = inside ? g.image.data + y * g.image.row + x * g.image.pixel : g.zeros;
+                pixels.at[i * C::in + j] = inside ? image + y * g.image.row + x * g.image.pixel : zeros;
             }
         }
         transform_input_tile(g, pixels, F::Full::in, g.v + t * g.channels);
     }
 }
 
-template <class F, class R, class C>
+template <class E, class F, class R, class C>
 void winograd_input(const WinogradInputArgs& g) {
     if constexpr (F::stride == 1) {
-        transform_input_tiles<F, R, C>(g, 0, 0);
+        transform_input_tiles<E, F, R, C>(g, 0, 0);
     } else {
-        if (g.phase == 0) transform_input_tiles<F, R, C>(g, 0, 0);
-        if (g.phase == 1) transform_input_tiles<F, R, typename C::Odd>(g, 0, 1);
-        if (g.phase == 2) transform_input_tiles<F, typename R::Odd, C>(g, 1, 0);
-        if (g.phase == 3) transform_input_tiles<F, typename R::Odd, typename C::Odd>(g, 1, 1);
+        if (g.phase == 0) transform_input_tiles<E, F, R, C>(g, 0, 0);
+        if (g.phase == 1) transform_input_tiles<E, F, R, typename C::Odd>(g, 0, 1);
+        if (g.phase == 2) transform_input_tiles<E, F, typename R::Odd, C>(g, 1, 0);
+        if (g.phase == 3) transform_input_tiles<E, F, typename R::Odd, typename C::Odd>(g, 1, 1);
     }
 }
 
-template <class F, class R, class C>
+template <class E, class F, class R, class C>
 void winograd_output(const WinogradOutputArgs& g) {
+    using Storage = typename E::Storage;
     const Vec floor = broadcast(g.floor);
     for (index_t t = 0; t < g.tiles; ++t) {
         const index_t tile = g.first_tile + t;
@@ -423,13 +427,14 @@ void winograd_output(const WinogradOutputArgs& g) {
                     if (j >= cols) break;
                     Vec v = y[j] + bias;
                     if (g.residual) {
-                        const float* const residual = g.residual + (first + j) * g.residual_pixel + k;
+                        const Storage* const residual =
+                            static_cast<const Storage*>(g.residual) + (first + j) * g.residual_pixel + k;
                         __builtin_prefetch(residual + next * g.residual_pixel);
-                        v += load_first(residual, n);
+                        v += E::load_first(residual, n);
                     }
-                    float* const to = g.y + (first + j) * g.pixel + k;
+                    Storage* const to = static_cast<Storage*>(g.y) + (first + j) * g.pixel + k;
                     __builtin_prefetch(to + next * g.pixel, 1);
-                    store_first(to, clamp_below(v, floor), n);
+                    E::store_first(to, clamp_below(v, floor), n);
                 }
             }
         }

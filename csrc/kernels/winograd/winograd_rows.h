@@ -36,15 +36,18 @@ void winograd_row_input(const WinogradRowInputArgs& g) {
         }
 }
 
+template <class E>
 void winograd_row_output(const WinogradRowOutputArgs& g) {
+    const auto* const residual = static_cast<const typename E::Storage*>(g.residual);
+    auto* const y = static_cast<typename E::Storage*>(g.y);
     const Vec floor = broadcast(g.floor);
     for (index_t k = 0; k < g.cols; k += kVectorFloats) {
         const index_t lanes = at_most(kVectorFloats, g.cols - k);
         const Vec scale = load(g.scale + k), bias = load(g.bias + k);
         const auto finish = [&](Vec v, index_t x) {
             v = v * scale + bias;
-            if (g.residual) v += load_first(g.residual + x * g.residual_pixel + k, lanes);
-            store_first(g.y + x * g.pixel + k, clamp_below(v, floor), lanes);
+            if (residual) v += E::load_first(residual + x * g.residual_pixel + k, lanes);
+            E::store_first(y + x * g.pixel + k, clamp_below(v, floor), lanes);
         };
         const float* from = g.m + k;
         for (index_t x = 0; x < g.width; x += 2, from += kTileCols) {

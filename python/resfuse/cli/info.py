@@ -47,10 +47,10 @@ def facts() -> dict[str, str]:
         "caches": f"L2 {l2 // 1024} KiB a core, L3 {l3 // 2**20} MiB",
         "ISA found": _core.available_isas()[-1],
         "ISA used": f"{isa} (of {', '.join(_core.available_isas())}; RESFUSE_ISA forces a lower one)",
-        "kernels": f"fp32 (pooling also fp64, bf16, fp16), {kernels['name']}: "
-        f"{kernels['vector_floats']} floats a vector, register tile {kernels['tile_rows']} x {kernels['tile_cols']}",
-        "algorithms": "direct, small groups, Winograd F(2x2, 3x3) and F(4x4, 3x3), Strassen, products in pairs, "
-        "global average pooling",
+        "kernels": f"{kernels['name']}: {kernels['vector_floats']} floats a vector, "
+        f"register tile {kernels['tile_rows']} x {kernels['tile_cols']}",
+        "types": "\n".join(f"{name}: {', '.join(uses)}" for name, uses in _core.kernel_types(isa).items()),
+        "algorithms": ", ".join(_core.algorithms()),
         "threads": f"{threads} (torch.set_num_threads){limit}",
         "OpenMP": "\n".join(openmp_runtimes()) or "unknown",
     }
