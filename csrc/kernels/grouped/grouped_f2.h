@@ -8,7 +8,7 @@
 
 #include "kernels/grouped/args.h"
 #include "kernels/grouped/group_products.h"
-#include "kernels/winograd/winograd.h"
+#include "kernels/winograd/points.h"
 
 namespace resfuse {
 namespace {
