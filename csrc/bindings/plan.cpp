@@ -37,7 +37,7 @@ std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const 
     std::vector<Tensor> in, out;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
         const std::string what = "inputs[" + std::to_string(i) + "]";
-        const Array4 array = array4(inputs[i], what);
+        const Array4 array = array4(inputs[i], what, program.type(program.inputs()[i]));
         check_shape(array, plan, program.inputs()[i], what);
         if (plan.input_dense(i) && !is_dense_nhwc(array))
             throw py::value_error(what + ": the plan was made for dense channels_last memory");
@@ -45,7 +45,7 @@ std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const 
     }
     for (std::size_t o = 0; o < outputs.size(); ++o) {
         const std::string what = "outputs[" + std::to_string(o) + "]";
-        const Array4 array = array4(outputs[o], what);
+        const Array4 array = array4(outputs[o], what, program.type(program.outputs()[o]));
         check_shape(array, plan, program.outputs()[o], what);
         const bool fits = plan.in_planes(o) ? is_dense_nchw(array) : is_dense_nhwc(array);
         if (!fits || !outputs[o].writeable())

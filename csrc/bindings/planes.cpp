@@ -23,7 +23,7 @@ void copy(const py::array& x, const py::array& y, int threads, const std::option
     if (!is_dense_nchw(to) || !y.writeable()) throw py::value_error("y: want writable, contiguous memory");
     const KernelTable& kernels = kernels_of(isa ? parse_isa(*isa) : active_isa());
     const py::gil_scoped_release release;
-    copy_to_planes(kernels, from.data, n, c, h * w, to.data, threads);
+    copy_to_planes(kernels, from.floats(), n, c, h * w, to.floats(), threads);
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ struct BoundWeights {
         if (view.shape != want)
             throw std::invalid_argument(l.name + ": weight has shape " + shape_text(view.shape) + ", want " +
                                         shape_text(want));
-        weights.set(layer, {view.data, view.strides, std::move(scale), std::move(bias)});
+        weights.set(layer, {view.floats(), view.strides, std::move(scale), std::move(bias)});
         keep_alive[layer] = weight;
     }
 

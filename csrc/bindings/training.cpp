@@ -29,7 +29,7 @@ Pixels pixels_of(const py::array& array, const std::string& what, float*& data) 
     const Array4 view = array4(array, what);
     if (!is_dense_nhwc(view)) throw py::value_error(what + ": want dense channels_last memory");
     if (view.shape[0] * view.shape[2] * view.shape[3] == 0) throw py::value_error(what + ": has no pixels");
-    data = view.data;
+    data = view.floats();
     return {view.shape[0] * view.shape[2] * view.shape[3], view.shape[1]};
 }
 
@@ -149,7 +149,7 @@ void weight_gradient_of(const py::array& x, const py::array& grad, const py::arr
                            .batch = s.batch,
                            .x = to_tensor(in),
                            .grad = to_tensor(out),
-                           .dw = weight.data,
+                           .dw = weight.floats(),
                            .dw_strides = weight.strides};
     const py::gil_scoped_release release;
     weight_gradient(kernels_by_name(isa), g, threads);
@@ -164,10 +164,10 @@ void input_gradient_of(const py::array& grad, const py::array& weight, const py:
                           .in = s.in,
                           .out = s.out,
                           .batch = s.batch,
-                          .weight = w.data,
+                          .weight = w.floats(),
                           .strides = w.strides,
-                          .grad = out.data,
-                          .dx = in.data,
+                          .grad = out.floats(),
+                          .dx = in.floats(),
                           .accumulate = accumulate};
     const py::gil_scoped_release release;
     input_gradient(kernels_by_name(isa), g, threads);
@@ -207,7 +207,7 @@ void max_pool_forward_of(const py::array& x, const py::array& y, const py::array
     const PoolShape shape = pool_shape(in, out, kernel, stride, padding, ceil_mode);
     std::uint8_t* const to = taps_data(taps, out);
     const py::gil_scoped_release release;
-    max_pool_forward(kernels_by_name(isa), shape, in.data, out.data, to, threads);
+    max_pool_forward(kernels_by_name(isa), shape, in.floats(), out.floats(), to, threads);
 }
 
 void max_pool_backward_of(const py::array& grad, const py::array& taps, const py::array& dx, const Pair& kernel,
@@ -216,7 +216,7 @@ void max_pool_backward_of(const py::array& grad, const py::array& taps, const py
     const PoolShape shape = pool_shape(in, out, kernel, stride, padding, ceil_mode);
     const std::uint8_t* const from = taps_data(taps, out);
     const py::gil_scoped_release release;
-    max_pool_backward(kernels_by_name(isa), shape, out.data, from, in.data, threads);
+    max_pool_backward(kernels_by_name(isa), shape, out.floats(), from, in.floats(), threads);
 }
 
 // An uninitialised [N, C, H, W] array in channels_last memory that goes back to the heap when nobody holds it.

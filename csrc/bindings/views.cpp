@@ -19,18 +19,20 @@ float* vector_data(const py::array& array, index_t size, const std::string& what
     return static_cast<float*>(const_cast<void*>(array.data()));
 }
 
-Array4 array4(const py::array& array, const std::string& what) {
-    if (!py::isinstance<py::array_t<float>>(array))
-        throw py::type_error(what + ": got dtype " + std::string(py::str(array.dtype())) + ", want float32");
+Array4 array4(const py::array& array, const std::string& what, DType type) {
+    const std::array<const char*, kDTypes> names = {"float32", "float64", "uint16", "float16"};
+    const char* const want = names[static_cast<std::size_t>(type)];
+    const std::string got = py::str(array.dtype());
+    if (got != want) throw py::type_error(what + ": got dtype " + got + ", want " + want);
     if (array.ndim() != 4)
         throw py::value_error(what + ": got " + std::to_string(array.ndim()) + " dimensions, want 4 (N, C, H, W)");
-    Array4 view{static_cast<float*>(const_cast<void*>(array.data())), {}, {}};
+    Array4 view{const_cast<void*>(array.data()), {}, {}, type};
+    const auto size = static_cast<index_t>(element_bytes(type));
     for (int i = 0; i < 4; ++i) {
         view.shape[static_cast<std::size_t>(i)] = array.shape(i);
         const index_t bytes = array.strides(i);
-        if (bytes % static_cast<index_t>(sizeof(float)) != 0)
-            throw py::value_error(what + ": strides must be multiples of the item size");
-        view.strides[static_cast<std::size_t>(i)] = bytes / static_cast<index_t>(sizeof(float));
+        if (bytes % size != 0) throw py::value_error(what + ": strides must be multiples of the item size");
+        view.strides[static_cast<std::size_t>(i)] = bytes / size;
     }
     return view;
 }
@@ -50,7 +52,7 @@ bool is_dense_nchw(const Array4& a) {
 
 Tensor to_planes(const Array4& a) {
     const auto [n, c, h, w] = a.shape;
-    return {reinterpret_cast<std::byte*>(a.data), c * h * w, w, 1, h * w};
+    return {static_cast<std::byte*>(a.data), c * h * w, w, 1, h * w, a.type};
 }
 
 bool is_dense_nhwc(const Array4& a) {
@@ -61,6 +63,6 @@ bool is_dense_nhwc(const Array4& a) {
 
 Tensor to_tensor(const Array4& a) {
     const auto [n, c, h, w] = a.shape;
-    if (is_dense_nhwc(a)) return {reinterpret_cast<std::byte*>(a.data), h * w * c, w * c, c, 1};
-    return {reinterpret_cast<std::byte*>(a.data), a.strides[0], a.strides[2], a.strides[3], a.strides[1]};
+    if (is_dense_nhwc(a)) return {static_cast<std::byte*>(a.data), h * w * c, w * c, c, 1, a.type};
+    return {static_cast<std::byte*>(a.data), a.strides[0], a.strides[2], a.strides[3], a.strides[1], a.type};
 }

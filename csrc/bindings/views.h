@@ -9,9 +9,12 @@
 #include "plan/step.h"
 
 struct Array4 {
-    float* data;
+    void* data;
     std::array<resfuse::index_t, 4> shape;
-    std::array<resfuse::index_t, 4> strides;  // in floats
+    std::array<resfuse::index_t, 4> strides;  // in elements
+    resfuse::DType type;
+
+    float* floats() const { return static_cast<float*>(data); }
 };
 
 // The floats of a dense one-dimensional float32 array of `size`; throws TypeError or ValueError that names `what`.
@@ -19,8 +22,9 @@ float* vector_data(const pybind11::array& array, resfuse::index_t size, const st
 
 std::string shape_text(const std::array<resfuse::index_t, 4>& shape);
 
-// A float32 array of four dimensions; throws TypeError or ValueError that names `what`.
-Array4 array4(const pybind11::array& array, const std::string& what);
+// An array of four dimensions, of float32, float16, or for bf16, which NumPy does not know, uint16. Throws TypeError or
+// ValueError that names `what`.
+Array4 array4(const pybind11::array& array, const std::string& what, resfuse::DType type = resfuse::DType::fp32);
 
 // Whether an [N, C, H, W] array lies in memory as dense NHWC.
 bool is_dense_nhwc(const Array4& array);

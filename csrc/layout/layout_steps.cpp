@@ -25,7 +25,6 @@ class LayoutStep final : public ImageStep {
                                             .rows = rows.size(),
                                             .x0 = 0,
                                             .cols = in_.w,
-                                            .fill = 0.0f,
                                             .band = y.at(image * y.image + rows.begin * y.row),
                                             .pixel = y.pixel});
     }

@@ -15,36 +15,60 @@ class AffineStep final : public Step {
         : index_(index),
           layer_(context.layers[index]),
           out_(context.buffer(layer_.output).extent),
-          bands_(std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, out_.h)) {}
+          bands_(std::clamp<index_t>(ceil_div(4 * context.threads, context.images), 1, out_.h)) {
+        if (layer_.gate >= 0) thread_scratch = float_bytes(layer_.out_channels);
+    }
 
     index_t tasks(int, index_t images) const override { return images * bands_; }
 
-    void run(int, index_t task, const Wave& wave, void*) const override {
+    void run(int, index_t task, const Wave& wave, void* scratch) const override {
         const index_t image = task / bands_;
         const Range rows = part(out_.h, task % bands_, bands_);
         const auto first = [&](int buffer) {
             const Tensor& tensor = wave.tensors[buffer];
             return tensor.at(image * tensor.image + rows.begin * out_.w * layer_.out_channels);
         };
-        const Tensor* gate = layer_.gate >= 0 ? &wave.tensors[layer_.gate] : nullptr;
         void* const y = first(layer_.output);
         wave.kernels_of(layer_.output)
-            .norm_apply(
-                {.x = first(layer_.input),
-                 .residual = layer_.residual >= 0 ? first(layer_.residual) : nullptr,
-                 .rows = rows.size() * out_.w,
-                 .channels = layer_.out_channels,
-                 .mean = wave.zeros,
-                 .scale = gate ? static_cast<const float*>(gate->at(image * gate->image)) : wave.weights.scale(index_),
-                 .bias = wave.weights.bias(index_),
-                 .floor = activation_floor(layer_.activation),
-                 .y = y});
-        if (is_by_element(layer_.activation))
+            .norm_apply({.x = first(layer_.input),
+                         .residual = layer_.residual >= 0 ? first(layer_.residual) : nullptr,
+                         .rows = rows.size() * out_.w,
+                         .channels = layer_.out_channels,
+                         .mean = wave.zeros,
+                         .scale = layer_.gate >= 0 ? gate_of(image, wave, static_cast<float*>(scratch))
+                                                   : wave.weights.scale(index_),
+                         .bias = wave.weights.bias(index_),
+                         .floor = activation_floor(layer_.activation),
+                         .y = y,
+                         .activation = rounded_activation(layer_)});
+        if (activates_apart(layer_))
             wave.kernels_of(layer_.output)
                 .activate({layer_.activation, layer_.slope}, y, rows.size() * out_.w * layer_.out_channels);
     }
 
   private:
+    // The products take it in fp32.
+    const float* gate_of(index_t image, const Wave& wave, float* scratch) const {
+        const Tensor& gate = wave.tensors[layer_.gate];
+        const void* const data = gate.at(image * gate.image);
+        if (gate.type == DType::fp32) return static_cast<const float*>(data);
+        wave.kernels_of(layer_.gate)
+            .copy_band({.image = data,
+                        .height = 1,
+                        .width = 1,
+                        .channels = layer_.out_channels,
+                        .stride_h = 0,
+                        .stride_w = 0,
+                        .stride_c = 1,
+                        .y0 = 0,
+                        .rows = 1,
+                        .x0 = 0,
+                        .cols = 1,
+                        .band = scratch,
+                        .pixel = layer_.out_channels});
+        return scratch;
+    }
+
     std::size_t index_;
     const Layer& layer_;
     Extent out_;

@@ -106,6 +106,13 @@ inline float activation_floor(Activation activation) {
     return activation == Activation::relu ? 0.0f : -__builtin_inff();
 }
 
+// What kernels apply before they round; of fp32 there is a pass of its own (activates_apart).
+inline ActivationArgs rounded_activation(const Layer& layer) {
+    const bool applies = layer.type != DType::fp32 && is_by_element(layer.activation);
+    return applies ? ActivationArgs{layer.activation, layer.slope} : ActivationArgs{Activation::none, 0.0f};
+}
+inline bool activates_apart(const Layer& layer) { return layer.type == DType::fp32 && is_by_element(layer.activation); }
+
 // A window of pixels; it may reach past the image.
 struct PixelWindow {
     index_t y0, rows, x0, cols;
@@ -127,7 +134,6 @@ inline void copy_window(const Wave& wave, int buffer, index_t image, Extent exte
                                        .rows = window.rows,
                                        .x0 = window.x0,
                                        .cols = window.cols,
-                                       .fill = 0.0f,
                                        .band = band,
                                        .pixel = pixel});
 }

@@ -119,6 +119,7 @@ int Program::add_conv(Layer layer) {
     check_buffer(layer.input, name + ": input");
     check_window(layer.window, name);
     layer.in_channels = channels(layer.input);
+    layer.type = type(layer.input);
     require(layer.out_channels > 0, name + ": out_channels must be positive");
     require_addressable({layer.out_channels, layer.in_channels, layer.window.kernel_h, layer.window.kernel_w},
                         name + ": weight");
@@ -172,8 +173,9 @@ int Program::add_affine(Layer layer) {
     layer.kind = LayerKind::affine;
     check_buffer(layer.input, name + ": input");
     layer.in_channels = layer.out_channels = channels(layer.input);
+    layer.type = type(layer.input);
     check_operand(layer, layer.residual, "residual", layer.type);
-    check_operand(layer, layer.gate, "gate", DType::fp32);
+    check_operand(layer, layer.gate, "gate", layer.type);
     require(layer.activation != Activation::softmax, name + ": softmax is no function of single elements");
     layer.output = add_buffer(layer.out_channels, layer.type);
     layers_.push_back(std::move(layer));

@@ -1,6 +1,7 @@
 // Direct convolution as one product over all pixels of the wave: linear layers and 1x1 convolutions as they lie in
 // memory. Of other windows, where output rows are too short to fill a register tile, a task gathers a block of windows
-// (of any images) in its scratch, one after the other, and multiplies them likewise.
+// (of any images) in its scratch, one after the other, and multiplies them likewise; so it does with the pixels of 1x1
+// convolutions whose elements are not fp32.
 //
 // Where global average pooling follows, a task takes whole images: it keeps the feature maps of one weight panel in
 // cache and writes their means only.
@@ -94,9 +95,27 @@ class DirectFlatStep final : public DirectStep {
 
     index_t blocks(index_t images) const { return ceil_div(images * pixels(), block_); }
 
+    void gather(Range rows, const Wave& wave, float* to) const {
+        if (!layer_.window.is_pointwise()) return gather_windows(wave, layer_, in_, out_, rows, to, window_pitch());
+        const Tensor& x = wave.tensors[layer_.input];
+        reads(wave).copy_band({.image = x.at(rows.begin * x.pixel),
+                               .height = 1,
+                               .width = rows.size(),
+                               .channels = layer_.in_channels,
+                               .stride_h = 0,
+                               .stride_w = x.pixel,
+                               .stride_c = 1,
+                               .y0 = 0,
+                               .rows = 1,
+                               .x0 = 0,
+                               .cols = rows.size(),
+                               .band = to,
+                               .pixel = window_pitch()});
+    }
+
     void multiply_block(Range rows, Range panels, const Wave& wave, float* scratch) const {
         const Tensor& x = wave.tensors[layer_.input];
-        if (gathered_) gather_windows(wave, layer_, in_, out_, rows, scratch, window_pitch());
+        if (gathered_) gather(rows, wave, scratch);
         const Tensor& y = wave.tensors[layer_.output];
         const index_t no_offset = 0;
         for (index_t p = panels.begin; p < panels.end;) {

@@ -28,13 +28,14 @@ GemmArgs DirectStep::panel_args(Range panels, std::span<const index_t> segments,
     g.scale = scale(wave, panel * grid_.tile_cols);
     g.bias = bias(wave, panel * grid_.tile_cols);
     g.floor = activation_floor(layer_.activation);
+    g.activation = rounded_activation(layer_);
     return g;
 }
 
 void DirectStep::multiply(const GemmArgs& g, DType type, const Wave& wave) const {
     const ElementKernels& kernels = kernels_of(wave.kernels, type);
     kernels.gemm(g);
-    if (is_by_element(layer_.activation))
+    if (activates_apart(layer_))
         for (index_t i = 0; i < g.rows; ++i)
             kernels.activate({layer_.activation, layer_.slope}, element_at(g.c, i * g.ldc, type), g.cols);
 }
@@ -52,7 +53,8 @@ std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t i
     const bool one_group = layer.groups == 1 && context.buffer(layer.input).dense;
     // Products read fp32: other types are copied.
     const bool flat = layer.window.is_pointwise() && one_group && context.buffer(layer.input).type == DType::fp32;
-    const bool gathered = one_group && !layer.window.is_dilated() && 2 * out.w <= context.kernels().tile_rows;
+    const bool short_rows = !layer.window.is_dilated() && 2 * out.w <= context.kernels().tile_rows;
+    const bool gathered = one_group && (short_rows || layer.window.is_pointwise());
     if (flat || gathered) return make_direct_flat_step(context, index, !flat);
     return std::make_unique<DirectRowsStep>(context, index, direct());
 }

@@ -56,8 +56,9 @@ class GroupedStep final : public ConvStep {
                 .residual = residual.data,
                 .residual_pixel = residual.pixel,
                 .floor = activation_floor(layer_.activation),
+                .activation = rounded_activation(layer_),
                 .rows = static_cast<float*>(scratch)});
-        if (is_by_element(layer_.activation))
+        if (activates_apart(layer_))
             for (index_t pixel = rows.begin * out_.w; pixel < rows.end * out_.w; ++pixel)
                 writes(wave).activate({layer_.activation, layer_.slope},
                                       y.at(image * y.image + pixel * y.pixel + begin), end - begin);

@@ -30,7 +30,8 @@ class Strassen final : public BalancedAlgorithm {
     // The halves of its channels must be whole vectors and panels. Where there are products in pairs, they are faster:
     // 4 products for 6 terms instead of 7 for 8.
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
-        return layer.is_one_by_one() && layer.in_channels % (2 * kernels.vector_floats) == 0 &&
+        return layer.is_one_by_one() && layer.type == DType::fp32 &&
+               layer.in_channels % (2 * kernels.vector_floats) == 0 &&
                layer.out_channels % (2 * kernels.tile_cols) == 0 &&
                (kernels.paired_tile_rows == 0 || !is_automatic(layer.algorithm));
     }

@@ -27,27 +27,32 @@ inline Vec exp_vector(Vec x) {
     return x != x ? x : scaled;
 }
 
-// Calls f(values, number of valid lanes) for vectors of n elements and stores what it returns.
+// Calls f for vectors of n elements and stores what it returns.
 template <class E, class F>
 inline void transform_elements(typename E::Storage* p, index_t n, F f) {
     for (index_t i = 0; i < n; i += kVectorFloats) {
         const index_t lanes = at_most(kVectorFloats, n - i);
-        E::store_first(p + i, f(E::load_first(p + i, lanes), lanes), lanes);
+        E::store_first(p + i, f(E::load_first(p + i, lanes)), lanes);
     }
 }
 
 // e^(x - max) / sum, the shift by the largest against overflow.
-inline void softmax(float* p, index_t n) {
+template <class E>
+inline void softmax(typename E::Storage* p, index_t n) {
     float largest = -__builtin_inff();
-    for (index_t i = 0; i < n; ++i) largest = p[i] > largest || p[i] != p[i] ? p[i] : largest;
+    for (index_t i = 0; i < n; ++i) {
+        const float x = E::widen(p[i]);
+        largest = x > largest || x != x ? x : largest;
+    }
     double sum = 0;
-    transform_elements<Fp32>(p, n, [&](Vec x, index_t lanes) {
-        const Vec e = exp_vector(x - broadcast(largest));
+    const auto exponential = [&](Vec x) { return exp_vector(x - broadcast(largest)); };
+    for (index_t i = 0; i < n; i += kVectorFloats) {
+        const index_t lanes = at_most(kVectorFloats, n - i);
+        const Vec e = exponential(E::load_first(p + i, lanes));
         for (index_t k = 0; k < lanes; ++k) sum += static_cast<double>(e[k]);
-        return e;
-    });
+    }
     const Vec divisor = broadcast(static_cast<float>(sum));
-    transform_elements<Fp32>(p, n, [&](Vec e, index_t) { return e / divisor; });
+    transform_elements<E>(p, n, [&](Vec x) { return exponential(x) / divisor; });
 }
 
 // x times the normal distribution's cumulative function, (1 + erf(x / sqrt 2)) / 2, with erf's error below 1.5e-7
@@ -63,24 +68,30 @@ inline Vec gelu(Vec x) {
     return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
+// One of the functions of single elements.
+inline Vec activated(const ActivationArgs& activation, Vec x) {
+    switch (activation.kind) {
+        case Activation::silu:
+            return x / (1.0f + exp_vector(-x));
+        case Activation::gelu:
+            return gelu(x);
+        case Activation::leaky_relu:
+            return x > 0.0f ? x : x * broadcast(activation.slope);
+        case Activation::tanh:
+            for (int lane = 0; lane < kVectorFloats; ++lane) x[lane] = __builtin_tanhf(x[lane]);
+            return x;
+        case Activation::sigmoid:
+            return 1.0f / (1.0f + exp_vector(-x));
+        default:
+            return x;
+    }
+}
+
 template <class E>
 void activate(ActivationArgs activation, void* data, index_t n) {
     auto* const p = static_cast<typename E::Storage*>(data);
-    const Activation kind = activation.kind;
-    if (kind == Activation::silu) {
-        transform_elements<E>(p, n, [](Vec x, index_t) { return x / (1.0f + exp_vector(-x)); });
-    } else if (kind == Activation::gelu) {
-        transform_elements<E>(p, n, [](Vec x, index_t) { return gelu(x); });
-    } else if (kind == Activation::leaky_relu) {
-        const Vec slope = broadcast(activation.slope);
-        transform_elements<E>(p, n, [&](Vec x, index_t) { return x > 0.0f ? x : x * slope; });
-    } else if (kind == Activation::tanh) {
-        for (index_t i = 0; i < n; ++i) p[i] = __builtin_tanhf(p[i]);
-    } else if (kind == Activation::sigmoid) {
-        transform_elements<E>(p, n, [](Vec x, index_t) { return 1.0f / (1.0f + exp_vector(-x)); });
-    } else if (kind == Activation::softmax) {
-        softmax(p, n);
-    }
+    if (activation.kind == Activation::softmax) return softmax<E>(p, n);
+    transform_elements<E>(p, n, [&](Vec x) { return activated(activation, x); });
 }
 
 }  // namespace

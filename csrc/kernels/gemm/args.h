@@ -1,6 +1,7 @@
 // Arguments of matrix products and of packing weights for them.
 #pragma once
 
+#include "kernels/activation/args.h"
 #include "kernels/types.h"
 
 namespace resfuse {
@@ -25,6 +26,8 @@ struct GemmArgs {
     const void* residual;  // addressed like c with ldr, or null
     index_t ldr;
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
+    // Of elements that are not fp32, whose every value is rounded once; fp32 ones are activated in a pass of their own.
+    ActivationArgs activation = {Activation::none, 0.0f};
 };
 
 // One panel of weights w[k][c][r][s] (torch's order, strides in floats), zeros past `cols`. Direct ones are copied as

@@ -9,6 +9,9 @@
 // Algorithms", section 4.2).
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/activation/activation.h"
 #include "kernels/gemm/args.h"
 #include "kernels/gemm/paired_tile.h"
 #include "kernels/gemm/tile.h"
@@ -84,6 +87,14 @@ template <Form F>
     return v;
 }
 
+// Values that are rounded when they are stored are activated before.
+template <class P>
+[[gnu::always_inline]] inline Vec finished(const GemmArgs& g, Vec v) {
+    if constexpr (!std::is_same_v<typename P::Element, Fp32>)
+        if (g.activation.kind != Activation::none) return activated(g.activation, v);
+    return v;
+}
+
 // The epilogue of a tile, one vector of columns after the other so that its scale and bias stay in registers.
 template <class P, bool Residual, int Rows, int Vectors>
 [[gnu::always_inline]] inline void finish_tile(const GemmArgs& g, const Results& to,
@@ -104,14 +115,14 @@ template <class P, bool Residual, int Rows, int Vectors>
             for (int i = 0; i < Rows; ++i) {
                 Vec v = scaled_row<P::form>(g, to, i, acc[i][j]) * scale + bias;
                 if constexpr (Residual) v += E::load(residual + i * g.ldr + column);
-                E::store(c + i * g.ldc + column, clamp_below(v, floor));
+                E::store(c + i * g.ldc + column, finished<P>(g, clamp_below(v, floor)));
             }
         } else {
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
                 Vec v = scaled_row<P::form>(g, to, i, acc[i][j]) * scale + bias;
                 if constexpr (Residual) v += E::load_first(residual + i * g.ldr + column, n);
-                E::store_first(c + i * g.ldc + column, clamp_below(v, floor), n);
+                E::store_first(c + i * g.ldc + column, finished<P>(g, clamp_below(v, floor)), n);
             }
         }
     }
@@ -348,7 +359,13 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                    .cols = p + 1 == panels ? g.cols - column : kTileCols,
                    .rows = end - begin,
                    .row_scale = P::form == Form::paired ? a + paired_pitch(reduction) - 1 : nullptr}};
-        multiply_panel<P, Tile::results>(g, panel);
+        if constexpr (std::is_same_v<typename P::Element, Fp32>) {
+            multiply_panel<P, Tile::results>(g, panel);
+        } else {
+            // Other types share the register tiles that leave sums in L1: one pass more over these.
+            multiply_panel<Product<P::form, Fp32>, Tile::sums>(g, panel);
+            finish_rows<P>(g, panel.to, sums, panel.rows);
+        }
     }
 }
 

@@ -84,7 +84,7 @@ inline void outer_tile_of(index_t rows, const OuterProductArgs& g, const float* 
 }
 
 // A piece of one panel stays in L1 for all tiles, which share the fetching.
-void outer_product(const OuterProductArgs& g) {
+inline void outer_product(const OuterProductArgs& g) {
     const index_t tiles = even_tiles<Form::plain>(g.rows);
     const index_t all_steps = g.panels * tiles * (g.steps > kTileRows ? g.steps - kTileRows : 1);
     Ahead ahead{g.next_a ? g.next_a : g.a, g.next_b ? g.next_b : g.b, (g.next_a_floats + all_steps - 1) / all_steps,
@@ -102,7 +102,7 @@ void outer_product(const OuterProductArgs& g) {
 }
 
 // Rows of channels into panels of tile_cols columns, zeros past the last channel.
-void pack_rows(const PackRowsArgs& g) {
+inline void pack_rows(const PackRowsArgs& g) {
     for (index_t row = 0; row < g.rows; ++row)
         for (index_t k = 0; k < g.channels; k += kTileCols) {
             float* to = g.panels + k / kTileCols * g.panel_stride + row * kTileCols;
@@ -113,7 +113,7 @@ void pack_rows(const PackRowsArgs& g) {
         }
 }
 
-void copy_windows(const CopyWindowsArgs& g) {
+inline void copy_windows(const CopyWindowsArgs& g) {
     for (index_t i = 0; i < g.pixels; ++i)
         for (index_t r = 0; r < g.rows; ++r)
             copy_floats(g.to + i * g.pitch + r * g.floats, g.x + i * g.pixel + r * g.row, g.floats);

@@ -1,6 +1,7 @@
 // Arguments of convolutions in small groups.
 #pragma once
 
+#include "kernels/activation/args.h"
 #include "kernels/types.h"
 
 namespace resfuse {
@@ -25,6 +26,8 @@ struct GroupedArgs {
     const void* residual;  // or null
     index_t residual_pixel;
     float floor;
+    // Of elements that are not fp32, whose every value is rounded once; fp32 ones are activated in a pass of their own.
+    ActivationArgs activation = {Activation::none, 0.0f};
     float* rows;  // scratch: span of the kernel's rows x input columns with padding x vector_floats; not of F(2x2, 3x3)
 };
 

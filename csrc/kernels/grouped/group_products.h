@@ -5,6 +5,9 @@
 // channels, a power of two. Weights are packed in the order that this gives.
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/activation/activation.h"
 #include "kernels/grouped/args.h"
 #include "kernels/simd/element.h"
 
@@ -63,24 +66,30 @@ void with_group(index_t group, F f) {
 template <class E>
 struct GroupEpilogue {
     Vec scale, bias, floor;
+    ActivationArgs activation;
     index_t lanes;
 
     GroupEpilogue(const GroupedArgs& g, index_t channel, index_t lanes_)
         : scale(load_first(g.scale + channel, lanes_)),
           bias(load_first(g.bias + channel, lanes_)),
           floor(broadcast(g.floor)),
+          activation(g.activation),
           lanes(lanes_) {}
 
     // All lanes, without a residual.
     [[gnu::always_inline]] inline void finish_whole(Vec v, typename E::Storage* y) const {
-        E::store(y, clamp_below(v * scale + bias, floor));
+        v = clamp_below(v * scale + bias, floor);
+        if constexpr (!std::is_same_v<E, Fp32>) v = activated(activation, v);
+        E::store(y, v);
     }
     // `residual`: of this pixel, or null.
     [[gnu::always_inline]] inline void finish(Vec v, const typename E::Storage* residual,
                                               typename E::Storage* y) const {
         v = v * scale + bias;
         if (residual) v += E::load_first(residual, lanes);
-        E::store_first(y, clamp_below(v, floor), lanes);
+        v = clamp_below(v, floor);
+        if constexpr (!std::is_same_v<E, Fp32>) v = activated(activation, v);
+        E::store_first(y, v, lanes);
     }
 };
 

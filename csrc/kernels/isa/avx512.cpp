@@ -1,17 +1,21 @@
+#include "kernels/isa/halves.h"
 #include "kernels/isa/make_table.h"
-#include "kernels/paired/paired_rows.h"
+#include "kernels/isa/paired_elements.h"
 #include "kernels/paired/paired_weights.h"
 
 namespace resfuse {
 
 namespace {
 
+KernelTable table_of(const char* name) {
+    const HalfKernels halves = avx512_half_kernels();
+    return make_table(name, halves.bf16, halves.fp16);
+}
+
 // Of cores that have adders beside their multipliers.
-constexpr KernelTable with_pairs(KernelTable table) {
+KernelTable with_pairs(KernelTable table) {
     table.paired_tile_rows = kPairedTileRows;
-    ElementKernels& fp32 = table.elements[static_cast<int>(DType::fp32)];
-    fp32.paired_rows = paired_rows<Fp32>;
-    fp32.paired_gemm = gemm<Product<Form::paired, Fp32>>;
+    table.elements[static_cast<int>(DType::fp32)] = paired_element_kernels<Fp32>();
     table.column_squares = column_squares;
     table.step_squares = step_squares;
     table.pack_paired = pack_paired;
@@ -22,12 +26,12 @@ constexpr KernelTable with_pairs(KernelTable table) {
 }  // namespace
 
 const KernelTable& avx512_kernels() {
-    static constexpr KernelTable table = make_table("avx512");
+    static const KernelTable table = table_of("avx512");
     return table;
 }
 
 const KernelTable& zen4_kernels() {
-    static constexpr KernelTable table = with_pairs(make_table("zen4"));
+    static const KernelTable table = with_pairs(table_of("zen4"));
     return table;
 }
 

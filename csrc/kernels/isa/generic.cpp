@@ -1,9 +1,11 @@
+#include "kernels/isa/halves.h"
 #include "kernels/isa/make_table.h"
 
 namespace resfuse {
 
 const KernelTable& generic_kernels() {
-    static constexpr KernelTable table = make_table("generic");
+    static const HalfKernels halves = generic_half_kernels();
+    static const KernelTable table = make_table("generic", halves.bf16, halves.fp16);
     return table;
 }
 

@@ -19,7 +19,6 @@ struct BandArgs {
     index_t rows;
     index_t x0;
     index_t cols;
-    float fill;
     void* band;
     index_t pixel;  // elements between pixels of the band
 };

@@ -1,6 +1,8 @@
 // Rows of floats become columns, square by square in registers.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/layout/args.h"
 #include "kernels/simd/lanes.h"
 
@@ -25,7 +27,18 @@ inline void transpose_square(const TransposeArgs& g, index_t row, index_t col) {
     for (int i = 0; i < kVectorFloats && i < cols; ++i) store_first(to + i * g.y_pitch, square[i], rows);
 }
 
-void transpose_floats(const TransposeArgs& g) {
+// Of 16-bit elements, square by square in L1.
+inline void transpose_halves(const TransposeArgs& g) {
+    constexpr index_t kSide = 32;
+    const auto* const x = static_cast<const std::uint16_t*>(g.x);
+    auto* const y = static_cast<std::uint16_t*>(g.y);
+    for (index_t col = 0; col < g.cols; col += kSide)
+        for (index_t row = 0; row < g.rows; row += kSide)
+            for (index_t c = col; c < g.cols && c < col + kSide; ++c)
+                for (index_t r = row; r < g.rows && r < row + kSide; ++r) y[c * g.y_pitch + r] = x[r * g.pitch + c];
+}
+
+inline void transpose_floats(const TransposeArgs& g) {
     constexpr index_t kFewColumns = 4;  // of a square that would be empty for the most part
     if (g.cols <= kFewColumns) {
         const float* const x = static_cast<const float*>(g.x);

@@ -1,6 +1,7 @@
 // Arguments of batch normalisation in training.
 #pragma once
 
+#include "kernels/activation/args.h"
 #include "kernels/types.h"
 
 namespace resfuse {
@@ -22,6 +23,8 @@ struct NormApplyArgs {
     const float *mean, *scale, *bias;
     float floor;
     void* y;
+    // Of elements that are not fp32, whose every value is rounded once; fp32 ones are activated in a pass of their own.
+    ActivationArgs activation = {Activation::none, 0.0f};
 };
 
 // The gradient behind a ReLU: that of its output, where the output is positive.

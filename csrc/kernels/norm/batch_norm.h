@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "kernels/activation/activation.h"
 #include "kernels/layout/layout.h"
 #include "kernels/norm/args.h"
 #include "kernels/simd/element.h"
@@ -81,7 +82,7 @@ inline void for_relu_of(const NormGrad& g, F f) {
 }
 
 // Sums of x - shift and of its square.
-void norm_sums(const NormSumsArgs& g) {
+inline void norm_sums(const NormSumsArgs& g) {
     sum_rows(
         [&](index_t row, index_t c, index_t n, Vec& first, Vec& second) __attribute__((always_inline)) {
             first = load_first(g.x + row * g.channels + c, n) - load_first(g.shift + c, n);
@@ -91,7 +92,7 @@ void norm_sums(const NormSumsArgs& g) {
 }
 
 // Sums of the gradient behind the activation and of its products with x - mean.
-void norm_grad_sums(const NormGradSumsArgs& args) {
+inline void norm_grad_sums(const NormGradSumsArgs& args) {
     const NormGrad& g = args.g;
     for_relu_of(g, [&](auto relu) {
         sum_rows(
@@ -118,11 +119,13 @@ void norm_apply(const NormApplyArgs& g) {
             Vec v = (E::load_first(x + at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
                     load_first(g.bias + c, n);
             if (residual) v += E::load_first(residual + at, n);
-            E::store_first(y + at, clamp_below(v, floor), n);
+            v = clamp_below(v, floor);
+            if constexpr (!std::is_same_v<E, Fp32>) v = activated(g.activation, v);
+            E::store_first(y + at, v, n);
         }
 }
 
-void norm_grad(const NormGradArgs& args) {
+inline void norm_grad(const NormGradArgs& args) {
     const NormGrad& g = args.g;
     for_relu_of(g, [&](auto relu) {
         for (index_t row = 0; row < g.rows; ++row)

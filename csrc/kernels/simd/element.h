@@ -170,8 +170,27 @@ struct Fp32 : NativeElement<float> {
 };
 struct Fp64 : NativeElement<double> {};
 
+// How vectors of fp32 are read from and written to feature maps of 16-bit elements, each value rounded once.
+template <class E>
+struct HalfFeatures {
+    static Vec load(const std::uint16_t* p) { return E::lanes(p); }
+    static Vec load_first(const std::uint16_t* p, index_t n) {
+        return n >= kVectorFloats ? E::lanes(p) : E::lanes_first(p, n);
+    }
+    static void store(std::uint16_t* p, Vec v) { store_vector(p, E::round(v)); }
+    static void store_first(std::uint16_t* p, Vec v, index_t n) {
+        const HalfBits half = E::round(v);
+        if (n >= kVectorFloats) return store_vector(p, half);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+        _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1u), (__m256i)half);
+#else
+        std::memcpy(p, &half, static_cast<std::size_t>(n) * sizeof(std::uint16_t));
+#endif
+    }
+};
+
 // The upper half of an fp32.
-struct Bf16 {
+struct Bf16 : HalfFeatures<Bf16> {
     using Storage = std::uint16_t;
     using Accumulator = float;
     using Vector = Vec;
@@ -213,7 +232,7 @@ struct Bf16 {
 };
 
 // IEEE binary16.
-struct Fp16 {
+struct Fp16 : HalfFeatures<Fp16> {
     using Storage = std::uint16_t;
     using Accumulator = float;
     using Vector = Vec;
@@ -226,11 +245,14 @@ struct Fp16 {
 #elif defined(__F16C__)
         return (Vec)_mm256_cvtph_ps((__m128i)h);
 #else
-        // The exponent moves over by a product with 2^112, which is exact for denormals too; inf and NaN keep theirs.
+        // A denormal half's bits behind those of 2^-14 are that much more than it. (No fp32 denormal on the way: where
+        // programs run, those are zeros.)
         const VecBits wide = widen_bits(h);
         const VecBits magnitude = (wide & 0x7fffu) << 13;
-        const Vec scaled = (Vec)magnitude * 0x1p112f;
-        const VecBits special = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : (VecBits)scaled;
+        const VecBits denormal = (VecBits)((Vec)(magnitude | 0x38800000u) - 0x1p-14f);
+        const VecBits normal = magnitude + 0x38000000u;
+        const VecBits finite = magnitude < 0x00800000u ? denormal : normal;
+        const VecBits special = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite;
         return (Vec)(special | (wide & 0x8000u) << 16);
 #endif
     }
@@ -251,6 +273,11 @@ struct Fp16 {
 
     // To nearest, ties to even; past the largest half to infinity.
     static HalfBits round(Vec x) {
+#if defined(__AVX512F__)
+        return (HalfBits)_mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+        return (HalfBits)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#else
         const VecBits bits = (VecBits)x;
         const VecBits magnitude = bits & 0x7fffffffu;
         const VecBits normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
@@ -260,6 +287,7 @@ struct Fp16 {
         half = magnitude >= 0x477ff000u ? VecBits{} + 0x7c00u : half;
         half = magnitude > 0x7f800000u ? VecBits{} + 0x7e00u : half;
         return narrow_bits(half | (bits >> 16 & 0x8000u));
+#endif
     }
 };
 

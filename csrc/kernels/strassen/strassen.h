@@ -153,7 +153,7 @@ void strassen_products(const StrassenProductsArgs& s) {
 // The products mix the two halves of the output channels, and so do their errors: channels of small weights would get
 // those of large ones. All columns of W are scaled to about the same magnitude first, and all rows, as sums of channels
 // lose what of one is too small for the other, by powers of two.
-void pack_strassen(const PackStrassenArgs& g) {
+inline void pack_strassen(const PackStrassenArgs& g) {
     const index_t second_c = g.half_c * g.stride_c, product = g.half_c * kTileCols;
     for (index_t c = 0; c < g.half_c; ++c) {
         const double first = g.channel_scale[c], second = g.channel_scale[g.half_c + c];

@@ -21,7 +21,7 @@ constexpr double point_distances(double z) {
 
 constexpr double kRowPoints[kRowFrequencies - 1] = {H4Pairs::p, -H4Pairs::p, H4Pairs::q, -H4Pairs::q};
 
-void winograd_row_input(const WinogradRowInputArgs& g) {
+inline void winograd_row_input(const WinogradRowInputArgs& g) {
     const index_t step = 2 * g.channels;
     for (index_t i = 0; i < g.pairs; ++i)
         for (index_t c = 0; c < step; c += kVectorFloats) {
@@ -62,7 +62,7 @@ void winograd_row_output(const WinogradRowOutputArgs& g) {
 }
 
 // [kRowFrequencies][kernel_h][even channels, odd channels][tile_cols], the last frequency without odd ones.
-void pack_winograd_rows(const PackPanelArgs& g) {
+inline void pack_winograd_rows(const PackPanelArgs& g) {
     float* to = g.packed;
     for (int f = 0; f < kRowFrequencies; ++f)
         for (index_t r = 0; r < g.kernel_h; ++r)

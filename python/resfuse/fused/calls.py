@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.autograd import forward_ad
 
 from resfuse.lowering.binding import BoundProgram, RefusedError
+from resfuse.runtime.executor import DTYPES
 from resfuse.training.run import run_training
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
@@ -34,8 +35,10 @@ def tool_reason(inputs: Sequence[Any]) -> str | None:
 
 def input_reason(tensors: Sequence[torch.Tensor]) -> str | None:
     """Why programs cannot compute these inputs, or None."""
-    if not all([t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided for t in tensors]):
-        return "an input is not a dense float32 tensor on the CPU"
+    if not all([t.is_cpu and t.dtype in DTYPES and t.layout is torch.strided for t in tensors]):
+        return "an input is not a dense float32, bfloat16 or float16 tensor on the CPU"
+    if not all([t.dtype is tensors[0].dtype for t in tensors]):
+        return "its inputs are of several types"
     if not all([type(t) in _PLAIN_TENSORS for t in tensors]):
         return "an input is of a subclass of torch.Tensor"
     return None

@@ -135,7 +135,9 @@ class FusedModule(nn.Module):
             trains = fusion.graphs.trains(graph, state)
             try:
                 runner = self._runner(binding, tensors, trains)
-                if runner is not None:  # a whole program's weights are checked when they are packed
+                if runner is not None and any([t.dtype is not torch.float32 for t in tensors]):
+                    reason = "block by block only float32 runs fused"
+                elif runner is not None:  # a whole program's weights are checked when they are packed
                     for bound in binding.programs:
                         require_plain(bound.parameters())
             except (ValueError, KeyError) as error:

@@ -254,7 +254,7 @@ class Binding:
                 results = ops.run_program(inputs, parameters, step.text, planes)
                 plain = [i for i in plain if i not in planes]
                 if not torch.compiler.is_compiling():
-                    step.last_plan = executor_of(step.text).last_plan
+                    step.last_plan = executor_of(step.text, inputs[0].dtype).last_plan
             else:
                 results = run_program(step, inputs, parameters)
         except (ValueError, TypeError, KeyError, RuntimeError) as refusal:

@@ -21,6 +21,8 @@ from resfuse.runtime.views import view
 from resfuse.runtime.weights import WeightCache
 
 _MOST_PLANS = 64
+# Types of feature maps that programs compute, and their names in the core.
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +48,11 @@ def recorded_runs() -> Iterator[list[RunRecord]]:
         _records.reset(token)
 
 
-def build_program(spec: ProgramSpec, isa: str | None = None) -> _core.Program:
-    """The core's program for a specification; ``isa`` None takes the level in use."""
+def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype = torch.float32) -> _core.Program:
+    """The core's program for a specification, of feature maps of ``dtype``; ``isa`` None takes the level in use."""
     program = _core.Program(isa)
     for channels in spec.inputs:
-        program.add_input(channels)
+        program.add_input(channels, DTYPES[dtype])
     for layer in spec.layers:
         if isinstance(layer, ConvSpec):
             buffer = program.add_conv(
@@ -115,14 +117,15 @@ class _Call:
 
 
 class Executor:
-    """A program ready to run on any batch and image size."""
+    """A program ready to run on any batch and image size, over feature maps of one type."""
 
-    def __init__(self, spec: ProgramSpec, isa: str | None = None) -> None:
+    def __init__(self, spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype = torch.float32) -> None:
         self.spec = spec
-        self._program = build_program(spec, isa)
+        self.dtype = dtype
+        self._program = build_program(spec, isa, dtype)
         self._plans: OrderedDict[tuple[object, ...], _core.Plan] = OrderedDict()
         self._calls: dict[tuple[object, ...], _Call] = {}
-        self._weights = WeightCache(spec, self._program)
+        self._weights = WeightCache(spec, self._program, dtype)
         self.last_plan: _core.Plan | None = None
 
     def plan(self, inputs: Sequence[torch.Tensor], planes: tuple[int, ...] = ()) -> _core.Plan:
@@ -159,16 +162,16 @@ class Executor:
     def run(
         self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], planes: tuple[int, ...] = ()
     ) -> list[torch.Tensor]:
-        """The outputs for [N, C, H, W] float32 CPU tensors of any strides.
+        """The outputs for [N, C, H, W] CPU tensors of the program's type and any strides.
 
         Feature maps come back in channels_last memory, but for the outputs whose numbers are ``planes``: contiguous.
         """
-        _check_kinds(self.spec, inputs)
+        _check_kinds(self.spec, inputs, self.dtype)
         call = self._call(inputs, planes)
         outputs = [
-            torch.empty(shape)
+            torch.empty(shape, dtype=self.dtype)
             if len(shape) != 4 or i in planes
-            else torch.empty(shape, memory_format=torch.channels_last)
+            else torch.empty(shape, dtype=self.dtype, memory_format=torch.channels_last)
             for i, shape in enumerate(call.outputs)
         ]
         if inputs[0].shape[0] > 0:
@@ -183,7 +186,7 @@ class Executor:
 
     def run_once(self, inputs: Sequence[torch.Tensor], weight: npt.NDArray[Any], bias: Sequence[float]) -> torch.Tensor:
         """A program of one convolution with weights [K, C, R, S] of any strides that are packed for this call alone."""
-        _check_kinds(self.spec, inputs)
+        _check_kinds(self.spec, inputs, self.dtype)
         call = self._call(inputs)
         y = empty(call.outputs[0])
         if inputs[0].shape[0] > 0:
@@ -211,21 +214,21 @@ def _four_dimensional(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array if array.ndim == 4 else array[:, :, np.newaxis, np.newaxis]
 
 
-def _check_kinds(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
+def _check_kinds(spec: ProgramSpec, inputs: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
     if len(inputs) != len(spec.inputs):
         raise ValueError(f"inputs: got {len(inputs)} tensors, want {len(spec.inputs)}")
     for i, x in enumerate(inputs):
-        if x.dtype is torch.float32 and x.is_cpu and x.layout is torch.strided:
+        if x.dtype is dtype and x.is_cpu and x.layout is torch.strided:
             continue
         if x.layout != torch.strided or x.is_quantized:
             kind = "quantized" if x.is_quantized else str(x.layout)
             raise TypeError(f"inputs[{i}]: got a {kind} tensor, want a dense (strided) one")
-        if x.dtype != torch.float32:
-            raise TypeError(f"inputs[{i}]: got dtype {x.dtype}, want torch.float32")
+        if x.dtype != dtype:
+            raise TypeError(f"inputs[{i}]: got dtype {x.dtype}, want {dtype}")
         raise ValueError(f"inputs[{i}]: got a tensor on {x.device}, want one on the CPU")
 
 
 @functools.lru_cache(maxsize=512)
-def executor_of(text: str) -> Executor:
-    """The one executor of a program's text."""
-    return Executor(ProgramSpec.from_text(text))
+def executor_of(text: str, dtype: torch.dtype = torch.float32) -> Executor:
+    """The one executor of a program's text over feature maps of a type."""
+    return Executor(ProgramSpec.from_text(text), None, dtype)

@@ -6,9 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from resfuse.runtime.executor import executor_of
+from resfuse.runtime.executor import DTYPES, Executor, executor_of
 from resfuse.runtime.planes import to_contiguous
 from resfuse.runtime.spec import ProgramSpec
+
+
+def _executor(text: str, inputs: Sequence[torch.Tensor]) -> Executor:
+    """That of the first input's type; it refuses others."""
+    dtype = inputs[0].dtype if inputs else torch.float32
+    return executor_of(text, dtype if dtype in DTYPES else torch.float32)
 
 
 @torch.library.custom_op(
@@ -21,17 +27,17 @@ def program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], 
     """Runs a fused program.
 
     Args:
-        inputs: float32 CPU tensors [N, C, H, W] of any strides.
-        parameters: float32 tensors, numbered as the specification says.
+        inputs: CPU tensors [N, C, H, W] of any strides, all float32, all bfloat16 or all float16.
+        parameters: tensors of the same type, numbered as the specification says.
         program: text of a `resfuse.runtime.spec.ProgramSpec`.
 
     Returns:
-        The program's outputs, float32: [N, C, H, W] in channels_last memory, or [N, C].
+        The program's outputs, of the inputs' type: [N, C, H, W] in channels_last memory, or [N, C].
 
     Raises:
         TypeError, ValueError: for inputs that do not fit, naming what they are and what is wanted.
     """
-    return executor_of(program).run(inputs, parameters)
+    return _executor(program, inputs).run(inputs, parameters)
 
 
 @program.register_fake
@@ -59,7 +65,7 @@ def run_program(
     ):
         results: list[torch.Tensor] = program(inputs, parameters, text)
         return [to_contiguous(y) if i in planes else y for i, y in enumerate(results)]
-    executor = executor_of(text)
+    executor = _executor(text, inputs)
     if not torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
         return executor.run(inputs, parameters, planes)
     layers = executor.spec.layers

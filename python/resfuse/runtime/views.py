@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-_CODES = {torch.float32: "<f4", torch.float64: "<f8", torch.uint8: "|u1"}
+# NumPy knows no bf16.
+_CODES = {torch.float32: "<f4", torch.float64: "<f8", torch.uint8: "|u1", torch.float16: "<f2", torch.bfloat16: "<u2"}
 
 
 class _Memory:

@@ -40,16 +40,28 @@ def _stamp(tensors: Sequence[torch.Tensor], matrices: Sequence[int]) -> Stamp:
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 
-def require_plain(tensors: Sequence[torch.Tensor]) -> None:
-    """Raises ValueError for tensors that the core cannot read."""
-    if not all([type(t) in _PLAIN_TENSORS and t.dtype is torch.float32 and t.is_cpu for t in tensors]):
-        raise ValueError("its parameters are not all plain float32 tensors on the CPU")
+def require_plain(tensors: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
+    """Raises ValueError for tensors that the core cannot read, or of another type."""
+    if not all([type(t) in _PLAIN_TENSORS and t.dtype is dtype and t.is_cpu for t in tensors]):
+        raise ValueError(f"its parameters are not all plain {str(dtype).removeprefix('torch.')} tensors on the CPU")
+
+
+def _in_pairs(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of 16-bit elements as one of half as many fp32; without an odd last one, or where it is not dense, without
+    any: there only version counters tell."""
+    pairs = tensor.numel() // 2
+    dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    if not dense or tensor.data_ptr() % 4:
+        return torch.empty(0)
+    return tensor.detach().as_strided((2 * pairs,), (1,)).view(torch.float32)
 
 
 def _watched(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """All elements of a tensor, in the order of memory where that is channels_last; never a copy's."""
     if tensor.is_neg():
         tensor = torch._neg_view(tensor)
+    if tensor.dtype is not torch.float32:
+        return view(_in_pairs(tensor))
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
     return view(tensor)
@@ -127,9 +139,10 @@ class _Packed:
 class PackedWeights:
     """One list of tensors and the weight set made from their present values."""
 
-    def __init__(self, spec: ProgramSpec, program: _core.Program) -> None:
+    def __init__(self, spec: ProgramSpec, program: _core.Program, dtype: torch.dtype) -> None:
         self._spec = spec
         self._program = program
+        self._dtype = dtype
         self._matrices = tuple(layer.weight for layer in spec.layers if isinstance(layer, ConvSpec))
         self._lock = threading.Lock()
         self._state: _Packed | None = None
@@ -140,7 +153,7 @@ class PackedWeights:
         if state is not None and state.stamp == _stamp(tensors, self._matrices) and state.holds(threads):
             return state.weights
         self._state = None  # what has changed stays so, also where packing fails now
-        require_plain(tensors)
+        require_plain(tensors, self._dtype)
         generation, changes = _generations[0], _changes[0]
         with self._lock:
             for _ in range(_MOST_TRIES):
@@ -160,7 +173,7 @@ class PackedWeights:
         weights = _core.WeightSet(self._program)
         for index, layer in enumerate(self._spec.layers):
             if isinstance(layer, ConvSpec):
-                weight = tensors[layer.weight].detach()
+                weight = tensors[layer.weight].detach().float()
                 if weight.dim() == 2:
                     weight = weight[:, :, None, None]
                 weights.set(index, view(weight), *fold_batch_norm(layer.batch_norm, layer.bias, tensors))
@@ -182,9 +195,10 @@ class WeightCache:
     tensor that it meant before.
     """
 
-    def __init__(self, spec: ProgramSpec, program: _core.Program) -> None:
+    def __init__(self, spec: ProgramSpec, program: _core.Program, dtype: torch.dtype = torch.float32) -> None:
         self._spec = spec
         self._program = program
+        self._dtype = dtype
         self._entries: dict[tuple[int, ...], PackedWeights] = {}
 
     def entry(self, tensors: Sequence[torch.Tensor]) -> PackedWeights:
@@ -192,7 +206,7 @@ class WeightCache:
         key = tuple(map(id, tensors))
         entry = self._entries.get(key)
         if entry is None:
-            entry = PackedWeights(self._spec, self._program)
+            entry = PackedWeights(self._spec, self._program, self._dtype)
             self._entries[key] = entry
             # Nor must a replaced head keep the packed weights of the whole model.
             for tensor in tensors:

@@ -1,0 +1,18 @@
+// The kernels of 16-bit elements, compiled apart from the others.
+#pragma once
+
+#include "kernels/table.h"
+
+namespace resfuse {
+
+struct HalfKernels {
+    ElementKernels bf16, fp16;
+};
+
+HalfKernels generic_half_kernels();
+#if defined(RESFUSE_X86)
+HalfKernels avx2_half_kernels();
+HalfKernels avx512_half_kernels();  // with those of products in pairs
+#endif
+
+}  // namespace resfuse
