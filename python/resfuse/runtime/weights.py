@@ -47,8 +47,10 @@ def require_plain(tensors: Sequence[torch.Tensor], dtype: torch.dtype = torch.fl
 
 
 def _in_pairs(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of 16-bit elements as one of half as many fp32; without an odd last one, or where it is not dense, without
-    any: there only version counters tell."""
+    """A tensor of 16-bit elements as one of half as many fp32; an odd last one is left out.
+
+    One that is not dense is left out as a whole: there only version counters tell.
+    """
     pairs = tensor.numel() // 2
     dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
     if not dense or tensor.data_ptr() % 4:
