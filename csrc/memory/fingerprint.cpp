@@ -71,7 +71,7 @@ Fingerprint::Fingerprint(std::vector<WatchedArray> arrays) : arrays_(std::move(a
             samples_.push_back(address(array, samples == 1 ? 0 : i * (size - 1) / (samples - 1)));
         total += size;
     }
-    const index_t count = total <= kAlwaysFloats ? 1 : total <= kLargeFloats ? kSlices : kSlicesOfLarge;
+    const index_t count = total <= kHashedEveryCallFloats ? 1 : total <= kLargeFloats ? kSlices : kSlicesOfLarge;
     const index_t floats = (total + count - 1) / count;  // of a slice
     slices_.resize(static_cast<std::size_t>(count));
     std::size_t slice = 0;

@@ -27,7 +27,7 @@ class Fingerprint {
     static constexpr index_t kSlices = 31, kSlicesOfLarge = 61;
     static constexpr index_t kLargeFloats = 4 * 1024 * 1024;
     static constexpr index_t kPartFloats = 16384;
-    static constexpr index_t kAlwaysFloats = 16384;  // so many are hashed whole at each call
+    static constexpr index_t kHashedEveryCallFloats = 16384;  // so many are hashed whole at each call
 
     explicit Fingerprint(std::vector<WatchedArray> arrays);
 

@@ -49,7 +49,7 @@ const ConvAlgorithm& choose_algorithm(const ConvCall& call) {
         }
         if (!allows(request, *other)) continue;
         const bool asked_for = !is_automatic(request) && !answers(*best, request);
-        if (asked_for || best->cycles(call) >= other->gain_over(*best) * other->cycles(call)) best = other;
+        if (asked_for || best->cycles(call) >= other->required_speedup(*best) * other->cycles(call)) best = other;
     }
     if (best == nullptr) throw std::invalid_argument(call.layer.name + ": no algorithm computes it");
     return *best;

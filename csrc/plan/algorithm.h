@@ -45,7 +45,7 @@ class ConvAlgorithm {
     // Of one core, if it had the machine to itself.
     virtual double cycles(const ConvCall& call) const = 0;
     // So many times as fast as another one it has to be, to be preferred to it: where it takes more memory.
-    virtual double gain_over(const ConvAlgorithm&) const { return 1.0; }
+    virtual double required_speedup(const ConvAlgorithm&) const { return 1.0; }
     // Whether packing is worth it for one call ("auto_once", in training).
     virtual bool packs_for_one_call() const { return true; }
     // Whether its input may have any strides; all others read dense NHWC.

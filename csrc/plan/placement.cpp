@@ -34,15 +34,15 @@ Workspace place_buffers(std::vector<PlannedBuffer>& buffers, const std::vector<L
                 segment_of(segments, lifetimes[b].first) != segment_of(segments, lifetimes[b].last);
 
     // The buffer whose place another one takes.
-    std::vector<std::size_t> home(buffers.size());
-    std::iota(home.begin(), home.end(), std::size_t{0});
+    std::vector<std::size_t> place_of(buffers.size());
+    std::iota(place_of.begin(), place_of.end(), std::size_t{0});
     for (std::size_t l = 0; l < layers.size(); ++l) {
         if (layers[l].residual < 0) continue;
         const std::size_t from = static_cast<std::size_t>(layers[l].residual);
         const std::size_t to = static_cast<std::size_t>(layers[l].output);
         if (placed(from) && placed(to) && lifetimes[from].last == step_of_first_layer + l &&
             overwrites_residual(buffers, layers[l]))
-            home[to] = home[from];
+            place_of[to] = place_of[from];
     }
 
     std::vector<Interval> intervals;
@@ -56,7 +56,7 @@ Workspace place_buffers(std::vector<PlannedBuffer>& buffers, const std::vector<L
         const std::size_t first = from.images < batch && buffers[b].whole_batch ? from.first_step : life.first;
         const std::size_t last = to.images < batch && buffers[b].whole_batch ? to.last_step : life.last;
         const index_t images = buffers[b].whole_batch ? batch : from.images;
-        std::size_t& interval = interval_of[home[b]];
+        std::size_t& interval = interval_of[place_of[b]];
         if (interval == Lifetime::kNever) {
             interval = intervals.size();
             intervals.push_back({.first = first,
@@ -82,7 +82,7 @@ Workspace place_buffers(std::vector<PlannedBuffer>& buffers, const std::vector<L
     workspace.bytes = workspace.thread_scratch_offset + workspace.thread_scratch * static_cast<std::size_t>(threads);
 
     for (std::size_t b = 0; b < buffers.size(); ++b)
-        if (placed(b)) buffers[b].offset = intervals[interval_of[home[b]]].offset;
+        if (placed(b)) buffers[b].offset = intervals[interval_of[place_of[b]]].offset;
     return workspace;
 }
 

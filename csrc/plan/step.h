@@ -90,7 +90,7 @@ inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 // The rows of a product are some floats apart. Where that is a multiple of half a page or more they fall into one or
 // two sets of L1, which hold fewer than a register tile has. Every second row may be taken (stride 2, Strassen's
 // pairs), so rows a quarter of a page apart get one more cache line.
-inline index_t spaced(index_t floats) {
+inline index_t padded_pixel(index_t floats) {
     constexpr index_t kQuarterPageFloats = 256;
     return floats % kQuarterPageFloats == 0 ? floats + kLineFloats : floats;
 }

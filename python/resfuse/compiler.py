@@ -11,7 +11,14 @@ from torch import fx
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from resfuse.checks import require_choice
-from resfuse.fused.calls import asks_for_gradients, has_empty_batch, input_reason, tool_reason, train_program
+from resfuse.fused.calls import (
+    asks_for_gradients,
+    autocast_dtype,
+    has_empty_batch,
+    input_reason,
+    tool_reason,
+    train_program,
+)
 from resfuse.fused.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import drop_identities, lower_graph
@@ -97,7 +104,7 @@ class CompiledGraph:
 
     def __call__(self, *args: Any) -> Any:
         read = [args[i] for i in self._read]
-        if (tool_reason(read) or input_reason(read)) is not None:
+        if (tool_reason(read) or input_reason(read)) is not None or autocast_dtype() is not None:
             return self._module(*args)
         learns = self.binding.trains() or asks_for_gradients([a for a in args if isinstance(a, torch.Tensor)])
         if learns and has_empty_batch([a for a in read if isinstance(a, torch.Tensor)]):

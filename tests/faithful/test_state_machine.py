@@ -148,8 +148,8 @@ class Faithful(RuleBasedStateMachine):
         if isinstance(plain, Exception):
             assert type(fused) is type(plain), (fused, plain)
         else:
-            # Statistics that differ in their last bits are rounded to bf16 under autocast.
-            assert_near(fused, plain, 1e-2 if context is _autocast else 1e-4)
+            # In bf16, torch rounds several times a layer.
+            assert_near(fused, plain, 1e-1 if context is _autocast or self.dtype is torch.bfloat16 else 1e-4)
             assert_near(args, plain_args)
         assert torch.equal(plain_state, state), "random numbers"
         for (name, theirs), (other, ours) in zip(
@@ -396,7 +396,7 @@ class Faithful(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def reduce_precision(self, data: st.DataObject) -> None:
-        dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.float32, torch.float32]))
+        dtype = data.draw(st.sampled_from([torch.float64, torch.bfloat16, torch.float32, torch.float32, torch.float32]))
         self.dtype = dtype
         self.each(lambda m: m.to(dtype))
 

@@ -290,14 +290,12 @@ def test_meta_tensors_give_shapes(model: nn.Module) -> None:
         assert fast.to("meta")(torch.empty(4, 3, 16, 16, device="meta")).shape == (4, 5)
 
 
-def test_vmap_and_autocast_run_natively(model: nn.Module, x: torch.Tensor) -> None:
+def test_vmap_runs_natively(model: nn.Module, x: torch.Tensor) -> None:
     fast = resfuse.fuse(model)
     with torch.no_grad():
         stacked = torch.func.vmap(fast)(torch.stack([x, x]))
         torch.testing.assert_close(stacked[0], model(x), rtol=1e-4, atol=1e-5)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert fast(x).dtype == torch.bfloat16
-    assert resfuse.report(fast).last_native_reason == "autocast is enabled"
+    assert resfuse.report(fast).last_native_reason == "a torch.func transform is active"
 
 
 def test_models_are_freed(x: torch.Tensor) -> None:

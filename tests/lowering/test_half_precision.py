@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -129,3 +130,84 @@ def test_copies_and_pickles_keep_their_type(dtype: torch.dtype) -> None:
     fast, x = resfuse.fuse(network().to(dtype)), torch.randn(1, 3, 32, 32).to(dtype)
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fp32_models_compute_in_half_precision(dtype: torch.dtype) -> None:
+    model, x = network(), torch.randn(3, 3, 64, 64)
+    fast = resfuse.fuse(model, dtype=dtype)
+    with torch.no_grad():
+        exact, got = copy.deepcopy(model).double()(x.double()), fast(x)
+        eager = copy.deepcopy(model).to(dtype)(x.to(dtype))
+        plain = resfuse.fuse(model)(x)
+    assert got.dtype is torch.float32
+    assert rms(plain - exact) < 0.1 * rms(got - exact)  # it is not fp32 that was computed
+    assert rms(got - exact) <= 1.5 * rms(eager.double() - exact)
+    assert resfuse.report(fast).fused_calls == 1
+    print(resfuse.verify(model, fast, x))
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        with torch.no_grad():
+            assert torch.equal(twin(x), got)
+    # Training computes in fp32.
+    fast.train()(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype is torch.float32 for p in fast.parameters())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_verify_half_precision_models(dtype: torch.dtype) -> None:
+    model = network("bottleneck").to(dtype)
+    verification = resfuse.verify(model, resfuse.fuse(model), torch.randn(2, 3, 64, 64).to(dtype))
+    assert verification.worst.ratio < 2
+
+
+def test_unknown_types_are_named() -> None:
+    with pytest.raises(ValueError, match=r"dtype: got torch.float64, want one of None, torch.float32, torch.bfloat16"):
+        resfuse.fuse(network(), dtype=torch.float64)
+
+
+class _Mixed(nn.Module):
+    """A native module between programs, features, and a sum with a float32 input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv_norm_relu(3, 8), conv_norm_relu(8, 8), conv_norm_relu(8, 8)
+        self.norm, self.fc = nn.GroupNorm(2, 8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor, extra: torch.Tensor | None = None) -> list[torch.Tensor]:
+        y = self.norm(self.a(x))
+        z = self.b(y) + y
+        if extra is not None:
+            z = self.c(z) + extra
+        return [y, z, self.fc(z.mean((2, 3))), torch.softmax(self.fc(z.mean((2, 3))), 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("extra", [False, True])
+def test_autocast_in_inference(dtype: torch.dtype, extra: bool) -> None:
+    model = _Mixed().eval()
+    randomize_batch_norm(model)
+    fast, x = resfuse.fuse(model), torch.randn(2, 3, 16, 16)
+    args = (x, torch.randn(2, 8, 16, 16)) if extra else (x,)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(*[a.double() for a in args])
+        with torch.autocast("cpu", dtype):
+            eager, got = model(*args), fast(*args)
+    for ours, theirs, want in zip(got, eager, exact, strict=True):
+        assert (ours.dtype, ours.stride()) == (theirs.dtype, theirs.stride())
+        assert rms(ours - want) <= 1.5 * rms(theirs - want) + 1e-4
+    report = resfuse.report(fast)
+    if extra:
+        assert "no convolution reads float32" in str(report.last_native_reason)
+    else:
+        assert (report.fused_calls, report.native_calls) == (1, 0)
+
+
+def test_autocast_with_gradients_runs_natively() -> None:
+    model = network().train()
+    fast, x = resfuse.fuse(copy.deepcopy(model)), torch.randn(2, 3, 32, 32)
+    for each in (model, fast):
+        with torch.autocast("cpu", torch.bfloat16):
+            each(x).float().square().sum().backward()
+    for (name, ours), theirs in zip(fast.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name
+    assert "autocast is enabled" in str(resfuse.report(fast).last_native_reason)

@@ -91,7 +91,7 @@ class DirectFlatStep final : public DirectStep {
         return best;
     }
 
-    index_t window_pitch() const { return spaced(grid_.reduction); }
+    index_t window_pitch() const { return padded_pixel(grid_.reduction); }
 
     index_t blocks(index_t images) const { return ceil_div(images * pixels(), block_); }
 

@@ -32,7 +32,7 @@ DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, co
       pools_(can_pool()) {
     groups_at_once_ = band_ ? std::clamp<index_t>(kBandChannels / layer_.group_in(), 1, layer_.groups) : layer_.groups;
     // Groups read a part of each pixel; all others read rows of pixels in one piece.
-    const index_t band_pixel = layer_.groups > 1 ? spaced(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
+    const index_t band_pixel = layer_.groups > 1 ? padded_pixel(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
     pixel_ = band_ ? band_pixel : context.buffer(layer_.input).pixel;
     pitch_ = (band_ ? shape_.cols : in_.w) * pixel_;
 }
@@ -109,8 +109,8 @@ void DirectRowsStep::plan_max_pool(const StepContext& context) {
     bands_ = std::clamp<index_t>(2 * context.threads / context.images, 1, pooled_out_.h);
     panel_chunks_ = 1;
     const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
-    map_ = band_ ? float_bytes(plan_band(rows)) : 0;
-    thread_scratch = map_ + static_cast<std::size_t>(rows * map_row()) * element_bytes(layer_.type);
+    band_bytes_ = band_ ? float_bytes(plan_band(rows)) : 0;
+    thread_scratch = band_bytes_ + static_cast<std::size_t>(rows * map_row()) * element_bytes(layer_.type);
 }
 
 index_t DirectRowsStep::plan_band(index_t out_rows) { return band_rows(out_rows) * pitch_; }
@@ -119,7 +119,7 @@ void DirectRowsStep::run_max_pool(index_t image, Range pool_rows, const Wave& wa
     const Window& w = pooled_->window;
     const Tensor& y = wave.tensors[pooled_->output];
     const DType type = layer_.type;
-    std::byte* const map = reinterpret_cast<std::byte*>(scratch) + map_;
+    std::byte* const map = reinterpret_cast<std::byte*>(scratch) + band_bytes_;
     const std::size_t row_bytes = static_cast<std::size_t>(map_row()) * element_bytes(type);
     Range held{0, 0};  // rows of this layer in the map
     for (index_t row = pool_rows.begin; row < pool_rows.end; row += pool_rows_) {

@@ -57,7 +57,7 @@ class StridedGradient {
     }
 
     void run(int threads) {
-        const index_t windows = kBlockPixels * spaced(deepest_), results = kBlockPixels * kPanelGroup * cols();
+        const index_t windows = kBlockPixels * padded_pixel(deepest_), results = kBlockPixels * kPanelGroup * cols();
         const AlignedFloats lease(static_cast<std::size_t>(weight_floats_ + threads * (windows + results)));
         weights_ = lease.data();
         float* const scratch = weights_ + weight_floats_;
@@ -118,13 +118,13 @@ class StridedGradient {
             return;
         }
         for (index_t i = range.begin; i < range.end; ++i)
-            gather(part, i, windows + (i - range.begin) * spaced(part.depth));
+            gather(part, i, windows + (i - range.begin) * padded_pixel(part.depth));
         const index_t zero_offset = 0;
         for (index_t p = 0; p < panels_; p += kPanelGroup) {
             const index_t first = p * cols(), count = std::min(kPanelGroup * cols(), channels_ - first);
             GemmArgs gemm{};
             gemm.a = windows;
-            gemm.lda = spaced(part.depth);
+            gemm.lda = padded_pixel(part.depth);
             gemm.segment_offset = &zero_offset;
             gemm.segments = 1;
             gemm.segment_length = part.depth;

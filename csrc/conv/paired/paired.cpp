@@ -38,7 +38,7 @@ class Paired final : public BalancedAlgorithm {
     }
 
     // No more memory, but rows are copied.
-    double gain_over(const ConvAlgorithm&) const override { return 1.05; }
+    double required_speedup(const ConvAlgorithm&) const override { return 1.05; }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
         return make_paired_step(context, layer);

@@ -50,7 +50,7 @@ class Strassen final : public BalancedAlgorithm {
         return cycles_of(products + transforms, streamed_bytes(*this, call), call.bytes_per_cycle);
     }
 
-    double gain_over(const ConvAlgorithm&) const override { return 1.03; }  // 7/4 of the memory
+    double required_speedup(const ConvAlgorithm&) const override { return 1.03; }  // 7/4 of the memory
     bool packs_for_one_call() const override { return false; }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {

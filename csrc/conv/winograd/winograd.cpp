@@ -44,7 +44,7 @@ class Winograd : public ConvAlgorithm {
     }
 
     // Transformed weights take several times the memory.
-    double gain_over(const ConvAlgorithm& other) const override {
+    double required_speedup(const ConvAlgorithm& other) const override {
         return dynamic_cast<const Winograd*>(&other) == nullptr ? 1.05 : 1.0;
     }
 

@@ -22,8 +22,6 @@ def tool_reason(inputs: Sequence[Any]) -> str | None:
         return "a torch_dispatch or torch_function mode must see what the original modules do"
     if torch._C._is_tracing():
         return "torch.jit is tracing it"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is enabled"
     if torch._C._functorch.maybe_current_level() is not None:
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
@@ -31,6 +29,11 @@ def tool_reason(inputs: Sequence[Any]) -> str | None:
     if any([isinstance(x, fx.Proxy) for x in inputs]):
         return "torch.fx is tracing it"
     return None
+
+
+def autocast_dtype() -> torch.dtype | None:
+    """What ``torch.autocast("cpu")`` has convolutions compute in; None where it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 def input_reason(tensors: Sequence[torch.Tensor]) -> str | None:

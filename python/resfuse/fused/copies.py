@@ -47,5 +47,6 @@ def plain_copy(module: nn.Module) -> nn.Module:
     """The plain model that a fused one was made from, over the same parameters and buffers."""
     copy = shallow_copy(module, plain_class)
     for part in copy.modules():
-        part.__dict__.pop("_resfuse_algorithm", None)
+        for name in ("_resfuse_algorithm", "_resfuse_dtype"):
+            part.__dict__.pop(name, None)
     return copy

@@ -15,6 +15,7 @@ from resfuse.fused.module import FusedModule, fused_class
 from resfuse.layers.global_avg_pool import replace_pools
 from resfuse.lowering.lower import lower
 from resfuse.lowering.steps import Lowered
+from resfuse.runtime.executor import DTYPES
 from resfuse.runtime.spec import ConvSpec
 
 ALGORITHMS = ("auto", "direct", "winograd", "strassen")
@@ -31,8 +32,8 @@ def fuse(
     parameters. In ``train()`` mode, and wherever gradients are asked for, they run block by block with autograd, on
     fused kernels forward and backward. Whatever is done to the model later (attributes, hooks, patched code, replaced
     modules, other arguments) is seen at the next call. Wherever fusing would change what can be observed (hooks,
-    parametrized weights, dropout, autocast, other types than float32) the original modules run, and `resfuse.report`
-    says why.
+    parametrized weights, dropout, autocast while gradients are asked for, other types than float32, bfloat16 and
+    float16) the original modules run, and `resfuse.report` says why.
 
     Args:
         model: any module. Where torch.fx cannot trace it as a whole (Hugging Face's), the largest of its modules that
@@ -42,7 +43,9 @@ def fuse(
             convolution of stride 1 or 2, and for groups of at least 8 channels at stride 1
             that small-group kernels do not compute), or "strassen" (for every 1x1 convolution
             whose halves of channels fill vectors, in inference).
-        dtype: None or torch.float32.
+        dtype: what whole programs compute in: torch.float32, torch.bfloat16 or torch.float16; None: the inputs' type.
+            The model takes and returns tensors of its parameters' type all the same. With 16-bit feature maps sums are
+            taken in fp32, and each value is rounded once, when it is stored. Training computes in the parameters' type.
 
     Returns:
         The fused module.
@@ -54,15 +57,14 @@ def fuse(
     """
     require_module("model", model)
     require_choice("algorithm", algorithm, ALGORITHMS)
-    if dtype not in (None, torch.float32):
-        raise ValueError(f"dtype: got {dtype}, want None or torch.float32 (this version computes in float32 only)")
+    require_choice("dtype", dtype, (None, *DTYPES))
     fast = model if inplace else shallow_copy(model)
-    parts = _fuse_parts(fast, algorithm)
+    parts = _fuse_parts(fast, algorithm, dtype)
     replace_pools(fast, parts)
     return fast
 
 
-def _fuse_parts(model: nn.Module, algorithm: str) -> list[str]:
+def _fuse_parts(model: nn.Module, algorithm: str, dtype: torch.dtype | None) -> list[str]:
     """Fuses the model itself (path ""), or where torch.fx cannot trace it, the largest of its modules that can be."""
     parts: list[str] = []
     failures: list[UnsupportedModelError] = []
@@ -82,7 +84,7 @@ def _fuse_parts(model: nn.Module, algorithm: str) -> list[str]:
                 visit(child, f"{path}.{name}".lstrip("."))
             return
         if any(isinstance(layer, ConvSpec) and _is_conv(layer) for p in lowered.programs for layer in p.spec.layers):
-            module.adopt(lowered, algorithm)
+            module.adopt(lowered, algorithm, dtype)
             parts.append(path)
             return
         module.__class__ = plain

@@ -17,6 +17,7 @@ from resfuse.errors import GradientsEnabledWarning, UnsupportedModelError
 from resfuse.fused.calls import (
     are_plain,
     asks_for_gradients,
+    autocast_dtype,
     has_empty_batch,
     input_reason,
     is_exporting,
@@ -28,6 +29,7 @@ from resfuse.fused.copies import plain_copy
 from resfuse.fused.graphs import Graph, Graphs
 from resfuse.lowering.binding import Binding, ProgramRunner
 from resfuse.lowering.steps import Lowered
+from resfuse.runtime.executor import DTYPES
 from resfuse.runtime.weights import require_plain
 
 _RUNTIME = "_resfuse_runtime"
@@ -84,7 +86,9 @@ def fusion_reason(graph: Graph) -> str | None:
         return f"nothing of it can be fused now ({natives[0].reason})" if natives else "nothing of it can be fused now"
     try:
         for bound in graph.binding.programs:
-            require_plain(bound.parameters())
+            parameters = bound.parameters()
+            half = bool(parameters) and parameters[0].dtype in DTYPES
+            require_plain(parameters, parameters[0].dtype if half else torch.float32)
     except (ValueError, KeyError) as error:
         return str(error)
     return None
@@ -98,6 +102,7 @@ class FusedModule(nn.Module):
     """
 
     _resfuse_algorithm = "auto"
+    _resfuse_dtype: torch.dtype | None = None  # that whole programs compute in; None: their inputs'
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -135,7 +140,9 @@ class FusedModule(nn.Module):
             trains = fusion.graphs.trains(graph, state)
             try:
                 runner = self._runner(binding, tensors, trains)
-                if runner is not None and any([t.dtype is not torch.float32 for t in tensors]):
+                if runner is not None and autocast_dtype() is not None:
+                    reason = "autocast is enabled, and block by block only float32 runs fused"
+                elif runner is not None and any([t.dtype is not torch.float32 for t in tensors]):
                     reason = "block by block only float32 runs fused"
                 elif runner is not None:  # a whole program's weights are checked when they are packed
                     for bound in binding.programs:
@@ -146,7 +153,7 @@ class FusedModule(nn.Module):
             if not binding.pools or not are_plain(tensors):
                 return self._native(reason, args, kwargs)
             runner = refuse  # of the graph only its pools are fused
-        result = binding.run(self, inputs, runner)
+        result = binding.run(self, inputs, runner, self._resfuse_dtype, autocast_dtype())
         reason = reason or binding.refusal
         if reason is None:
             fusion.fused_calls += 1
@@ -170,7 +177,7 @@ class FusedModule(nn.Module):
                 binding = graph.binding
                 if binding is not None and graph.key == key and graph.unchanged():
                     learns = torch.is_grad_enabled() or binding.trains()
-                    return binding.run(self, inputs, train_program if learns else None)
+                    return binding.run(self, inputs, train_program if learns else None, self._resfuse_dtype)
         return self.native_forward(*args, **kwargs)
 
     def _runner(self, binding: Binding, tensors: list[torch.Tensor], trains: bool) -> ProgramRunner | None:
@@ -193,9 +200,9 @@ class FusedModule(nn.Module):
             )
         return train_program
 
-    def adopt(self, lowered: Lowered, algorithm: str) -> None:
+    def adopt(self, lowered: Lowered, algorithm: str, dtype: torch.dtype | None) -> None:
         """Takes over an already lowered form of this very structure."""
-        self._resfuse_algorithm = algorithm
+        self._resfuse_algorithm, self._resfuse_dtype = algorithm, dtype
         self.__dict__[_RUNTIME] = Fusion(self, algorithm, lowered)
 
     def fusion(self) -> Fusion:

@@ -73,8 +73,9 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
     Args:
         model: the unfused model, in eval mode.
         fast: what `resfuse.fuse` made of it.
-        inputs: float32 tensors to run both on.
-        tolerance: how many times eager fp32's rms error the fused rms error may be.
+        inputs: tensors of the model's type to run both on.
+        tolerance: how many times the rms error of eager torch, in the type that ``fast`` computes in, the fused rms
+            error may be.
 
     Returns:
         The errors, block by block.
@@ -128,7 +129,8 @@ def _by_blocks(
         fused.update({names[buffer]: value for buffer, value in buffers.items()})
     with torch.no_grad():
         exact_result, exact = _run_native(copy.deepcopy(model).double(), [x.double() for x in inputs], set(fused))
-        eager_result, eager = _run_native(model, list(inputs), set(fused))
+        eager_model, eager_inputs = _eager(model, inputs, fast._resfuse_dtype)
+        eager_result, eager = _run_native(eager_model, eager_inputs, set(fused))
     missing = set(fused) - set(exact)
     if missing:
         raise UnsupportedModelError(f"model: has no part {min(missing)!r}; want the model that fast was made from")
@@ -145,7 +147,8 @@ def _by_parts(
         raise UnsupportedModelError(f"model: has no part {missing[0]!r}; want the model that fast was made from")
     before = {path: part.fusion().fused_calls for path, part in parts.items()}
     exact_result, exact = _run_hooked(copy.deepcopy(model).double(), [x.double() for x in inputs], list(parts))
-    eager_result, eager = _run_hooked(model, list(inputs), list(parts))
+    dtype = next(iter(parts.values()))._resfuse_dtype
+    eager_result, eager = _run_hooked(*_eager(model, inputs, dtype), list(parts))
     result, fused = _run_hooked(fast, list(inputs), list(parts))
     for path in fused:
         fusion = parts[path].fusion()
@@ -157,6 +160,15 @@ def _by_parts(
         for i, (e, g, f) in enumerate(zip(exact[path], eager[path], fused[path], strict=True))
     ]
     return rows, (exact_result, eager_result, result)
+
+
+def _eager(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype | None
+) -> tuple[nn.Module, list[torch.Tensor]]:
+    """The plain model and its inputs in the type that the fused one computes in."""
+    if dtype is None or all([x.dtype is dtype for x in inputs]):
+        return model, list(inputs)
+    return copy.deepcopy(model).to(dtype), [x.to(dtype) for x in inputs]
 
 
 def _has(model: nn.Module, path: str) -> bool:

@@ -17,10 +17,10 @@ from resfuse.lowering.layouts import contiguous_outputs, is_blind, made_contiguo
 from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
-from resfuse.runtime.executor import executor_of
+from resfuse.runtime.executor import DTYPES, executor_of
 from resfuse.runtime.spec import AffineSpec, ConvSpec
 from resfuse.training.batch_norm import CalledNorm, RunningNorm
-from resfuse.training.split import Block, split
+from resfuse.training.split import Block, reads, split
 
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 _MOST_LAYOUTS = 64
@@ -51,6 +51,10 @@ class BoundProgram:
         self.handed_out = [i for i, node in enumerate(step.outputs) if _is_handed_out(node, step, model)]
         self.returns_feature_maps = any(output.rank == 4 for output in step.spec.outputs)
         self._layouts: dict[tuple[Any, ...], list[int] | None] = {}
+        # For each input, whether all that read it are convolutions.
+        others = [layer.input for layer in step.spec.layers if not isinstance(layer, ConvSpec)]
+        others += [b for layer in step.spec.layers for b in reads(layer)[1:]]
+        self._feeds_convolutions = [i not in others for i in range(len(step.inputs))]
         # Dynamo reads this table: the usual states are in it from the start.
         self._blocks: dict[tuple[bool, ...], tuple[Block, ...]] = {}
         for training in (False, True):
@@ -106,6 +110,21 @@ class BoundProgram:
         if found is None:
             raise RefusedError("elementwise layers keep an input's strides, which are in no dense memory format")
         return found
+
+    def cast(
+        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        """The inputs as autocast hands them to the program's convolutions.
+
+        Raises:
+            RefusedError: some layer would compute in float32: one that reads a float32 input and is no convolution.
+        """
+        if dtype not in DTYPES or not all([p.dtype is torch.float32 for p in parameters]):
+            raise RefusedError(f"autocast to {dtype} of parameters that are not float32")
+        for x, feeds_convolutions in zip(inputs, self._feeds_convolutions, strict=True):
+            if x.dtype is not dtype and not (feeds_convolutions and x.dtype is torch.float32):
+                raise RefusedError("under autocast a layer that is no convolution reads float32")
+        return [x.to(dtype) for x in inputs]
 
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
@@ -204,8 +223,19 @@ class Binding:
         """Whether a batch norm does so in every mode."""
         return any(bound.always_trains() for bound in self.programs)
 
-    def run(self, model: nn.Module, inputs: Sequence[Any], run_program: ProgramRunner | None = None) -> Any:
-        """The model's result for the inputs of a call; ``run_program`` replaces the plain running of a program step."""
+    def run(
+        self,
+        model: nn.Module,
+        inputs: Sequence[Any],
+        run_program: ProgramRunner | None = None,
+        dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> Any:
+        """The model's result for the inputs of a call.
+
+        ``run_program`` replaces the plain running of a program step; else programs compute in ``dtype``, or in their
+        inputs' type. Under ``autocast`` to a type they compute in that and return it, as torch's convolutions do.
+        """
         env: dict[str, Any] = dict(zip(self._placeholders, inputs, strict=True))
         made: set[str | None] = set()  # by programs
         # Values in channels_last memory that would be contiguous in the plain model.
@@ -218,7 +248,7 @@ class Binding:
                 if step.overwritten in made and run_program is not None:
                     _own(env, step.overwritten)
                 _run_native(step, model, env, contiguous)
-            elif self._run_program(step, model, env, contiguous, run_program):
+            elif self._run_program(step, model, env, contiguous, run_program, dtype, autocast):
                 made.update(step.outputs)
             for name in freed:
                 env.pop(name, None)
@@ -233,7 +263,7 @@ class Binding:
 
     def _run_program(
         self, step: BoundProgram, model: nn.Module, env: dict[str, Any], contiguous: set[str],
-        run_program: ProgramRunner | None,
+        run_program: ProgramRunner | None, dtype: torch.dtype | None, autocast: torch.dtype | None,
     ) -> bool:  # fmt: skip
         """Whether the program has run; else its nodes have."""
         inputs = [env[name] for name in step.inputs]
@@ -250,11 +280,16 @@ class Binding:
             if step.returns_feature_maps and all([x.dim() == 4 for x in inputs]):
                 plain = step.contiguous_outputs(inputs, [name in contiguous for name in step.inputs], parameters)
             if run_program is None:
+                if autocast is not None:
+                    inputs, dtype = step.cast(inputs, parameters, autocast), None
+                elif parameters and parameters[0].dtype is not inputs[0].dtype:
+                    raise RefusedError(f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}")
                 planes = tuple([i for i in plain if i in step.handed_out])
-                results = ops.run_program(inputs, parameters, step.text, planes)
+                results = ops.run_program(inputs, parameters, step.text, planes, dtype)
                 plain = [i for i in plain if i not in planes]
                 if not torch.compiler.is_compiling():
-                    step.last_plan = executor_of(step.text, inputs[0].dtype).last_plan
+                    stored = parameters[0].dtype if parameters else inputs[0].dtype
+                    step.last_plan = executor_of(step.text, dtype or inputs[0].dtype, stored).last_plan
             else:
                 results = run_program(step, inputs, parameters)
         except (ValueError, TypeError, KeyError, RuntimeError) as refusal:

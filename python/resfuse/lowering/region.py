@@ -33,10 +33,10 @@ _IN_EPILOGUE = ("relu", "tanh", "sigmoid")
 class _Buffer:
     """A tensor of the program: an input, or the output of a layer. ``like`` shares its number of channels."""
 
-    def __init__(self, channels: int | None, like: _Buffer | None = None, unit: bool = False) -> None:
+    def __init__(self, channels: int | None, like: _Buffer | None = None, one_pixel: bool = False) -> None:
         self._channels = channels
         self._like = like
-        self.unit = unit  # known to be one pixel
+        self.one_pixel = one_pixel  # known to be of one
 
     @property
     def channels(self) -> int | None:
@@ -68,11 +68,11 @@ class _Pending:
     def linear(self) -> bool:
         return self.conv is not None and self.conv.linear
 
-    def makes(self, unit: bool) -> _Buffer:
+    def makes(self, one_pixel: bool) -> _Buffer:
         """The buffer of its result."""
         if self.conv is None:
-            return _Buffer(None, like=self.input, unit=unit)
-        return _Buffer(self.conv.out_channels, unit=unit)
+            return _Buffer(None, like=self.input, one_pixel=one_pixel)
+        return _Buffer(self.conv.out_channels, one_pixel=one_pixel)
 
 
 @dataclasses.dataclass
@@ -81,7 +81,7 @@ class _Value:
     rank: int
     buffer: _Buffer | None = None
     pending: _Pending | None = None
-    unit: bool = False
+    one_pixel: bool = False
 
 
 @dataclasses.dataclass
@@ -128,14 +128,14 @@ class Region:
         assert conv is not None
         if conv.linear:
             source = self._read(op.inputs[0], rank=2) if op.inputs[0] in self._values else None
-            if source is None or not source.unit or not source.expect(conv.in_channels):
+            if source is None or not source.one_pixel or not source.expect(conv.in_channels):
                 return "its input is not a global average pool"
         else:
             source = self._read(op.inputs[0], rank=4)
             if source is None or not source.expect(conv.in_channels):
                 return "its input is no feature map of as many channels as it takes"
         pending = _Pending(op.name or node.name, source, conv)
-        self._values[node] = _Value(node, 2 if conv.linear else 4, None, pending, source.unit and conv.pointwise)
+        self._values[node] = _Value(node, 2 if conv.linear else 4, None, pending, source.one_pixel and conv.pointwise)
         return None
 
     def _add_batch_norm(self, node: fx.Node, op: Op) -> str | None:
@@ -148,7 +148,7 @@ class Region:
             self._join(node, op.inputs[0])
         else:
             source = self._read(op.inputs[0], rank=4)
-            if source is None or source.unit or not source.expect(norm.channels):
+            if source is None or source.one_pixel or not source.expect(norm.channels):
                 return "batch norm of no feature map of as many channels as it takes"
             self._elementwise(node, _Pending(op.name or node.name, source, norm=norm))
         return None if op.activation == "none" else self._activate(node, node, op)
@@ -166,7 +166,9 @@ class Region:
             source = self._read(source_node, rank=4)
             if source is None:
                 return f"{op.activation} of no feature map"
-            self._elementwise(node, _Pending(node.name, source, activation=op.activation, slope=op.slope), source.unit)
+            self._elementwise(
+                node, _Pending(node.name, source, activation=op.activation, slope=op.slope), source.one_pixel
+            )
             return None
         pending.activation, pending.slope = op.activation, op.slope
         if source_node is not node:
@@ -206,39 +208,39 @@ class Region:
         return "product of other than a feature map and one number for each of its channels"
 
     def _add_max_pool(self, node: fx.Node, op: Op) -> str | None:
-        return self._emit_pool(node, op, unit=False)
+        return self._emit_pool(node, op, one_pixel=False)
 
     def _add_avg_pool(self, node: fx.Node, op: Op) -> str | None:
-        return self._emit_pool(node, op, unit=False)
+        return self._emit_pool(node, op, one_pixel=False)
 
     def _add_global_avg_pool(self, node: fx.Node, op: Op) -> str | None:
-        return self._emit_pool(node, op, unit=True)
+        return self._emit_pool(node, op, one_pixel=True)
 
     def _add_flatten(self, node: fx.Node, op: Op) -> str | None:
         value = self._values.get(op.inputs[0])
-        if value is None or not value.unit:
+        if value is None or not value.one_pixel:
             return "flattens more than one pixel"
-        self._values[node] = _Value(node, 2, self._materialize(value), unit=True)
+        self._values[node] = _Value(node, 2, self._materialize(value), one_pixel=True)
         return None
 
     # Helpers.
 
-    def _emit_pool(self, node: fx.Node, op: Op, unit: bool) -> str | None:
+    def _emit_pool(self, node: fx.Node, op: Op, one_pixel: bool) -> str | None:
         if self.nodes and op.inputs[0] not in self._values and op.inputs[0] not in self._inputs:
             return "pools what is computed elsewhere"  # of so many channels as nobody may say
         source = self._read(op.inputs[0], rank=4)
         if source is None:
             return "its input is no feature map"
-        buffer = _Buffer(None, like=source, unit=unit)
+        buffer = _Buffer(None, like=source, one_pixel=one_pixel)
         self._emitted.append(_Emitted(op.kind, node, source, buffer, pool=op.pool, mean=op.mean))
-        self._values[node] = _Value(node, 4 if op.keepdim else 2, buffer, unit=unit)
+        self._values[node] = _Value(node, 4 if op.keepdim else 2, buffer, one_pixel=one_pixel)
         return None
 
-    def _elementwise(self, node: fx.Node, pending: _Pending, unit: bool = False) -> None:
-        self._values[node] = _Value(node, 4, None, pending, unit)
+    def _elementwise(self, node: fx.Node, pending: _Pending, one_pixel: bool = False) -> None:
+        self._values[node] = _Value(node, 4, None, pending, one_pixel)
 
     def _is_unit(self, node: fx.Node) -> bool:
-        return node in self._values and self._values[node].unit
+        return node in self._values and self._values[node].one_pixel
 
     def _alike(self, residual: _Buffer, pending: _Pending) -> bool:
         if pending.conv is not None:
@@ -278,7 +280,7 @@ class Region:
         if value.buffer is None:
             pending = value.pending
             assert pending is not None
-            value.buffer = pending.makes(value.unit)
+            value.buffer = pending.makes(value.one_pixel)
             kind = "affine" if pending.conv is None else "conv"
             self._emitted.append(_Emitted(kind, value.node, pending.input, value.buffer, pending))
             value.pending = None

@@ -117,15 +117,21 @@ class _Call:
 
 
 class Executor:
-    """A program ready to run on any batch and image size, over feature maps of one type."""
+    """A program ready to run on any batch and image size, over feature maps of one type and parameters of one type."""
 
-    def __init__(self, spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        spec: ProgramSpec,
+        isa: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        parameter_dtype: torch.dtype | None = None,
+    ) -> None:
         self.spec = spec
         self.dtype = dtype
         self._program = build_program(spec, isa, dtype)
         self._plans: OrderedDict[tuple[object, ...], _core.Plan] = OrderedDict()
         self._calls: dict[tuple[object, ...], _Call] = {}
-        self._weights = WeightCache(spec, self._program, dtype)
+        self._weights = WeightCache(spec, self._program, parameter_dtype or dtype)
         self.last_plan: _core.Plan | None = None
 
     def plan(self, inputs: Sequence[torch.Tensor], planes: tuple[int, ...] = ()) -> _core.Plan:
@@ -229,6 +235,6 @@ def _check_kinds(spec: ProgramSpec, inputs: Sequence[torch.Tensor], dtype: torch
 
 
 @functools.lru_cache(maxsize=512)
-def executor_of(text: str, dtype: torch.dtype = torch.float32) -> Executor:
-    """The one executor of a program's text over feature maps of a type."""
-    return Executor(ProgramSpec.from_text(text), None, dtype)
+def executor_of(text: str, dtype: torch.dtype = torch.float32, parameter_dtype: torch.dtype | None = None) -> Executor:
+    """The one executor of a program's text over feature maps and parameters of these types."""
+    return Executor(ProgramSpec.from_text(text), None, dtype, parameter_dtype)

@@ -11,10 +11,11 @@ from resfuse.runtime.planes import to_contiguous
 from resfuse.runtime.spec import ProgramSpec
 
 
-def _executor(text: str, inputs: Sequence[torch.Tensor]) -> Executor:
-    """That of the first input's type; it refuses others."""
-    dtype = inputs[0].dtype if inputs else torch.float32
-    return executor_of(text, dtype if dtype in DTYPES else torch.float32)
+def executor_for(text: str, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> Executor:
+    """That of the first input's and the first parameter's type; it refuses others."""
+    dtype = inputs[0].dtype if inputs and inputs[0].dtype in DTYPES else torch.float32
+    stored = parameters[0].dtype if parameters and parameters[0].dtype in DTYPES else dtype
+    return executor_of(text, dtype, stored)
 
 
 @torch.library.custom_op(
@@ -28,7 +29,7 @@ def program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], 
 
     Args:
         inputs: CPU tensors [N, C, H, W] of any strides, all float32, all bfloat16 or all float16.
-        parameters: tensors of the same type, numbered as the specification says.
+        parameters: tensors of one of these types, numbered as the specification says.
         program: text of a `resfuse.runtime.spec.ProgramSpec`.
 
     Returns:
@@ -37,7 +38,7 @@ def program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], 
     Raises:
         TypeError, ValueError: for inputs that do not fit, naming what they are and what is wanted.
     """
-    return _executor(program, inputs).run(inputs, parameters)
+    return executor_for(program, inputs, parameters).run(inputs, parameters)
 
 
 @program.register_fake
@@ -52,20 +53,28 @@ def _(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], progra
 
 
 def run_program(
-    inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], text: str, planes: tuple[int, ...] = ()
+    inputs: Sequence[torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    text: str,
+    planes: tuple[int, ...] = (),
+    dtype: torch.dtype | None = None,
 ) -> list[torch.Tensor]:
     """The operator's result; where nothing listens to the dispatcher, without its 0.2 ms for a hundred parameters.
 
-    ``planes`` are the numbers of the outputs that come back in contiguous memory.
+    ``planes`` are the numbers of the outputs that come back in contiguous memory. The program computes in ``dtype``,
+    where that is given, and takes and returns tensors of the inputs' type.
     """
+    if dtype is not None and dtype is not inputs[0].dtype:
+        results = run_program([x.to(dtype) for x in inputs], parameters, text, planes)
+        return [y.to(inputs[0].dtype) for y in results]
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or not all([type(x) is torch.Tensor and x.is_cpu for x in inputs])
     ):
-        results: list[torch.Tensor] = program(inputs, parameters, text)
+        results = program(inputs, parameters, text)
         return [to_contiguous(y) if i in planes else y for i, y in enumerate(results)]
-    executor = _executor(text, inputs)
+    executor = executor_for(text, inputs, parameters)
     if not torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
         return executor.run(inputs, parameters, planes)
     layers = executor.spec.layers

@@ -19,7 +19,7 @@ from resfuse.training.split import (
     Saved,
     computes_again,
     pads_of,
-    places_of,
+    parameter_places,
     reads,
     saved_tensors,
     takes_batch_statistics,
@@ -116,7 +116,7 @@ class Backward:
         # Buffers whose gradients lead to something wanted.
         self._needs: set[int] = {i for i, want in enumerate(wanted[: len(inputs)]) if want}
         for layer in spec.layers:
-            if any(b in self._needs for b in reads(layer)) or any(self._wanted[p] for p in places_of(layer)):
+            if any(b in self._needs for b in reads(layer)) or any(self._wanted[p] for p in parameter_places(layer)):
                 self._needs.add(layer.output)
         self._grads: dict[int, tuple[torch.Tensor, bool]] = {}  # and whether its memory is ours
         self._of_parameters: dict[int, torch.Tensor] = {}

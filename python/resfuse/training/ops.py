@@ -118,7 +118,9 @@ def _backward(ctx: Any, grads: Sequence[torch.Tensor | None]) -> tuple[Any, ...]
     reached = reached_from(ctx.program, tuple(g is not None for g in grads[: ctx.outputs]))
     wanted = [x.requires_grad and i in reached for i, x in enumerate((*inputs, *parameters))]
     if torch.is_grad_enabled():  # create_graph=True: somebody differentiates the gradients
-        from resfuse.training.again import differentiable_gradients  # imports the functions that import this file
+        from resfuse.training.double_backward import (
+            differentiable_gradients,  # imports the functions that import this file
+        )
 
         spec = ProgramSpec.from_text(ctx.program)
         again = differentiable_gradients(spec, inputs, parameters, grads[: ctx.outputs], wanted)

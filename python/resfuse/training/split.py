@@ -63,7 +63,7 @@ def reads(layer: LayerSpec) -> tuple[int, ...]:
     return (layer.input, *(buffer for buffer in others if buffer is not None))
 
 
-def places_of(layer: LayerSpec) -> list[int]:
+def parameter_places(layer: LayerSpec) -> list[int]:
     """The parameters of a layer that may have gradients."""
     if not isinstance(layer, ConvSpec):
         return []
@@ -126,7 +126,7 @@ def reached_from(text: str, has_gradient: tuple[bool, ...]) -> frozenset[int]:
         if layer.output not in buffers:
             continue
         buffers.update(reads(layer))
-        places.update(len(spec.inputs) + place for place in places_of(layer))
+        places.update(len(spec.inputs) + place for place in parameter_places(layer))
     return frozenset(places | {i for i in range(len(spec.inputs)) if i in buffers})
 
 
