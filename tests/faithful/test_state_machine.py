@@ -145,11 +145,12 @@ class Faithful(RuleBasedStateMachine):
         (plain, plain_args, plain_state), (fused, args, state) = (self.run(m, make, grad, context) for m in self.models)
         if "BackwardHookFunction is a view and is being modified inplace" in str(plain):
             reject()  # a program writes to no memory that a hook has seen, so it may go on
+        # In bf16, torch rounds several times a layer.
+        error = 1e-1 if context is _autocast or self.dtype is torch.bfloat16 else 1e-4
         if isinstance(plain, Exception):
             assert type(fused) is type(plain), (fused, plain)
         else:
-            # In bf16, torch rounds several times a layer.
-            assert_near(fused, plain, 1e-1 if context is _autocast or self.dtype is torch.bfloat16 else 1e-4)
+            assert_near(fused, plain, error)
             assert_near(args, plain_args)
         assert torch.equal(plain_state, state), "random numbers"
         for (name, theirs), (other, ours) in zip(
@@ -166,7 +167,7 @@ class Faithful(RuleBasedStateMachine):
             other_module = self.models[1].get_submodule(path)
             for name in ("features", "calls"):
                 if name in vars(module):
-                    assert_near(vars(other_module).get(name), vars(module)[name])
+                    assert_near(vars(other_module).get(name), vars(module)[name], error)
 
     def compare_gradients(self, make: Callable[[], tuple[Any, Any]], context: Any) -> None:
         pairs = list(zip(self.models[0].named_parameters(), self.models[1].parameters(), strict=True))

@@ -101,6 +101,7 @@ def duel(
     rounds: int = 7,
     forwards: int = 1,
     train: bool = False,
+    dtype: str = "fp32",
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Score]:
     """Times engines on one model in rounds: each engine once a round, in an order that rotates.
@@ -112,6 +113,7 @@ def duel(
         threads: of every engine.
         rounds: counted rounds.
         forwards: counted forwards of an engine in a round, after one that is not.
+        dtype: of `resfuse.bench.engines.DTYPES`; half precision is for inference.
         train: time training steps (forward, loss, backward) and compare gradients instead of outputs.
         progress: called with what begins: once for each engine that is built, once for each in every round.
 
@@ -138,12 +140,12 @@ def duel(
             try:
                 first[name] = process.ask(
                     do="build", engine=name, model=model, batch=batch, size=size, threads=threads, folder=folder,
-                    train=train,
+                    train=train, dtype=dtype,
                 )  # fmt: skip
                 got = np.load(Path(folder) / f"{name}.npy")
                 errors[name] = float(np.sqrt(np.square(got - expected).mean() / np.square(expected).mean()))
                 # Signs of ReLUs flip between any two engines in fp32: deep networks' gradients are 2 to 3 % from fp64.
-                if not errors[name] < (0.1 if train or "bf16" in name else 0.01):
+                if not errors[name] < (0.1 if train or dtype != "fp32" or "bf16" in name else 0.01):
                     raise EngineError(f"{name}: its output is {errors[name]:.1%} away from eager torch's")
             except EngineError as error:
                 if name == "resfuse":

@@ -24,7 +24,8 @@ Builder = Callable[[nn.Module, torch.Tensor, Path], Runner]
 def _torch_runner(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Runner:
     def run() -> Array:
         with torch.inference_mode():
-            result: Array = model(x).numpy()
+            y = model(x)
+            result: Array = (y if y.dtype is torch.float32 else y.float()).numpy()
             return result
 
     return run
@@ -39,6 +40,20 @@ def _resfuse(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
     pool = isinstance(model, nn.AdaptiveAvgPool2d)
     fast = resfuse.nn.GlobalAvgPool2d() if pool else resfuse.fuse(model)
     return _torch_runner(fast, x.to(memory_format=torch.channels_last))
+
+
+def _resfuse_half(dtype: torch.dtype) -> Builder:
+    def build(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+        return _resfuse(model.to(dtype), x.to(dtype), onnx)
+
+    return build
+
+
+def _torch_half(dtype: torch.dtype) -> Builder:
+    def build(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+        return _torch_runner(*_channels_last(model.to(dtype), x.to(dtype)))
+
+    return build
 
 
 def _eager(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
@@ -162,22 +177,44 @@ ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
     "openvino bf16": (("openvino", "onnx", "onnxscript"), _openvino("bf16")),
     "zentorch": (("zentorch",), _zentorch),
 }
+_OPENVINO = ("openvino", "onnx", "onnxscript")
+# In half precision: parameters, input and feature maps of that type, but for what is named otherwise.
+HALF_ENGINES: dict[str, dict[str, tuple[tuple[str, ...], Builder]]] = {
+    "bf16": {
+        "resfuse": ((), _resfuse_half(torch.bfloat16)),
+        "resfuse fp32": ((), _resfuse),
+        "torch": ((), _torch_half(torch.bfloat16)),
+        "openvino": (_OPENVINO, _openvino("bf16")),
+    },
+    "fp16": {
+        "resfuse": ((), _resfuse_half(torch.float16)),
+        "resfuse fp32": ((), _resfuse),
+        "torch": ((), _torch_half(torch.float16)),
+        "openvino": (_OPENVINO, _openvino("f16")),
+    },
+}
+DTYPES = ("fp32", *HALF_ENGINES)
 _NEED_ONNX = ("onnxruntime", "openvino")
 
 
-def installed(name: str) -> bool:
+def engines_of(dtype: str) -> dict[str, tuple[tuple[str, ...], Builder]]:
+    """The engines for inference in a type: "fp32", "bf16" or "fp16"."""
+    return ENGINES if dtype == "fp32" else HALF_ENGINES[dtype]
+
+
+def installed(name: str, dtype: str = "fp32") -> bool:
     """Whether an engine can run here."""
-    return all(importlib.util.find_spec(package) is not None for package in ENGINES[name][0])
+    return all(importlib.util.find_spec(package) is not None for package in engines_of(dtype)[name][0])
 
 
-def builder(name: str, train: bool) -> Builder:
-    """How an engine is built, for inference or for training steps."""
-    return TRAINING_ENGINES[name] if train else ENGINES[name][1]
+def builder(name: str, train: bool, dtype: str = "fp32") -> Builder:
+    """How an engine is built, for inference in a type or for training steps."""
+    return TRAINING_ENGINES[name] if train else engines_of(dtype)[name][1]
 
 
 def cpu_path(name: str) -> str:
     """Which instructions an engine runs, as far as it says."""
-    if name == "resfuse":
+    if name.startswith("resfuse"):
         return _core.active_isa()
     if name.startswith("openvino"):
         return "oneDNN and its own"

@@ -33,13 +33,14 @@ class _Worker:
         self._run: engines.Runner | None = None
 
     def build(
-        self, engine: str, model: str, batch: int, size: int, threads: int, folder: str, train: bool
-    ) -> dict[str, Any]:
+        self, engine: str, model: str, batch: int, size: int, threads: int, folder: str, train: bool,
+        dtype: str,
+    ) -> dict[str, Any]:  # fmt: skip
         torch.set_num_threads(threads)
         network, x = make_case(model, batch, size, train)
         resident = _resident_bytes()
         start = time.perf_counter()
-        self._run = engines.builder(engine, train)(network, x, Path(folder) / "model.onnx")
+        self._run = engines.builder(engine, train, dtype)(network, x, Path(folder) / "model.onnx")
         result = self._run()
         seconds = time.perf_counter() - start
         np.save(Path(folder) / f"{engine}.npy", result)

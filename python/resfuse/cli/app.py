@@ -61,7 +61,7 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="16 if not given.")] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Of every engine; torch's choice.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Image height and width; the model's own.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32; bfloat16 takes part as the peer 'openvino bf16'.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16 (inference).")] = "fp32",
     train: Annotated[bool, typer.Option("--train", help="Training steps: forward, loss, backward.")] = False,
     peers: Annotated[str, typer.Option(help="all that are installed, or some: eager,compile,onnxruntime,...")] = "all",
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; each engine runs once a round.")] = 7,
@@ -73,15 +73,19 @@ def bench(
     """Time resfuse against every engine that is installed, each in a process of its own, in interleaved rounds."""
     import torch
 
+    from resfuse.bench.engines import DTYPES
     from resfuse.cli.bench import Options, run
 
-    if dtype not in ("float32", "fp32"):
-        raise typer.BadParameter(f"got {dtype!r}, want float32, which all of this version computes in")
+    dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"got {dtype!r}, want one of {', '.join(DTYPES)}")
+    if train and dtype != "fp32":
+        raise typer.BadParameter(f"got {dtype!r} with --train, want fp32: half precision is for inference")
     thread_counts = threads or [torch.get_num_threads()]
     run(
         Options(
-            models=model or ["resnet18"], batches=batch or [16], threads=thread_counts, size=size, train=train,
-            peers=peers, rounds=rounds, layers=layers, json=json, csv=csv, plot=plot,
+            models=model or ["resnet18"], batches=batch or [16], threads=thread_counts, size=size, dtype=dtype,
+            train=train,             peers=peers, rounds=rounds, layers=layers, json=json, csv=csv, plot=plot,
         )
     )  # fmt: skip
 

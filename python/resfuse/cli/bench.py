@@ -32,6 +32,7 @@ class Options:
     batches: list[int]
     threads: list[int]
     size: int | None
+    dtype: str
     train: bool
     peers: str
     rounds: int
@@ -46,7 +47,7 @@ def run(options: Options) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 110)
-    peers = _peers(options.peers, options.train)
+    peers = _peers(options.peers, options.train, options.dtype)
     cases = [(m, b, t) for m in options.models for b in options.batches for t in options.threads]
     results: list[CaseResult] = []
     profiles: list[Profile] = []
@@ -71,15 +72,15 @@ def run(options: Options) -> None:
     _write(options, results, profiles, ceilings[results[0].threads])
 
 
-def _peers(text: str, train: bool) -> list[str]:
-    known = list(engines.TRAINING_ENGINES if train else engines.ENGINES)
+def _peers(text: str, train: bool, dtype: str) -> list[str]:
+    known = list(engines.TRAINING_ENGINES if train else engines.engines_of(dtype))
     if text == "all":
-        return [name for name in known if train or engines.installed(name)]
+        return [name for name in known if train or engines.installed(name, dtype)]
     names = ["resfuse", *(name.strip() for name in text.split(",") if name.strip() != "resfuse")]
     for name in names:
         if name not in known:
             sys.exit(f"resfuse bench: --peers: got {name!r}, want all or some of {', '.join(known)}")
-        if not train and not engines.installed(name):
+        if not train and not engines.installed(name, dtype):
             sys.exit(f"resfuse bench: --peers: {name} is not installed (pip install 'resfuse[peers]')")
     return names
 
@@ -111,12 +112,13 @@ def _measure(console: Console, options: Options, peers: list[str], model: str, b
 
         scores = duel(
             peers, model, batch=batch, size=size, threads=threads, rounds=options.rounds, forwards=forwards,
-            train=options.train, progress=progress,
+            train=options.train, dtype=options.dtype, progress=progress,
         )  # fmt: skip
     left_out = [str(w.message) for w in caught if str(w.message).startswith("left out")]
     complaints = [*left_out, *watch.complaints((name, score.timing) for name, score in scores.items())]
+    name = model if options.dtype == "fp32" else f"{model} {options.dtype}"
     return CaseResult(
-        model, batch, size, threads, options.train, 0.0 if options.train else gflop, scores, tuple(complaints)
+        name, batch, size, threads, options.train, 0.0 if options.train else gflop, scores, tuple(complaints)
     )
 
 
