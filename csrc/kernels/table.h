@@ -80,11 +80,12 @@ struct KernelTable {
     index_t (*multiply_adds_at_peak)(index_t steps);        // on registers; returns how many
 };
 
-const KernelTable& generic_kernels();
+// By value: what keeps a table for the whole process must not be compiled for one instruction set.
+KernelTable generic_kernels();
 #if defined(RESFUSE_X86)
-const KernelTable& avx2_kernels();
-const KernelTable& avx512_kernels();
-const KernelTable& zen4_kernels();
+KernelTable avx2_kernels();
+KernelTable avx512_kernels();
+KernelTable zen4_kernels();
 #endif
 
 }  // namespace resfuse

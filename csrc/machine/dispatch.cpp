@@ -32,15 +32,31 @@ Isa active_isa() {
     return isa;
 }
 
+namespace {
+
+// Made at the first use: a level's own code makes its table, and must not run on a CPU without it.
+template <KernelTable (*make)()>
+const KernelTable& table_of() {
+    static const KernelTable table = make();
+    return table;
+}
+
+}  // namespace
+
 const KernelTable& kernels_of(Isa isa) {
+    switch (isa) {
 #if defined(RESFUSE_X86)
-    if (isa == Isa::zen4) return zen4_kernels();
-    // avx512_bf16 adds no fp32 kernel; it is a level of its own for the half-precision kernels to come.
-    if (isa >= Isa::avx512) return avx512_kernels();
-    if (isa == Isa::avx2) return avx2_kernels();
+        case Isa::zen4:
+            return table_of<zen4_kernels>();
+        case Isa::avx512_bf16:  // adds no kernel yet
+        case Isa::avx512:
+            return table_of<avx512_kernels>();
+        case Isa::avx2:
+            return table_of<avx2_kernels>();
 #endif
-    (void)isa;
-    return generic_kernels();
+        default:
+            return table_of<generic_kernels>();
+    }
 }
 
 std::vector<std::string> available_isas() {

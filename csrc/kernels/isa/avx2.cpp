@@ -3,10 +3,9 @@
 
 namespace resfuse {
 
-const KernelTable& avx2_kernels() {
-    static const HalfKernels halves = avx2_half_kernels();
-    static const KernelTable table = make_table("avx2", halves.bf16, halves.fp16);
-    return table;
+KernelTable avx2_kernels() {
+    const HalfKernels halves = avx2_half_kernels();
+    return make_table("avx2", halves.bf16, halves.fp16);
 }
 
 }  // namespace resfuse

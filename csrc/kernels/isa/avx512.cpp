@@ -25,14 +25,8 @@ KernelTable with_pairs(KernelTable table) {
 
 }  // namespace
 
-const KernelTable& avx512_kernels() {
-    static const KernelTable table = table_of("avx512");
-    return table;
-}
+KernelTable avx512_kernels() { return table_of("avx512"); }
 
-const KernelTable& zen4_kernels() {
-    static const KernelTable table = with_pairs(table_of("zen4"));
-    return table;
-}
+KernelTable zen4_kernels() { return with_pairs(table_of("zen4")); }
 
 }  // namespace resfuse

@@ -3,10 +3,9 @@
 
 namespace resfuse {
 
-const KernelTable& generic_kernels() {
-    static const HalfKernels halves = generic_half_kernels();
-    static const KernelTable table = make_table("generic", halves.bf16, halves.fp16);
-    return table;
+KernelTable generic_kernels() {
+    const HalfKernels halves = generic_half_kernels();
+    return make_table("generic", halves.bf16, halves.fp16);
 }
 
 }  // namespace resfuse
