@@ -111,7 +111,8 @@ void Plan::space_pixels() {
             for (const int number : {layer.input, layer.residual, layer.gate})
                 if (number >= 0) ours[static_cast<std::size_t>(number)] = false;
     for (std::size_t b = 0; b < buffers_.size(); ++b)
-        buffers_[b].pixel = ours[b] && !buffers_[b].is_external() ? padded_pixel(buffers_[b].channels) : buffers_[b].channels;
+        buffers_[b].pixel =
+            ours[b] && !buffers_[b].is_external() ? padded_pixel(buffers_[b].channels) : buffers_[b].channels;
 }
 
 std::vector<LayerTraffic> Plan::traffic() const {

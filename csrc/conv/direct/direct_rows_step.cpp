@@ -32,7 +32,8 @@ DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, co
       pools_(can_pool()) {
     groups_at_once_ = band_ ? std::clamp<index_t>(kBandChannels / layer_.group_in(), 1, layer_.groups) : layer_.groups;
     // Groups read a part of each pixel; all others read rows of pixels in one piece.
-    const index_t band_pixel = layer_.groups > 1 ? padded_pixel(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
+    const index_t band_pixel =
+        layer_.groups > 1 ? padded_pixel(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
     pixel_ = band_ ? band_pixel : context.buffer(layer_.input).pixel;
     pitch_ = (band_ ? shape_.cols : in_.w) * pixel_;
 }

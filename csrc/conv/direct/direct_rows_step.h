@@ -62,7 +62,7 @@ class DirectRowsStep : public DirectStep {
     bool pools_;
     Extent pooled_out_{0, 0};
     index_t pool_rows_ = 0;       // of the max-pool, computed together
-    std::size_t band_bytes_ = 0;         // bytes of the band, behind which rows of this layer lie
+    std::size_t band_bytes_ = 0;  // bytes of the band, behind which rows of this layer lie
     index_t groups_at_once_ = 1;  // whose channels are read together
     index_t pixel_ = 0;           // floats between input pixels as the kernel reads them
     std::vector<index_t> segments_;
