@@ -167,7 +167,9 @@ class Faithful(RuleBasedStateMachine):
             other_module = self.models[1].get_submodule(path)
             for name in ("features", "calls"):
                 if name in vars(module):
-                    assert_near(vars(other_module).get(name), vars(module)[name], error)
+                    value = vars(module)[name]  # perhaps of an earlier call, under autocast
+                    half = isinstance(value, torch.Tensor) and value.dtype is torch.bfloat16
+                    assert_near(vars(other_module).get(name), value, 1e-1 if half else error)
 
     def compare_gradients(self, make: Callable[[], tuple[Any, Any]], context: Any) -> None:
         pairs = list(zip(self.models[0].named_parameters(), self.models[1].parameters(), strict=True))
