@@ -36,7 +36,8 @@ void register_info(py::module_& m) {
             for (int t = 0; t < kDTypes; ++t) {
                 const DType type = static_cast<DType>(t);
                 std::vector<std::string> uses;
-                if (computes(kernels, type)) uses = {"programs", "training"};
+                if (computes(kernels, type)) uses.push_back("programs");
+                if (type == DType::fp32) uses.push_back("training");
                 if (kernels_of(kernels, type).pool_sum) uses.push_back("global average pooling");
                 types[type_name(type)] = uses;
             }
