@@ -127,7 +127,8 @@ def test_bench(tmp_path: Path, train: bool) -> None:
         (["--peers", "tvm"], "--peers: got 'tvm', want all or some of resfuse, eager"),
         (["--model", "alexnet"], "model: got 'alexnet'"),
         (["--model", "gap", "--train"], "gap has no parameters to train"),
-        (["--dtype", "int8"], "got 'int8', want float32"),
+        (["--dtype", "int8"], "got 'int8', want one of fp32, bf16, fp16"),
+        (["--dtype", "bf16", "--train"], "got 'bf16' with --train, want fp32"),
         (["--batch", "0"], "--batch"),
     ],
 )
