@@ -14,19 +14,9 @@ class LayoutStep final : public ImageStep {
   private:
     void run_part(index_t image, Range rows, const Wave& wave, void*) const override {
         const Tensor &x = wave.tensors[input_], &y = wave.tensors[output_];
-        wave.kernels_of(input_).copy_image({.image = x.at(image * x.image),
-                                            .height = in_.h,
-                                            .width = in_.w,
-                                            .channels = channels_,
-                                            .stride_h = x.row,
-                                            .stride_w = x.pixel,
-                                            .stride_c = x.channel,
-                                            .y0 = rows.begin,
-                                            .rows = rows.size(),
-                                            .x0 = 0,
-                                            .cols = in_.w,
-                                            .band = y.at(image * y.image + rows.begin * y.row),
-                                            .pixel = y.pixel});
+        wave.kernels_of(input_).copy_image(window_copy(x, image, in_, {0, channels_},
+                                                       {.y0 = rows.begin, .rows = rows.size(), .x0 = 0, .cols = in_.w},
+                                                       y.at(image * y.image + rows.begin * y.row), y.pixel));
     }
 
     index_t channels_;

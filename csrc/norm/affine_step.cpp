@@ -50,22 +50,8 @@ class AffineStep final : public Step {
     // The products take it in fp32.
     const float* gate_of(index_t image, const Wave& wave, float* scratch) const {
         const Tensor& gate = wave.tensors[layer_.gate];
-        const void* const data = gate.at(image * gate.image);
-        if (gate.type == DType::fp32) return static_cast<const float*>(data);
-        wave.kernels_of(layer_.gate)
-            .copy_band({.image = data,
-                        .height = 1,
-                        .width = 1,
-                        .channels = layer_.out_channels,
-                        .stride_h = 0,
-                        .stride_w = 0,
-                        .stride_c = 1,
-                        .y0 = 0,
-                        .rows = 1,
-                        .x0 = 0,
-                        .cols = 1,
-                        .band = scratch,
-                        .pixel = layer_.out_channels});
+        if (gate.type == DType::fp32) return static_cast<const float*>(gate.at(image * gate.image));
+        copy_pixels(wave, layer_.gate, {image, image + 1}, layer_.out_channels, scratch, layer_.out_channels);
         return scratch;
     }
 

@@ -118,24 +118,36 @@ struct PixelWindow {
     index_t y0, rows, x0, cols;
 };
 
-// Copies some channels of a window of one image, of any strides, to an NHWC band of fp32, its pixels some floats apart,
-// with zeros where there is no image.
+// Some channels of a window of one image, of any strides, as a copy to a band whose pixels are `pixel` elements apart.
+inline BandArgs window_copy(const Tensor& x, index_t image, Extent extent, Range channels, const PixelWindow& window,
+                            void* band, index_t pixel) {
+    return {.image = x.at(image * x.image + channels.begin * x.channel),
+            .height = extent.h,
+            .width = extent.w,
+            .channels = channels.size(),
+            .stride_h = x.row,
+            .stride_w = x.pixel,
+            .stride_c = x.channel,
+            .y0 = window.y0,
+            .rows = window.rows,
+            .x0 = window.x0,
+            .cols = window.cols,
+            .band = band,
+            .pixel = pixel};
+}
+
+// The same as fp32, with zeros where there is no image.
 inline void copy_window(const Wave& wave, int buffer, index_t image, Extent extent, Range channels,
                         const PixelWindow& window, float* band, index_t pixel) {
-    const Tensor& x = wave.tensors[buffer];
-    wave.kernels_of(buffer).copy_band({.image = x.at(image * x.image + channels.begin * x.channel),
-                                       .height = extent.h,
-                                       .width = extent.w,
-                                       .channels = channels.size(),
-                                       .stride_h = x.row,
-                                       .stride_w = x.pixel,
-                                       .stride_c = x.channel,
-                                       .y0 = window.y0,
-                                       .rows = window.rows,
-                                       .x0 = window.x0,
-                                       .cols = window.cols,
-                                       .band = band,
-                                       .pixel = pixel});
+    wave.kernels_of(buffer).copy_band(window_copy(wave.tensors[buffer], image, extent, channels, window, band, pixel));
+}
+
+// Some pixels of a dense buffer, counted over all images, as fp32.
+inline void copy_pixels(const Wave& wave, int buffer, Range pixels, index_t channels, float* to, index_t pitch) {
+    Tensor row = wave.tensors[buffer];
+    row.data = static_cast<std::byte*>(row.at(pixels.begin * row.pixel));
+    wave.kernels_of(buffer).copy_band(window_copy(row, 0, {1, pixels.size()}, {0, channels},
+                                                  {.y0 = 0, .rows = 1, .x0 = 0, .cols = pixels.size()}, to, pitch));
 }
 
 // The windows of some output pixels of a layer, counted over all images, as rows `pitch` floats apart.

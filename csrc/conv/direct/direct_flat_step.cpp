@@ -97,20 +97,7 @@ class DirectFlatStep final : public DirectStep {
 
     void gather(Range rows, const Wave& wave, float* to) const {
         if (!layer_.window.is_pointwise()) return gather_windows(wave, layer_, in_, out_, rows, to, window_pitch());
-        const Tensor& x = wave.tensors[layer_.input];
-        reads(wave).copy_band({.image = x.at(rows.begin * x.pixel),
-                               .height = 1,
-                               .width = rows.size(),
-                               .channels = layer_.in_channels,
-                               .stride_h = 0,
-                               .stride_w = x.pixel,
-                               .stride_c = 1,
-                               .y0 = 0,
-                               .rows = 1,
-                               .x0 = 0,
-                               .cols = rows.size(),
-                               .band = to,
-                               .pixel = window_pitch()});
+        copy_pixels(wave, layer_.input, rows, layer_.in_channels, to, window_pitch());
     }
 
     void multiply_block(Range rows, Range panels, const Wave& wave, float* scratch) const {

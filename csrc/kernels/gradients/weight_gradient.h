@@ -116,7 +116,7 @@ inline void pack_rows(const PackRowsArgs& g) {
 inline void copy_windows(const CopyWindowsArgs& g) {
     for (index_t i = 0; i < g.pixels; ++i)
         for (index_t r = 0; r < g.rows; ++r)
-            copy_floats(g.to + i * g.pitch + r * g.floats, g.x + i * g.pixel + r * g.row, g.floats);
+            move_elements<Fp32, Fp32>(g.to + i * g.pitch + r * g.floats, g.x + i * g.pixel + r * g.row, g.floats);
 }
 
 // The adjoint of the output transform: A dy A^T, tile by tile, into panels.

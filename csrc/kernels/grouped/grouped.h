@@ -46,8 +46,8 @@ void copy_row(const GroupedArgs& g, const RowRing& ring, index_t padded_y, index
     // Columns of the ring left of the image, and up to its right edge.
     const index_t left = at_most(first < 0 ? -first : 0, ring.cols);
     const index_t inside = at_most(g.image.width - first, ring.cols);
-    if (y < 0 || y >= g.image.height || inside <= left) return fill_floats(to, ring.cols * kVectorFloats, 0.0f);
-    fill_floats(to, left * kVectorFloats, 0.0f);
+    if (y < 0 || y >= g.image.height || inside <= left) return fill_zeros<Fp32>(to, ring.cols * kVectorFloats);
+    fill_zeros<Fp32>(to, left * kVectorFloats);
     const auto* const from = static_cast<const typename E::Storage*>(g.image.data) + y * g.image.row +
                              (first + left) * g.image.pixel + channel;
     const index_t ahead = g.window.stride_h * g.image.row;
@@ -56,7 +56,7 @@ void copy_row(const GroupedArgs& g, const RowRing& ring, index_t padded_y, index
     } else {
         copy_pixels_of<E, false>(from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
     }
-    fill_floats(to + inside * kVectorFloats, (ring.cols - inside) * kVectorFloats, 0.0f);
+    fill_zeros<Fp32>(to + inside * kVectorFloats, (ring.cols - inside) * kVectorFloats);
 }
 
 // `strip` is the strip's first output column. Stride 0 stands for one that is known at run time only.

@@ -10,23 +10,11 @@
 namespace resfuse {
 namespace {
 
-inline void fill_floats(float* p, index_t n, float value) {
-    index_t i = 0;
-    for (; i + kVectorFloats <= n; i += kVectorFloats) store(p + i, broadcast(value));
-    for (; i < n; ++i) p[i] = value;
-}
-
 template <class E>
 inline void fill_zeros(typename E::Storage* p, index_t n) {
     index_t i = 0;
     for (; i + kVectorFloats <= n; i += kVectorFloats) E::store(p + i, zero());
     for (; i < n; ++i) p[i] = 0;
-}
-
-inline void copy_floats(float* to, const float* from, index_t n) {
-    index_t i = 0;
-    for (; i + kVectorFloats <= n; i += kVectorFloats) store(to + i, load(from + i));
-    store_first(to + i, load_first(from + i, n - i), n - i);
 }
 
 // Elements of one type as those of another.

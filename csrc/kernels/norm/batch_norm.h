@@ -49,7 +49,7 @@ inline void sum_rows(const Terms& terms, index_t rows, index_t channels, float* 
     for (index_t i = 0; i < 2 * channels; ++i) sums[i] = 0.0;
     for (index_t begin = 0; begin < rows; begin += kSumRows) {
         const index_t end = at_most(begin + kSumRows, rows);
-        fill_floats(scratch, 2 * channels, 0.0f);
+        fill_zeros<Fp32>(scratch, 2 * channels);
         index_t row = begin;
         for (; row + 8 <= end; row += 8) add_rows<8>(terms, row, channels, scratch);
         for (; row < end; ++row) add_rows<1>(terms, row, channels, scratch);

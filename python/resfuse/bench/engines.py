@@ -166,6 +166,8 @@ TRAINING_ENGINES: dict[str, Builder] = {
 }
 
 
+_OPENVINO = ("openvino", "onnx", "onnxscript")
+
 # name -> (what must be installed, how it is built); fp32 unless the name says otherwise
 ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
     "resfuse": ((), _resfuse),
@@ -173,25 +175,19 @@ ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
     "channels_last": ((), _eager_channels_last),
     "compile": ((), _compile),
     "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), _onnxruntime),
-    "openvino": (("openvino", "onnx", "onnxscript"), _openvino("f32")),
-    "openvino bf16": (("openvino", "onnx", "onnxscript"), _openvino("bf16")),
+    "openvino": (_OPENVINO, _openvino("f32")),
+    "openvino bf16": (_OPENVINO, _openvino("bf16")),
     "zentorch": (("zentorch",), _zentorch),
 }
-_OPENVINO = ("openvino", "onnx", "onnxscript")
 # In half precision: parameters, input and feature maps of that type, but for what is named otherwise.
 HALF_ENGINES: dict[str, dict[str, tuple[tuple[str, ...], Builder]]] = {
-    "bf16": {
-        "resfuse": ((), _resfuse_half(torch.bfloat16)),
+    name: {
+        "resfuse": ((), _resfuse_half(dtype)),
         "resfuse fp32": ((), _resfuse),
-        "torch": ((), _torch_half(torch.bfloat16)),
-        "openvino": (_OPENVINO, _openvino("bf16")),
-    },
-    "fp16": {
-        "resfuse": ((), _resfuse_half(torch.float16)),
-        "resfuse fp32": ((), _resfuse),
-        "torch": ((), _torch_half(torch.float16)),
-        "openvino": (_OPENVINO, _openvino("f16")),
-    },
+        "torch": ((), _torch_half(dtype)),
+        "openvino": (_OPENVINO, _openvino(hint)),
+    }
+    for name, dtype, hint in (("bf16", torch.bfloat16, "bf16"), ("fp16", torch.float16, "f16"))
 }
 DTYPES = ("fp32", *HALF_ENGINES)
 _NEED_ONNX = ("onnxruntime", "openvino")
