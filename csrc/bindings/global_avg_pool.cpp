@@ -19,7 +19,8 @@ constexpr index_t kReleaseBytes = 1 << 20;  // below, letting go of the GIL cost
 using Four = std::array<index_t, 4>;
 
 StridedImages images_of(int dtype, const Four& shape, const Four& strides) {
-    if (dtype < 0 || dtype >= kDTypes) throw py::value_error("dtype: got " + std::to_string(dtype));
+    if (dtype < 0 || dtype > static_cast<int>(DType::fp16))
+        throw py::value_error("dtype: got " + std::to_string(dtype));
     return {static_cast<DType>(dtype), shape, strides};
 }
 

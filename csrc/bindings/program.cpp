@@ -14,6 +14,12 @@ using namespace resfuse;
 namespace {
 
 using Pair = std::array<index_t, 2>;
+using ByteRange = std::optional<std::pair<float, int>>;  // scale and zero point
+
+std::optional<Quantization> quantization(const ByteRange& range) {
+    if (!range) return {};
+    return Quantization{range->first, range->second};
+}
 
 // No padding stands for TensorFlow's "same".
 Window make_window(Pair kernel_size, Pair stride, Pair dilation, const std::optional<std::array<index_t, 4>>& padding,
@@ -25,7 +31,8 @@ Window make_window(Pair kernel_size, Pair stride, Pair dilation, const std::opti
 
 int add_conv(Program& program, const std::string& name, int input, index_t out_channels, Pair kernel_size, Pair stride,
              Pair dilation, const std::optional<std::array<index_t, 4>>& padding, index_t groups,
-             const std::string& activation, int residual, const std::string& algorithm) {
+             const std::string& activation, int residual, const std::string& algorithm, const ByteRange& reads,
+             const ByteRange& writes) {
     Layer layer{.kind = LayerKind::conv, .name = name, .input = input, .output = -1, .window = {}};
     layer.residual = residual;
     layer.window = make_window(kernel_size, stride, dilation, padding, false);
@@ -33,14 +40,16 @@ int add_conv(Program& program, const std::string& name, int input, index_t out_c
     layer.groups = groups;
     layer.activation = parse_activation(activation);
     layer.algorithm = require_algorithm(algorithm);
-    return program.add_conv(std::move(layer));
+    layer.reads = quantization(reads);
+    return program.add_conv(std::move(layer), quantization(writes));
 }
 
 // A WeightSet and the arrays that it reads.
 struct BoundWeights {
     explicit BoundWeights(std::shared_ptr<const Program> program) : weights(std::move(program)) {}
 
-    void set(std::size_t layer, const py::array& weight, std::vector<double> scale, std::vector<float> bias) {
+    void set(std::size_t layer, const py::array& weight, std::vector<double> scale, std::vector<float> bias,
+             std::vector<float> steps) {
         if (layer >= weights.program().layers().size())
             throw std::invalid_argument("layer: got " + std::to_string(layer) + ", want less than " +
                                         std::to_string(weights.program().layers().size()));
@@ -50,7 +59,7 @@ struct BoundWeights {
         if (view.shape != want)
             throw std::invalid_argument(l.name + ": weight has shape " + shape_text(view.shape) + ", want " +
                                         shape_text(want));
-        weights.set(layer, {view.floats(), view.strides, std::move(scale), std::move(bias)});
+        weights.set(layer, {view.floats(), view.strides, std::move(scale), std::move(bias), std::move(steps)});
         keep_alive[layer] = weight;
     }
 
@@ -80,7 +89,7 @@ void register_program(py::module_& m) {
             py::arg("channels"), py::arg("dtype") = "fp32")
         .def("add_conv", &add_conv, py::arg("name"), py::arg("input"), py::arg("out_channels"), py::arg("kernel_size"),
              py::arg("stride"), py::arg("dilation"), py::arg("padding"), py::arg("groups"), py::arg("activation"),
-             py::arg("residual"), py::arg("algorithm"))
+             py::arg("residual"), py::arg("algorithm"), py::arg("reads") = py::none(), py::arg("writes") = py::none())
         .def(
             "add_max_pool",
             [](Program& program, const std::string& name, int input, Pair kernel_size, Pair stride, Pair dilation,
@@ -93,26 +102,32 @@ void register_program(py::module_& m) {
         .def(
             "add_avg_pool",
             [](Program& program, const std::string& name, int input, Pair kernel_size, Pair stride,
-               const std::optional<std::array<index_t, 4>>& padding, bool ceil_mode, bool count_include_pad) {
+               const std::optional<std::array<index_t, 4>>& padding, bool ceil_mode, bool count_include_pad,
+               const ByteRange& writes) {
                 return program.add_avg_pool(name, input, make_window(kernel_size, stride, {1, 1}, padding, ceil_mode),
-                                            count_include_pad);
+                                            count_include_pad, quantization(writes));
             },
             py::arg("name"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
-            py::arg("ceil_mode"), py::arg("count_include_pad"))
-        .def("add_global_avg_pool", &Program::add_global_avg_pool, py::arg("name"), py::arg("input"))
+            py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("writes") = py::none())
+        .def(
+            "add_global_avg_pool",
+            [](Program& program, const std::string& name, int input, const ByteRange& writes) {
+                return program.add_global_avg_pool(name, input, quantization(writes));
+            },
+            py::arg("name"), py::arg("input"), py::arg("writes") = py::none())
         .def(
             "add_affine",
             [](Program& program, const std::string& name, int input, int gate, int residual,
-               const std::string& activation, float slope) {
+               const std::string& activation, float slope, const ByteRange& writes) {
                 Layer layer{.kind = LayerKind::affine, .name = name, .input = input, .output = -1, .window = {}};
                 layer.gate = gate;
                 layer.residual = residual;
                 layer.activation = parse_activation(activation);
                 layer.slope = slope;
-                return program.add_affine(std::move(layer));
+                return program.add_affine(std::move(layer), quantization(writes));
             },
             py::arg("name"), py::arg("input"), py::arg("gate"), py::arg("residual"), py::arg("activation"),
-            py::arg("slope"))
+            py::arg("slope"), py::arg("writes") = py::none())
         .def("add_output", &Program::add_output, py::arg("buffer"))
         .def_property_readonly("isa", [](const Program& program) { return std::string(isa_name(program.isa())); })
         .def_property_readonly("layers", [](const Program& program) {
@@ -125,7 +140,8 @@ void register_program(py::module_& m) {
         .def(py::init(
                  [](std::shared_ptr<Program> program) { return std::make_unique<BoundWeights>(std::move(program)); }),
              py::arg("program"))
-        .def("set", &BoundWeights::set, py::arg("layer"), py::arg("weight"), py::arg("scale"), py::arg("bias"))
+        .def("set", &BoundWeights::set, py::arg("layer"), py::arg("weight"), py::arg("scale"), py::arg("bias"),
+             py::arg("steps") = std::vector<float>{})
         .def("set_affine", &BoundWeights::set_affine, py::arg("layer"), py::arg("scale"), py::arg("bias"))
         .def_property_readonly("packed_bytes", [](const BoundWeights& self) { return self.weights.bytes(); });
 }

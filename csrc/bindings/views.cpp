@@ -20,7 +20,7 @@ float* vector_data(const py::array& array, index_t size, const std::string& what
 }
 
 Array4 array4(const py::array& array, const std::string& what, DType type) {
-    const std::array<const char*, kDTypes> names = {"float32", "float64", "uint16", "float16"};
+    const std::array<const char*, kDTypes> names = {"float32", "float64", "uint16", "float16", "uint8"};
     const char* const want = names[static_cast<std::size_t>(type)];
     const std::string got = py::str(array.dtype());
     if (got != want) throw py::type_error(what + ": got dtype " + got + ", want " + want);

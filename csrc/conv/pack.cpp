@@ -29,4 +29,19 @@ void pack_panels(const PackCall& call, index_t panel_floats, void (*pack_panel)(
     }
 }
 
+void pack_int8_panels(const PackCall& call) {
+    const PanelGrid grid = panel_grid(call.layer, call.kernels);
+    const Runs runs = runs_of(call.layer, call.kernels);
+    const Int8Kernels& kernels = call.kernels.int8;
+    const index_t depth = runs.count * runs.length, bytes = kernels.packed_bytes(runs.count, runs.length);
+#pragma omp parallel for num_threads(usable_threads(call.threads)) schedule(static)
+    for (index_t p = 0; p < grid.total; ++p)
+        kernels.pack({.weights = call.int8 + grid.channel(p) * depth,
+                      .depth = depth,
+                      .segments = runs.count,
+                      .segment_length = runs.length,
+                      .cols = grid.cols(p),
+                      .packed = static_cast<std::byte*>(call.packed) + p * bytes});
+}
+
 }  // namespace resfuse

@@ -6,6 +6,7 @@
 #include "kernels/gemm/args.h"
 #include "kernels/gradients/args.h"
 #include "kernels/grouped/args.h"
+#include "kernels/int8/args.h"
 #include "kernels/layout/args.h"
 #include "kernels/norm/args.h"
 #include "kernels/paired/args.h"
@@ -50,6 +51,7 @@ struct KernelTable {
 
     // By the element type of feature maps.
     ElementKernels elements[kDTypes];
+    Int8Kernels int8;
 
     // On fp32 scratch.
     WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
@@ -85,6 +87,7 @@ KernelTable generic_kernels();
 #if defined(RESFUSE_X86)
 KernelTable avx2_kernels();
 KernelTable avx512_kernels();
+KernelTable avx512_vnni_kernels();
 KernelTable zen4_kernels();
 #endif
 

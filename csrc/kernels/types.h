@@ -28,9 +28,15 @@ struct WindowArgs {
     index_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
 };
 
-// Element types of tensors in memory.
-enum class DType : int { fp32, fp64, bf16, fp16 };
-constexpr int kDTypes = 4;
-constexpr index_t kElementBytes[kDTypes] = {4, 8, 2, 2};
+// Element types of tensors in memory. u8: real numbers as bytes, by a Quantization.
+enum class DType : int { fp32, fp64, bf16, fp16, u8 };
+constexpr int kDTypes = 5;
+constexpr index_t kElementBytes[kDTypes] = {4, 8, 2, 2, 1};
+
+// A byte q stands for (q - zero_point) * scale.
+struct Quantization {
+    float scale;
+    int zero_point;  // 0 to 255
+};
 
 }  // namespace resfuse

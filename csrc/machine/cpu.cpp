@@ -30,8 +30,10 @@ Isa detect_isa() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    if (avx512 && is_zen4()) return Isa::zen4;
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    if (vnni && is_zen4()) return Isa::zen4;
+    if (vnni && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
+    if (vnni) return Isa::avx512_vnni;
     if (avx512) return Isa::avx512;
     if (avx2) return Isa::avx2;
 #endif

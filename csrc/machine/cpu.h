@@ -6,7 +6,7 @@
 namespace resfuse {
 
 // Ordered: every level contains the ones before it. zen4: AVX-512 on cores that have adders beside their multipliers.
-enum class Isa : int { generic, avx2, avx512, avx512_bf16, zen4 };
+enum class Isa : int { generic, avx2, avx512, avx512_vnni, avx512_bf16, zen4 };
 
 Isa detect_isa();
 

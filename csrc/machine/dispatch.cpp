@@ -7,7 +7,7 @@
 namespace resfuse {
 
 namespace {
-constexpr std::array<const char*, 5> kNames = {"generic", "avx2", "avx512", "avx512_bf16", "zen4"};
+constexpr std::array<const char*, 6> kNames = {"generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "zen4"};
 }
 
 const char* isa_name(Isa isa) { return kNames[static_cast<std::size_t>(isa)]; }
@@ -21,7 +21,8 @@ Isa parse_isa(const std::string& name) {
                                         " and what is below it");
         return isa;
     }
-    throw std::invalid_argument("RESFUSE_ISA=" + name + ": want one of generic, avx2, avx512, avx512_bf16, zen4");
+    throw std::invalid_argument("RESFUSE_ISA=" + name +
+                                ": want one of generic, avx2, avx512, avx512_vnni, avx512_bf16, zen4");
 }
 
 Isa active_isa() {
@@ -49,6 +50,8 @@ const KernelTable& kernels_of(Isa isa) {
         case Isa::zen4:
             return table_of<zen4_kernels>();
         case Isa::avx512_bf16:  // adds no kernel yet
+        case Isa::avx512_vnni:
+            return table_of<avx512_vnni_kernels>();
         case Isa::avx512:
             return table_of<avx512_kernels>();
         case Isa::avx2:
@@ -67,7 +70,7 @@ std::vector<std::string> available_isas() {
 
 namespace {
 
-constexpr const char* kTypeNames[kDTypes] = {"fp32", "fp64", "bf16", "fp16"};
+constexpr const char* kTypeNames[kDTypes] = {"fp32", "fp64", "bf16", "fp16", "u8"};
 
 }  // namespace
 

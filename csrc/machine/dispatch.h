@@ -25,7 +25,9 @@ inline const ElementKernels& kernels_of(const KernelTable& kernels, DType type) 
 }
 
 // Whether programs may hold feature maps of a type at a level.
-inline bool computes(const KernelTable& kernels, DType type) { return kernels_of(kernels, type).gemm != nullptr; }
+inline bool computes(const KernelTable& kernels, DType type) {
+    return type == DType::u8 ? kernels.int8.gemm != nullptr : kernels_of(kernels, type).gemm != nullptr;
+}
 
 const char* type_name(DType type);
 // Throws std::invalid_argument for an unknown name.

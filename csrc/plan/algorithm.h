@@ -27,6 +27,8 @@ struct PackCall {
     const Layer& layer;
     const WeightSource& source;
     const float* scale;  // of output channels, as panels lay them
+    const std::int8_t*
+        int8;  // quantised weights [out_channels][kernel_h][kernel_w][group_in], where bytes are computed
     const KernelTable& kernels;
     int threads;
     void* packed;

@@ -110,9 +110,11 @@ void Plan::space_pixels() {
         if (layer.kind == LayerKind::affine)
             for (const int number : {layer.input, layer.residual, layer.gate})
                 if (number >= 0) ours[static_cast<std::size_t>(number)] = false;
-    for (std::size_t b = 0; b < buffers_.size(); ++b)
-        buffers_[b].pixel =
-            ours[b] && !buffers_[b].is_external() ? padded_pixel(buffers_[b].channels) : buffers_[b].channels;
+    for (std::size_t b = 0; b < buffers_.size(); ++b) {
+        PlannedBuffer& buffer = buffers_[b];
+        const bool spaced = ours[b] && !buffer.is_external();
+        buffer.pixel = spaced ? padded_pixel(buffer.channels, buffer.type) : buffer.channels;
+    }
 }
 
 std::vector<LayerTraffic> Plan::traffic() const {

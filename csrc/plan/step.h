@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "plan/buffer.h"
+#include "program/requantize.h"
 
 namespace resfuse {
 
@@ -90,9 +91,10 @@ inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 // The rows of a product are some floats apart. Where that is a multiple of half a page or more they fall into one or
 // two sets of L1, which hold fewer than a register tile has. Every second row may be taken (stride 2, Strassen's
 // pairs), so rows a quarter of a page apart get one more cache line.
-inline index_t padded_pixel(index_t floats) {
+inline index_t padded_pixel(index_t elements, DType type = DType::fp32) {
     constexpr index_t kQuarterPageFloats = 256;
-    return floats % kQuarterPageFloats == 0 ? floats + kLineFloats : floats;
+    const index_t each = type == DType::u8 ? 4 : 1;  // elements in a float's place
+    return elements % (kQuarterPageFloats * each) == 0 ? elements + kLineFloats * each : elements;
 }
 
 // Part i of n of [0, total), as even as possible.
@@ -111,7 +113,9 @@ inline ActivationArgs rounded_activation(const Layer& layer) {
     const bool applies = layer.type != DType::fp32 && is_by_element(layer.activation);
     return applies ? ActivationArgs{layer.activation, layer.slope} : ActivationArgs{Activation::none, 0.0f};
 }
-inline bool activates_apart(const Layer& layer) { return layer.type == DType::fp32 && is_by_element(layer.activation); }
+inline bool activates_apart(const Layer& layer) {
+    return layer.type == DType::fp32 && !layer.is_int8() && is_by_element(layer.activation);
+}
 
 // A window of pixels; it may reach past the image.
 struct PixelWindow {
@@ -142,27 +146,39 @@ inline void copy_window(const Wave& wave, int buffer, index_t image, Extent exte
     wave.kernels_of(buffer).copy_band(window_copy(wave.tensors[buffer], image, extent, channels, window, band, pixel));
 }
 
-// Some pixels of a dense buffer, counted over all images, as fp32.
-inline void copy_pixels(const Wave& wave, int buffer, Range pixels, index_t channels, float* to, index_t pitch) {
-    Tensor row = wave.tensors[buffer];
+// Some pixels of a dense buffer, counted over all images.
+inline BandArgs pixels_copy(const Tensor& x, Range pixels, index_t channels, void* to, index_t pitch) {
+    Tensor row = x;
     row.data = static_cast<std::byte*>(row.at(pixels.begin * row.pixel));
-    wave.kernels_of(buffer).copy_band(window_copy(row, 0, {1, pixels.size()}, {0, channels},
-                                                  {.y0 = 0, .rows = 1, .x0 = 0, .cols = pixels.size()}, to, pitch));
+    return window_copy(row, 0, {1, pixels.size()}, {0, channels}, {.y0 = 0, .rows = 1, .x0 = 0, .cols = pixels.size()},
+                       to, pitch);
 }
 
-// The windows of some output pixels of a layer, counted over all images, as rows `pitch` floats apart.
+// The same as fp32.
+inline void copy_pixels(const Wave& wave, int buffer, Range pixels, index_t channels, float* to, index_t pitch) {
+    wave.kernels_of(buffer).copy_band(pixels_copy(wave.tensors[buffer], pixels, channels, to, pitch));
+}
+
+// Calls f(image, window) for some output pixels of a layer, counted over all images.
+template <class F>
+inline void for_each_window(const Layer& layer, Extent out, Range rows, F f) {
+    const Window& w = layer.window;
+    for (index_t row = rows.begin; row < rows.end; ++row) {
+        const index_t pixel = row % (out.h * out.w);
+        f(row / (out.h * out.w), PixelWindow{.y0 = pixel / out.w * w.stride_h - w.pad_top,
+                                             .rows = w.kernel_h,
+                                             .x0 = pixel % out.w * w.stride_w - w.pad_left,
+                                             .cols = w.kernel_w});
+    }
+}
+
+// These windows as rows `pitch` floats apart.
 inline void gather_windows(const Wave& wave, const Layer& layer, Extent in, Extent out, Range rows, float* to,
                            index_t pitch) {
-    const Window& w = layer.window;
-    for (index_t row = rows.begin; row < rows.end; ++row, to += pitch) {
-        const index_t pixel = row % (out.h * out.w);
-        copy_window(wave, layer.input, row / (out.h * out.w), in, {0, layer.in_channels},
-                    {.y0 = pixel / out.w * w.stride_h - w.pad_top,
-                     .rows = w.kernel_h,
-                     .x0 = pixel % out.w * w.stride_w - w.pad_left,
-                     .cols = w.kernel_w},
-                    to, layer.in_channels);
-    }
+    for_each_window(layer, out, rows, [&](index_t image, const PixelWindow& window) {
+        copy_window(wave, layer.input, image, in, {0, layer.in_channels}, window, to, layer.in_channels);
+        to += pitch;
+    });
 }
 
 // What a layer adds to a row of an image's outputs, from a channel on: null where it adds nothing.

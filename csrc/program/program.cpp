@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace resfuse {
@@ -14,6 +16,8 @@ void require(bool condition, const std::string& message) {
 
 // Windows and images within it have products that an index holds.
 constexpr index_t kMostLength = 0x7fffffff;
+// Sums of so many products of bytes hold in 31 bits.
+constexpr index_t kMostInt8Products = kMostLength / (255 * 128);
 
 void check_window(const Window& w, const std::string& layer) {
     require(w.kernel_h > 0 && w.kernel_w > 0, layer + ": kernel_size must be positive");
@@ -88,53 +92,95 @@ void Program::check_buffer(int buffer, const std::string& what) const {
             what + ": got buffer " + std::to_string(buffer) + ", want 0 to " + std::to_string(buffers() - 1));
 }
 
-void Program::check_operand(const Layer& layer, int buffer, const char* what, DType want) const {
+void Program::check_operand(const Layer& layer, int buffer, const char* what) const {
     if (buffer < 0) return;
     check_buffer(buffer, layer.name + ": " + what);
     require(channels(buffer) == layer.out_channels, layer.name + ": " + what + " has " +
                                                         std::to_string(channels(buffer)) + " channels, want " +
                                                         std::to_string(layer.out_channels));
-    require(type(buffer) == want,
-            layer.name + ": " + what + " is of type " + type_name(type(buffer)) + ", want " + type_name(want));
+    // Layers that compute with bytes, or write them, add both.
+    const DType got = type(buffer), input = type(layer.input);
+    const bool mixes = layer.is_int8() || input == DType::u8 || layer.type == DType::u8 ||
+                       (layer.kind == LayerKind::affine && got == DType::u8);
+    const bool takes_bytes = mixes && buffer != layer.gate;
+    const bool fits = got == (mixes ? DType::fp32 : input) || (takes_bytes && got == DType::u8);
+    require(fits, layer.name + ": " + what + " is of type " + type_name(got) + ", want " +
+                      (takes_bytes ? "u8 or fp32" : type_name(mixes ? DType::fp32 : input)));
 }
 
-int Program::add_buffer(index_t channels, DType type) {
+int Program::add_buffer(index_t channels, DType type, const Writes& range) {
     require(!frozen_, "program: cannot grow once it has a plan or weights");
     require(computes(kernels(), type), std::string("dtype: got '") + type_name(type) +
                                            "', which programs do not compute at the level " + isa_name(isa_));
-    buffers_.push_back({channels, type});
+    buffers_.push_back({channels, type, range});
     return buffers() - 1;
 }
 
 int Program::add_input(index_t channels, DType type) {
     require(channels > 0 && channels <= kMostLength,
             "channels: got " + std::to_string(channels) + ", want a positive number of 31 bits");
+    require(type != DType::u8, "dtype: got 'u8', inputs are real numbers");
     inputs_.push_back(add_buffer(channels, type));
     return inputs_.back();
 }
 
-int Program::add_conv(Layer layer) {
+namespace {
+
+void check_range(const Quantization& range, const std::string& what) {
+    require(std::isfinite(range.scale) && range.scale >= std::numeric_limits<float>::min() &&
+                std::isfinite(1.0f / range.scale),
+            what + ": got a scale of " + std::to_string(range.scale) + ", want a positive, normal number");
+    require(range.zero_point >= 0 && range.zero_point <= 255,
+            what + ": got a zero point of " + std::to_string(range.zero_point) + ", want 0 to 255");
+}
+
+}  // namespace
+
+int Program::add_layer(Layer layer, const Writes& writes) {
+    if (writes) {
+        require(
+            type(layer.input) == DType::u8 || type(layer.input) == DType::fp32,
+            layer.name + ": an output of bytes wants an input of type u8 or fp32, got " + type_name(type(layer.input)));
+        require(layer.activation != Activation::softmax, layer.name + ": softmax gives no bytes");
+        check_range(*writes, layer.name + ": output");
+    }
+    layer.output = add_buffer(layer.out_channels, layer.type, writes);
+    layers_.push_back(std::move(layer));
+    return layers_.back().output;
+}
+
+int Program::add_conv(Layer layer, const Writes& writes) {
     const std::string& name = layer.name;
     layer.kind = LayerKind::conv;
     check_buffer(layer.input, name + ": input");
     check_window(layer.window, name);
     layer.in_channels = channels(layer.input);
-    layer.type = type(layer.input);
     require(layer.out_channels > 0, name + ": out_channels must be positive");
     require_addressable({layer.out_channels, layer.in_channels, layer.window.kernel_h, layer.window.kernel_w},
                         name + ": weight");
     require(layer.groups > 0 && layer.in_channels % layer.groups == 0 && layer.out_channels % layer.groups == 0,
             name + ": groups = " + std::to_string(layer.groups) + " must divide " + std::to_string(layer.in_channels) +
                 " input and " + std::to_string(layer.out_channels) + " output channels");
-    check_operand(layer, layer.residual, "residual", layer.type);
+    if (type(layer.input) == DType::u8) layer.reads = range(layer.input);
+    if (layer.reads) {
+        require(type(layer.input) == DType::u8 || type(layer.input) == DType::fp32,
+                name + ": bytes are made of fp32, got an input of type " + type_name(type(layer.input)));
+        check_range(*layer.reads, name + ": input");
+        const index_t products = layer.window.kernel_h * layer.window.kernel_w * layer.group_in();
+        require(products <= kMostInt8Products, name + ": sums of " + std::to_string(products) +
+                                                   " products of bytes, want at most " +
+                                                   std::to_string(kMostInt8Products));
+    }
+    require(!writes || layer.reads, name + ": only a convolution that reads bytes writes them");
+    layer.type = writes ? DType::u8 : layer.reads ? DType::fp32 : type(layer.input);
+    check_operand(layer, layer.residual, "residual");
     require(layer.activation != Activation::softmax || layer.groups == 1,
             name + ": softmax cannot follow a convolution in groups");
-    layer.output = add_buffer(layer.out_channels, layer.type);
-    layers_.push_back(std::move(layer));
-    return layers_.back().output;
+    return add_layer(std::move(layer), writes);
 }
 
-int Program::add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding) {
+int Program::add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding,
+                      const Writes& writes) {
     check_buffer(input, name + ": input");
     check_window(window, name);
     require(2 * std::max(window.pad_top, window.pad_bottom) <= window.dilation_h * (window.kernel_h - 1) + 1 &&
@@ -143,43 +189,47 @@ int Program::add_pool(LayerKind kind, const std::string& name, int input, const 
     Layer layer{.kind = kind, .name = name, .input = input, .output = -1, .window = window};
     layer.counts_padding = counts_padding;
     layer.in_channels = layer.out_channels = channels(input);
-    layer.type = type(input);
-    layer.output = add_buffer(layer.out_channels, layer.type);
-    layers_.push_back(std::move(layer));
-    return layers_.back().output;
+    layer.type = output_type(input, writes);
+    return add_layer(std::move(layer), writes);
+}
+
+DType Program::output_type(int input, const Writes& writes) const {
+    return writes ? DType::u8 : type(input) == DType::u8 ? DType::fp32 : type(input);
 }
 
 int Program::add_max_pool(const std::string& name, int input, const Window& window) {
-    return add_pool(LayerKind::max_pool, name, input, window, false);
-}
-
-int Program::add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding) {
-    require(!window.is_dilated(), name + ": average pools have no dilation");
-    return add_pool(LayerKind::avg_pool, name, input, window, counts_padding);
-}
-
-int Program::add_global_avg_pool(const std::string& name, int input) {
     check_buffer(input, name + ": input");
+    const Writes writes = type(input) == DType::u8 ? Writes(range(input)) : Writes();
+    return add_pool(LayerKind::max_pool, name, input, window, false, writes);
+}
+
+int Program::add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding,
+                          const Writes& writes) {
+    require(!window.is_dilated(), name + ": average pools have no dilation");
+    check_buffer(input, name + ": input");
+    require(!writes || type(input) == DType::u8, name + ": only an average pool that reads bytes writes them");
+    return add_pool(LayerKind::avg_pool, name, input, window, counts_padding, writes);
+}
+
+int Program::add_global_avg_pool(const std::string& name, int input, const Writes& writes) {
+    check_buffer(input, name + ": input");
+    require(!writes || type(input) == DType::u8, name + ": only a global average pool that reads bytes writes them");
     Layer layer{.kind = LayerKind::global_avg_pool, .name = name, .input = input, .output = -1, .window = {}};
     layer.in_channels = layer.out_channels = channels(input);
-    layer.type = type(input);
-    layer.output = add_buffer(layer.out_channels, layer.type);
-    layers_.push_back(std::move(layer));
-    return layers_.back().output;
+    layer.type = output_type(input, writes);
+    return add_layer(std::move(layer), writes);
 }
 
-int Program::add_affine(Layer layer) {
+int Program::add_affine(Layer layer, const Writes& writes) {
     const std::string& name = layer.name;
     layer.kind = LayerKind::affine;
     check_buffer(layer.input, name + ": input");
     layer.in_channels = layer.out_channels = channels(layer.input);
-    layer.type = type(layer.input);
-    check_operand(layer, layer.residual, "residual", layer.type);
-    check_operand(layer, layer.gate, "gate", layer.type);
+    layer.type = output_type(layer.input, writes);
+    check_operand(layer, layer.residual, "residual");
+    check_operand(layer, layer.gate, "gate");
     require(layer.activation != Activation::softmax, name + ": softmax is no function of single elements");
-    layer.output = add_buffer(layer.out_channels, layer.type);
-    layers_.push_back(std::move(layer));
-    return layers_.back().output;
+    return add_layer(std::move(layer), writes);
 }
 
 void Program::add_output(int buffer) {
@@ -187,6 +237,7 @@ void Program::add_output(int buffer) {
     check_buffer(buffer, "output");
     require(std::find(inputs_.begin(), inputs_.end(), buffer) == inputs_.end(), "output: an input cannot be an output");
     require(std::find(outputs_.begin(), outputs_.end(), buffer) == outputs_.end(), "output: named twice");
+    require(type(buffer) != DType::u8, "output: bytes leave no program");
     outputs_.push_back(buffer);
 }
 

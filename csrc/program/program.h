@@ -3,6 +3,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -66,18 +67,20 @@ struct Layer {
     index_t out_channels = 0;
     index_t groups = 1;
     Activation activation = Activation::none;
-    float slope = 0.0f;              // of leaky_relu
-    bool counts_padding = false;     // of an average pool: as zeros
-    DType type = DType::fp32;        // of its output's elements
-    std::string algorithm = "auto";  // of a convolution, as asked for: a name that plan/algorithm.h knows
+    float slope = 0.0f;                 // of leaky_relu
+    bool counts_padding = false;        // of an average pool: as zeros
+    DType type = DType::fp32;           // of its output's elements
+    std::optional<Quantization> reads;  // of a convolution that computes with bytes: how its input becomes them
+    std::string algorithm = "auto";     // of a convolution, as asked for: a name that plan/algorithm.h knows
 
     index_t group_in() const { return in_channels / groups; }
     index_t group_out() const { return out_channels / groups; }
+    bool is_int8() const { return reads.has_value(); }
     // Whether the activation is a lower clamp at most.
     bool clamps() const { return activation == Activation::none || activation == Activation::relu; }
-    // Whether this is a 1x1 convolution whose epilogue does all of its activation.
+    // Whether this is a 1x1 convolution of real numbers whose epilogue does all of its activation.
     bool is_one_by_one() const {
-        return kind == LayerKind::conv && groups == 1 && window.kernel_h == 1 && window.kernel_w == 1 &&
+        return kind == LayerKind::conv && !is_int8() && groups == 1 && window.kernel_h == 1 && window.kernel_w == 1 &&
                !window.has_padding() && clamps();
     }
 };
@@ -87,12 +90,17 @@ class Program {
     explicit Program(Isa isa) : isa_(isa) {}
 
     // Each returns the number of the buffer that it makes. All throw std::invalid_argument for what cannot be.
+    // `writes` is how an output becomes bytes; without it, it is of the input's type, of bytes fp32. A convolution
+    // computes with bytes where its input is of them, or where layer.reads says how that becomes them. Max-pools hand
+    // their input's quantisation on.
     int add_input(index_t channels, DType type = DType::fp32);
-    int add_conv(Layer layer);
+    using Writes = std::optional<Quantization>;
+    int add_conv(Layer layer, const Writes& writes = {});
     int add_max_pool(const std::string& name, int input, const Window& window);
-    int add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding);
-    int add_global_avg_pool(const std::string& name, int input);
-    int add_affine(Layer layer);
+    int add_avg_pool(const std::string& name, int input, const Window& window, bool counts_padding,
+                     const Writes& writes = {});
+    int add_global_avg_pool(const std::string& name, int input, const Writes& writes = {});
+    int add_affine(Layer layer, const Writes& writes = {});
     void add_output(int buffer);
 
     // Plans and weight sets refer to the layers, so the first of them ends the building.
@@ -106,17 +114,24 @@ class Program {
     int buffers() const { return static_cast<int>(buffers_.size()); }
     index_t channels(int buffer) const { return buffers_[static_cast<std::size_t>(buffer)].channels; }
     DType type(int buffer) const { return buffers_[static_cast<std::size_t>(buffer)].type; }
+    // Of a buffer of bytes.
+    const Quantization& range(int buffer) const { return *buffers_[static_cast<std::size_t>(buffer)].range; }
 
   private:
     void check_buffer(int buffer, const std::string& what) const;
     // Of a buffer that a layer adds or multiplies by, or -1.
-    void check_operand(const Layer& layer, int buffer, const char* what, DType want) const;
-    int add_buffer(index_t channels, DType type);
-    int add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding);
+    void check_operand(const Layer& layer, int buffer, const char* what) const;
+    int add_buffer(index_t channels, DType type, const Writes& range = {});
+    DType output_type(int input, const Writes& writes) const;
+    // Makes a layer's output.
+    int add_layer(Layer layer, const Writes& writes);
+    int add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding,
+                 const Writes& writes);
 
     struct Buffer {
         index_t channels;
         DType type;
+        Writes range;  // of bytes
     };
 
     Isa isa_;

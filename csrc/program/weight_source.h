@@ -16,6 +16,7 @@ struct WeightSource {
     std::array<index_t, 4> strides{};  // in floats
     std::vector<double> scale;         // empty: all ones
     std::vector<float> bias;           // empty: none
+    std::vector<float> steps;          // of quantised weights, by output channel; empty: as their magnitudes ask for
 };
 
 }  // namespace resfuse

@@ -4,14 +4,22 @@ namespace resfuse {
 
 PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels) {
     const index_t per_group = (layer.group_out() + kernels.tile_cols - 1) / kernels.tile_cols;
-    return {per_group, per_group * layer.groups, layer.window.kernel_h * layer.window.kernel_w * layer.group_in(),
-            layer.group_out(), kernels.tile_cols};
+    const Runs runs = runs_of(layer, kernels);
+    return {per_group, per_group * layer.groups, runs.count * runs.padded, layer.group_out(), kernels.tile_cols};
+}
+
+Runs runs_of(const Layer& layer, const KernelTable& kernels) {
+    const Window& w = layer.window;
+    const bool by_rows = layer.groups == 1 && w.dilation_w == 1;
+    const index_t length = (by_rows ? w.kernel_w : 1) * layer.group_in();
+    const index_t unit = layer.is_int8() ? kernels.int8.unit : 1;
+    return {w.kernel_h * (by_rows ? 1 : w.kernel_w), length, (length + unit - 1) / unit * unit};
 }
 
 bool has_small_groups(const Layer& layer, const KernelTable& kernels) {
     const int vector_floats = kernels.vector_floats;
-    return layer.groups > 1 && layer.in_channels == layer.out_channels && layer.group_in() < vector_floats &&
-           vector_floats % layer.group_in() == 0;
+    return layer.groups > 1 && !layer.is_int8() && layer.in_channels == layer.out_channels &&
+           layer.group_in() < vector_floats && vector_floats % layer.group_in() == 0;
 }
 
 }  // namespace resfuse

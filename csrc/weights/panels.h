@@ -9,7 +9,7 @@ namespace resfuse {
 struct PanelGrid {
     index_t per_group;   // panels of one group
     index_t total;       // panels of all groups
-    index_t reduction;   // kernel_h * kernel_w * channels of one group
+    index_t reduction;   // kernel_h * kernel_w * channels of one group, with what pads products of bytes
     index_t group_cols;  // output channels of one group
     index_t tile_cols;
 
@@ -23,6 +23,13 @@ struct PanelGrid {
     }
 };
 PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels);
+
+// How windows are cut into runs of neighbouring operands: rows of taps, or single taps where these are apart. Products
+// of bytes take some at once, so their runs are padded with weights of zero.
+struct Runs {
+    index_t count, length, padded;
+};
+Runs runs_of(const Layer& layer, const KernelTable& kernels);
 
 // Groups of as many output as input channels that divide a vector and are smaller than it: lanes of vectors, which the
 // kernels of kernels/grouped compute. Their values lie by channel, those of all other convolutions by panel.

@@ -1,28 +1,41 @@
 #include "weights/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
+#include "program/requantize.h"
 #include "weights/panels.h"
 
 namespace resfuse {
 
 namespace {
 
-// Per-channel values laid out as the kernels read them: by channel for small groups, by panel for all others.
-template <class T>
-AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const std::vector<T>& values, float none) {
+// Calls f(place, channel) for every output channel and where the kernels read its values: by channel for small groups,
+// by panel for all others.
+template <class F>
+void for_each_place(const Layer& layer, const KernelTable& kernels, F f) {
     const PanelGrid grid = panel_grid(layer, kernels);
-    AlignedFloats laid(static_cast<std::size_t>(grid.total * grid.tile_cols));
-    std::fill_n(laid.data(), laid.size(), none);
     const bool by_channel = has_small_groups(layer, kernels);
     const index_t group_cols = by_channel ? layer.out_channels : layer.group_out();
     const index_t group_pitch = by_channel ? 0 : grid.per_group * grid.tile_cols;
-    for (std::size_t i = 0; i < values.size(); ++i) {
-        const index_t k = static_cast<index_t>(i);
-        laid.data()[k / group_cols * group_pitch + k % group_cols] = static_cast<float>(values[i]);
-    }
+    for (index_t k = 0; k < layer.out_channels; ++k)
+        f(k / group_cols * group_pitch + k % group_cols, static_cast<std::size_t>(k));
+}
+
+std::size_t places(const Layer& layer, const KernelTable& kernels) {
+    const PanelGrid grid = panel_grid(layer, kernels);
+    return static_cast<std::size_t>(grid.total * grid.tile_cols);
+}
+
+template <class T>
+AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const std::vector<T>& values, float none) {
+    AlignedFloats laid(places(layer, kernels));
+    std::fill_n(laid.data(), laid.size(), none);
+    if (!values.empty())
+        for_each_place(layer, kernels,
+                       [&](index_t place, std::size_t k) { laid.data()[place] = static_cast<float>(values[k]); });
     return laid;
 }
 
@@ -57,6 +70,13 @@ void WeightSet::set(std::size_t index, WeightSource source) {
         throw std::invalid_argument("layer " + std::to_string(index) + " takes no weights");
     const Layer& layer = program_->layers()[index];
     check_channels(layer, source.scale.size(), source.bias.size());
+    if (!source.steps.empty() && source.steps.size() != static_cast<std::size_t>(layer.out_channels))
+        throw std::invalid_argument(layer.name + ": steps has " + std::to_string(source.steps.size()) +
+                                    " values, want " + std::to_string(layer.out_channels));
+    for (const float step : source.steps)
+        if (!std::isnormal(step) || step < 0.0f)
+            throw std::invalid_argument(layer.name + ": steps has " + std::to_string(step) +
+                                        ", want positive, normal numbers");
     Entry& entry = entries_[index];
     entry.scale = per_panel(layer, program_->kernels(), source.scale, 1.0f);
     entry.bias = per_panel(layer, program_->kernels(), source.bias, 0.0f);
@@ -85,10 +105,43 @@ void WeightSet::prepare(const std::vector<const ConvAlgorithm*>& algorithms, int
         if (!packed.empty()) continue;
         const Layer& layer = program_->layers()[i];
         AlignedBytes made(algorithms[i]->packed_bytes(layer, program_->kernels()));
-        algorithms[i]->pack(
-            {layer, entries_[i].source, entries_[i].scale.data(), program_->kernels(), threads, made.data()});
+        Int8Weights int8;
+        if (layer.is_int8()) {
+            int8 = quantize_weights(layer, entries_[i].source, threads);
+            if (entries_[i].offset.empty()) finish_int8(i, int8);  // else somebody may read it
+        }
+        algorithms[i]->pack({layer, entries_[i].source, entries_[i].scale.data(), int8.weights.data(),
+                             program_->kernels(), threads, made.data()});
         packed = std::move(made);
     }
+}
+
+// In units of the output's steps, or in real numbers where those are made of it (int8_units).
+void WeightSet::finish_int8(std::size_t index, const Int8Weights& weights) {
+    Entry& entry = entries_[index];
+    const Layer& layer = program_->layers()[index];
+    const KernelTable& kernels = program_->kernels();
+    const double units = int8_units(*program_, layer);
+    const double zero_of_residual = layer.residual >= 0 && program_->type(layer.residual) == DType::u8
+                                        ? static_cast<double>(program_->range(layer.residual).zero_point) *
+                                              static_cast<double>(residual_factor(*program_, layer))
+                                        : 0.0;
+    std::vector<double> scale, bias;
+    for (std::size_t k = 0; k < weights.steps.size(); ++k) {
+        const double folded = entry.source.scale.empty() ? 1.0 : entry.source.scale[k];
+        const double added = entry.source.bias.empty() ? 0.0 : static_cast<double>(entry.source.bias[k]);
+        scale.push_back(static_cast<double>(layer.reads->scale) * static_cast<double>(weights.steps[k]) * folded *
+                        units);
+        bias.push_back(added * units - zero_of_residual);
+    }
+    entry.scale = per_panel(layer, kernels, scale, 1.0f);
+    entry.bias = per_panel(layer, kernels, bias, 0.0f);
+    AlignedBytes offset(places(layer, kernels) * sizeof(std::int32_t));
+    auto* const values = reinterpret_cast<std::int32_t*>(offset.data());
+    std::fill_n(values, places(layer, kernels), 0);
+    for_each_place(layer, kernels,
+                   [&](index_t place, std::size_t k) { values[place] = -layer.reads->zero_point * weights.sums[k]; });
+    entry.offset = std::move(offset);
 }
 
 const void* WeightSet::packed(std::size_t layer, const ConvAlgorithm& algorithm) const {
@@ -99,7 +152,7 @@ std::size_t WeightSet::bytes() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::size_t bytes = 0;
     for (const Entry& entry : entries_) {
-        bytes += entry.bias.size() * sizeof(float);
+        bytes += entry.bias.size() * sizeof(float) + entry.offset.size();
         for (const auto& [algorithm, packed] : entry.packed) bytes += packed.size();
     }
     return bytes;

@@ -8,6 +8,7 @@
 
 #include "memory/aligned.h"
 #include "plan/algorithm.h"
+#include "weights/int8_weights.h"
 
 namespace resfuse {
 
@@ -27,6 +28,10 @@ class WeightSet {
     const void* packed(std::size_t layer, const ConvAlgorithm& algorithm) const;
     const float* scale(std::size_t layer) const { return entries_[layer].scale.data(); }
     const float* bias(std::size_t layer) const { return entries_[layer].bias.data(); }
+    // Of layers that compute with bytes: what makes of sums of bytes those of (byte - zero point).
+    const std::int32_t* offset(std::size_t layer) const {
+        return reinterpret_cast<const std::int32_t*>(entries_[layer].offset.data());
+    }
 
     std::size_t bytes() const;
     const Program& program() const { return *program_; }
@@ -36,8 +41,12 @@ class WeightSet {
         WeightSource source;
         AlignedFloats scale;  // tile_cols floats per panel
         AlignedFloats bias;
+        AlignedBytes offset;                                  // s32 like them, where bytes are computed
         std::map<const ConvAlgorithm*, AlignedBytes> packed;  // all of them, empty until they are asked for
     };
+    // Scale, bias and offset of a layer that computes with bytes.
+    void finish_int8(std::size_t layer, const Int8Weights& weights);
+
     std::shared_ptr<const Program> program_;
     std::vector<Entry> entries_;
     mutable std::mutex mutex_;

@@ -22,19 +22,25 @@ class Direct final : public ConvAlgorithm {
         const Layer& layer = call.layer;
         const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
         const index_t depth = panel_grid(layer, call.kernels).reduction;
-        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels), streamed_bytes(*this, call),
-                         call.bytes_per_cycle);
+        // Products of bytes take so many terms at once as fit into a float; of words half as many, at half the rate.
+        const int terms = layer.is_int8() ? call.kernels.int8.unit : 1;
+        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels) / terms,
+                         streamed_bytes(*this, call), call.bytes_per_cycle);
     }
 
     bool reads_any_strides() const override { return true; }
 
     std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
         const PanelGrid grid = panel_grid(layer, kernels);
+        const Runs runs = runs_of(layer, kernels);
+        if (layer.is_int8())
+            return static_cast<std::size_t>(grid.total * kernels.int8.packed_bytes(runs.count, runs.length));
         return float_bytes(grid.total * grid.reduction * grid.tile_cols);
     }
 
     void pack(const PackCall& call) const override {
         const PanelGrid grid = panel_grid(call.layer, call.kernels);
+        if (call.layer.is_int8()) return pack_int8_panels(call);
         pack_panels(call, grid.reduction * grid.tile_cols, call.kernels.pack_direct);
     }
 

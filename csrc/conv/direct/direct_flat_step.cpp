@@ -1,7 +1,7 @@
 // Direct convolution as one product over all pixels of the wave: linear layers and 1x1 convolutions as they lie in
 // memory. Of other windows, where output rows are too short to fill a register tile, a task gathers a block of windows
 // (of any images) in its scratch, one after the other, and multiplies them likewise; so it does with the pixels of 1x1
-// convolutions whose elements are not fp32.
+// convolutions whose elements are not what products read.
 //
 // Where global average pooling follows, a task takes whole images: it keeps the feature maps of one weight panel in
 // cache and writes their means only.
@@ -9,6 +9,7 @@
 
 #include "conv/direct/direct.h"
 #include "conv/direct/direct_step.h"
+#include "memory/arena.h"
 
 namespace resfuse {
 
@@ -26,8 +27,8 @@ class DirectFlatStep final : public DirectStep {
         // A residual of the same size passes through the caches with each output.
         const bool passes_much = layer_.residual >= 0 && !streams_weights && !gathered_ && !pools_;
         const index_t most = passes_much
-                                 ? tiles_near(kBlockFloats / 2, grid_.reduction + 2 * layer_.out_channels, tile, 2)
-                                 : tiles_near(kBlockFloats, grid_.reduction, tile, 4);
+                                 ? tiles_near(block_operands() / 2, grid_.reduction + 2 * layer_.out_channels, tile, 2)
+                                 : tiles_near(block_operands(), grid_.reduction, tile, 4);
         if (streams_weights) {
             block_ = most * tile;
             // Weights are the larger operand: each should be read by one thread only.
@@ -38,8 +39,16 @@ class DirectFlatStep final : public DirectStep {
             panel_chunks_ = std::clamp<index_t>(wanted / ceil_div(rows, block_), 1, grid_.total);
         }
         if (pools_) block_ = whole_images(context) * pixels();
-        windows_ = gathered_ ? block_ * window_pitch() : 0;
-        thread_scratch = float_bytes(windows_ + (pools_ ? (block_ + 1) * grid_.tile_cols : 0));
+        windows_ = gathered_ ? arena_round_up(operands_in_bytes(block_ * window_pitch() + operands_behind())) : 0;
+        thread_scratch = windows_ + float_bytes(pools_ ? (block_ + 1) * grid_.tile_cols : 0);
+        // As they lie in gathered windows.
+        const Runs runs = runs_of(layer_, context.kernels());
+        for (index_t run = 0; run < runs.count; ++run) segments_.push_back(run * runs.length);
+        segment_length_ = runs.padded;
+        if (runs.length == runs.padded) {
+            segments_ = {0};
+            segment_length_ = grid_.reduction;
+        }
     }
 
     bool pools() const override { return pools_; }
@@ -54,7 +63,7 @@ class DirectFlatStep final : public DirectStep {
         // Pooling wants whole images.
         const index_t unit = pools_ ? pixels() : 1;
         const Range block = part(wave.images * pixels() / unit, task / panel_chunks_, blocks(wave.images));
-        multiply_block({block.begin * unit, block.end * unit}, panels, wave, static_cast<float*>(scratch));
+        multiply_block({block.begin * unit, block.end * unit}, panels, wave, static_cast<std::byte*>(scratch));
     }
 
   private:
@@ -64,10 +73,10 @@ class DirectFlatStep final : public DirectStep {
                pixels() * grid_.tile_cols <= kMostPooledFloats;
     }
 
-    // Few enough register tiles of rows that some floats of each row stay near while all panels pass, enough that the
+    // Few enough register tiles of rows that some operands of each row stay near while all panels pass, enough that the
     // weights are not streamed too often.
-    static index_t tiles_near(index_t floats, index_t row, index_t tile, index_t fewest) {
-        return std::clamp(floats / row / tile, fewest, index_t{8});
+    static index_t tiles_near(index_t operands, index_t row, index_t tile, index_t fewest) {
+        return std::clamp(operands / row / tile, fewest, index_t{8});
     }
 
     // At most `most`, and such that `total` is a whole number of parts, unless that takes many more of them.
@@ -91,42 +100,37 @@ class DirectFlatStep final : public DirectStep {
         return best;
     }
 
-    index_t window_pitch() const { return padded_pixel(grid_.reduction); }
+    index_t window_pitch() const { return padded_row(grid_.reduction); }
 
     index_t blocks(index_t images) const { return ceil_div(images * pixels(), block_); }
 
-    void gather(Range rows, const Wave& wave, float* to) const {
-        if (!layer_.window.is_pointwise()) return gather_windows(wave, layer_, in_, out_, rows, to, window_pitch());
-        copy_pixels(wave, layer_.input, rows, layer_.in_channels, to, window_pitch());
-    }
-
-    void multiply_block(Range rows, Range panels, const Wave& wave, float* scratch) const {
+    void multiply_block(Range rows, Range panels, const Wave& wave, std::byte* scratch) const {
         const Tensor& x = wave.tensors[layer_.input];
-        if (gathered_) gather(rows, wave, scratch);
+        float* const maps = reinterpret_cast<float*>(scratch + windows_);
+        if (gathered_) gather_rows(wave, rows, scratch, window_pitch());
         const Tensor& y = wave.tensors[layer_.output];
-        const index_t no_offset = 0;
         for (index_t p = panels.begin; p < panels.end;) {
             // Pooling keeps the feature maps of one panel at a time.
             const Range chunk = pools_ ? Range{p, p + 1} : chunk_from(p, panels.end);
-            GemmArgs g = panel_args(chunk, {&no_offset, 1}, grid_.reduction, wave);
-            g.a = gathered_ ? scratch : static_cast<const float*>(x.at(rows.begin * x.pixel));
+            GemmArgs g = panel_args(chunk, segments_, segment_length_, wave);
+            g.a = gathered_ ? scratch : x.at(rows.begin * x.pixel);
             g.lda = gathered_ ? window_pitch() : x.pixel;
             g.rows = rows.size();
-            g.c = pools_ ? scratch + windows_ : y.at(rows.begin * y.pixel + grid_.channel(p));
+            g.c = pools_ ? maps : y.at(rows.begin * y.pixel + grid_.channel(p));
             g.ldc = pools_ ? grid_.tile_cols : y.pixel;
             const Residual residual = residual_from(wave, layer_, rows.begin, grid_.channel(p));
             g.residual = residual.data;
             g.ldr = residual.pixel;
-            multiply(g, y.type, wave);
-            if (pools_) pool(rows, static_cast<const float*>(g.c), g.cols, grid_.channel(p), scratch, wave);
+            multiply(g, p, y.type, wave);
+            if (pools_) pool(rows, maps, g.cols, grid_.channel(p), wave);
             p = chunk.end;
         }
     }
 
     // Means over the images that the product's rows are.
-    void pool(Range rows, const float* maps, index_t cols, index_t channel, float* scratch, const Wave& wave) const {
+    void pool(Range rows, float* maps, index_t cols, index_t channel, const Wave& wave) const {
         const Tensor& y = wave.tensors[pooled_->output];
-        float* const sums = scratch + windows_ + block_ * grid_.tile_cols;
+        float* const sums = maps + block_ * grid_.tile_cols;
         for (index_t row = 0; row < rows.size(); row += pixels())
             pool_pixels(wave.fp32(), wave.kernels_of(pooled_->output),
                         {maps + row * grid_.tile_cols, 1, pixels(), pixels() * grid_.tile_cols, grid_.tile_cols},
@@ -135,8 +139,10 @@ class DirectFlatStep final : public DirectStep {
 
     bool gathered_;
     bool pools_;
-    index_t block_ = 1;         // rows of a task
-    index_t windows_ = 0;       // floats of gathered windows
+    index_t block_ = 1;        // rows of a task
+    std::size_t windows_ = 0;  // bytes of gathered windows
+    std::vector<index_t> segments_;
+    index_t segment_length_ = 0;
     index_t panel_chunks_ = 1;  // parts that the panels are cut into
 };
 

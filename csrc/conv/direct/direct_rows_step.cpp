@@ -26,20 +26,17 @@ DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, co
                                const BandShape& shape)
     : DirectStep(context, index, algorithm),
       shape_(shape),
-      // Products read fp32 rows.
-      band_(shape.always || layer_.window.has_padding() || !context.buffer(layer_.input).dense ||
-            context.buffer(layer_.input).type != DType::fp32),
+      band_(shape.always || layer_.window.has_padding() || !reads_in_place()),
       pools_(can_pool()) {
     groups_at_once_ = band_ ? std::clamp<index_t>(kBandChannels / layer_.group_in(), 1, layer_.groups) : layer_.groups;
     // Groups read a part of each pixel; all others read rows of pixels in one piece.
-    const index_t band_pixel =
-        layer_.groups > 1 ? padded_pixel(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
+    const index_t band_pixel = layer_.groups > 1 ? padded_row(groups_at_once_ * layer_.group_in()) : layer_.in_channels;
     pixel_ = band_ ? band_pixel : context.buffer(layer_.input).pixel;
     pitch_ = (band_ ? shape_.cols : in_.w) * pixel_;
 }
 
 void DirectRowsStep::plan(const StepContext& context) {
-    set_segments();
+    set_segments(runs_of(layer_, context.kernels()));
     plan_rows(context);
     if (pools_) plan_max_pool(context);
 }
@@ -51,13 +48,12 @@ index_t DirectRowsStep::tasks(int stage, index_t images) const {
 
 void DirectRowsStep::run(int stage, index_t task, const Wave& wave, void* memory) const {
     if (stage == 1) return softmax(task, wave);
-    float* const scratch = static_cast<float*>(memory);
-    if (pools_) return run_max_pool(task / bands_, part(pooled_out_.h, task % bands_, bands_), wave, scratch);
+    if (pools_) return run_max_pool(task / bands_, part(pooled_out_.h, task % bands_, bands_), wave, memory);
     const Range panels = part(grid_.total, task % panel_chunks_, panel_chunks_);
     const index_t band = task / panel_chunks_, image = band / bands_;
     const Range rows = part(out_.h, band % bands_, bands_);
     const Tensor& y = wave.tensors[layer_.output];
-    run_rows(image, rows, panels, wave, scratch, y.at(image * y.image + rows.begin * y.row), y.pixel);
+    run_rows(image, rows, panels, wave, memory, y.at(image * y.image + rows.begin * y.row), y.pixel);
 }
 
 bool DirectRowsStep::can_pool() const {
@@ -66,15 +62,15 @@ bool DirectRowsStep::can_pool() const {
     return w.stride_h <= w.kernel_h && w.dilation_h == 1 && w.kernel_h * map_row() <= kMostPooledFloats;
 }
 
-void DirectRowsStep::set_segments() {
+void DirectRowsStep::set_segments(const Runs& runs) {
     const Window& w = layer_.window;
-    const index_t channels = layer_.in_channels;
-    if (layer_.groups == 1 && w.dilation_w == 1 && (w.kernel_w == 1 || pixel_ == channels)) {
-        segment_length_ = w.kernel_w * channels;
+    if (runs.count == w.kernel_h && (w.kernel_w == 1 || pixel_ == layer_.in_channels)) {
+        segment_length_ = runs.padded;
         for (index_t r = 0; r < w.kernel_h; ++r) segments_.push_back(r * w.dilation_h * pitch_);
         return;
     }
-    segment_length_ = layer_.group_in();
+    // Single taps. Where they are not what is padded, they are whole units.
+    segment_length_ = runs.count == w.kernel_h * w.kernel_w ? runs.padded : layer_.group_in();
     for (index_t r = 0; r < w.kernel_h; ++r)
         for (index_t s = 0; s < w.kernel_w; ++s)
             segments_.push_back(r * w.dilation_h * pitch_ + s * w.dilation_w * pixel_);
@@ -82,13 +78,13 @@ void DirectRowsStep::set_segments() {
 
 void DirectRowsStep::plan_rows(const StepContext& context) {
     const Window& w = layer_.window;
-    const index_t row_floats = w.stride_h * (shape_.cols + shape_.transformed) * groups_at_once_ * layer_.group_in();
-    const index_t most_rows = std::max<index_t>(1, kBlockFloats / row_floats);
+    const index_t row_operands = w.stride_h * (shape_.cols + shape_.transformed) * groups_at_once_ * layer_.group_in();
+    const index_t most_rows = std::max<index_t>(1, block_operands() / row_operands);
     bands_ = ceil_div(out_.h, most_rows);
     const index_t wanted = 4 * context.threads;
     if (context.images * bands_ < wanted) {
         // Groups have nothing in common; bands read the rows between them twice.
-        if (layer_.groups >= wanted || grid_.reduction * layer_.out_channels > kBlockFloats) {
+        if (layer_.groups >= wanted || grid_.reduction * layer_.out_channels > block_operands()) {
             // Each thread a band, whose pixels are in its caches.
             if (layer_.groups > 1)
                 bands_ = std::max(bands_, std::min(out_.h, ceil_div(context.threads, context.images)));
@@ -97,7 +93,7 @@ void DirectRowsStep::plan_rows(const StepContext& context) {
             bands_ = std::min(out_.h, ceil_div(wanted, context.images));
         }
     }
-    if (band_) thread_scratch = float_bytes(plan_band(ceil_div(out_.h, bands_)));
+    if (band_) thread_scratch = operands_in_bytes(plan_band(ceil_div(out_.h, bands_)));
 }
 
 // A task takes a band of the max-pool's rows, in steps of a few. The rows of this layer that a step computes lie in
@@ -110,17 +106,17 @@ void DirectRowsStep::plan_max_pool(const StepContext& context) {
     bands_ = std::clamp<index_t>(2 * context.threads / context.images, 1, pooled_out_.h);
     panel_chunks_ = 1;
     const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
-    band_bytes_ = band_ ? float_bytes(plan_band(rows)) : 0;
+    band_bytes_ = band_ ? operands_in_bytes(plan_band(rows)) : 0;
     thread_scratch = band_bytes_ + static_cast<std::size_t>(rows * map_row()) * element_bytes(layer_.type);
 }
 
-index_t DirectRowsStep::plan_band(index_t out_rows) { return band_rows(out_rows) * pitch_; }
+index_t DirectRowsStep::plan_band(index_t out_rows) { return band_rows(out_rows) * pitch_ + operands_behind(); }
 
-void DirectRowsStep::run_max_pool(index_t image, Range pool_rows, const Wave& wave, float* scratch) const {
+void DirectRowsStep::run_max_pool(index_t image, Range pool_rows, const Wave& wave, void* scratch) const {
     const Window& w = pooled_->window;
     const Tensor& y = wave.tensors[pooled_->output];
     const DType type = layer_.type;
-    std::byte* const map = reinterpret_cast<std::byte*>(scratch) + band_bytes_;
+    std::byte* const map = static_cast<std::byte*>(scratch) + band_bytes_;
     const std::size_t row_bytes = static_cast<std::size_t>(map_row()) * element_bytes(type);
     Range held{0, 0};  // rows of this layer in the map
     for (index_t row = pool_rows.begin; row < pool_rows.end; row += pool_rows_) {
@@ -146,33 +142,32 @@ void DirectRowsStep::run_max_pool(index_t image, Range pool_rows, const Wave& wa
     }
 }
 
-// Output rows of an image to `to`, whose pixels are `pixel` floats apart.
-void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, void* to,
+// Output rows of an image to `to`, whose pixels are `pixel` elements apart.
+void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wave& wave, void* scratch, void* to,
                               index_t pixel) const {
     const Window& w = layer_.window;
     const Tensor& x = wave.tensors[layer_.input];
     for (index_t begin = panels.begin; begin < panels.end;) {
         const index_t group = begin / grid_.per_group, end_group = std::min(group + groups_at_once_, layer_.groups);
         const Range some{begin, std::min(end_group * grid_.per_group, panels.end)};
-        const float* first = scratch;
+        const void* first = scratch;
         if (band_) {
-            copy_window(wave, layer_.input, image, in_, {group * layer_.group_in(), end_group * layer_.group_in()},
-                        {.y0 = rows.begin * w.stride_h - w.pad_top,
-                         .rows = band_rows(rows.size()),
-                         .x0 = -w.pad_left,
-                         .cols = shape_.cols},
-                        scratch, pixel_);
+            copy_operands(wave, window_copy(x, image, in_, {group * layer_.group_in(), end_group * layer_.group_in()},
+                                            {.y0 = rows.begin * w.stride_h - w.pad_top,
+                                             .rows = band_rows(rows.size()),
+                                             .x0 = -w.pad_left,
+                                             .cols = shape_.cols},
+                                            scratch, pixel_));
         } else {
-            first = static_cast<const float*>(
-                x.at(image * x.image + rows.begin * w.stride_h * x.row + group * layer_.group_in()));
+            first = x.at(image * x.image + rows.begin * w.stride_h * x.row + group * layer_.group_in());
         }
         multiply_rows(image, rows, some, first, wave, scratch, to, pixel);
         begin = some.end;
     }
 }
 
-void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, const float* first, const Wave& wave,
-                                   float*, void* to, index_t pixel) const {
+void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, const void* first, const Wave& wave, void*,
+                                   void* to, index_t pixel) const {
     const Window& w = layer_.window;
     const index_t first_group = panels.begin / grid_.per_group;
     for (index_t p = panels.begin; p < panels.end;) {
@@ -184,12 +179,12 @@ void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, cons
         g.rows = out_.w;
         g.ldc = pixel;
         for (index_t oy = rows.begin; oy < rows.end; ++oy) {
-            g.a = first + (oy - rows.begin) * w.stride_h * pitch_ + group_offset;
+            g.a = operand_at(first, (oy - rows.begin) * w.stride_h * pitch_ + group_offset);
             g.c = element_at(to, (oy - rows.begin) * out_.w * pixel + channel, layer_.type);
             const Residual residual = residual_at(wave, layer_, image, oy, channel);
             g.residual = residual.data;
             g.ldr = residual.pixel;
-            multiply(g, layer_.type, wave);
+            multiply(g, p, layer_.type, wave);
         }
         p = chunk.end;
     }

@@ -21,7 +21,7 @@ class DirectRowsStep : public DirectStep {
     // How the rows of a band are read, where a subclass reads them in another way.
     struct BandShape {
         index_t cols;         // of a row
-        index_t transformed;  // floats that are made of each row, for each of its channels
+        index_t transformed;  // operands that are made of each row, for each of its channels
         bool always;          // whether rows are copied to a band in any case
     };
     DirectRowsStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm,
@@ -30,31 +30,31 @@ class DirectRowsStep : public DirectStep {
     // Cuts the work into tasks and lays out their scratch.
     void plan(const StepContext& context);
 
-    // Floats of the band of so many output rows, and of what is made of it.
+    // Operands of the band of so many output rows, and of what is made of it.
     virtual index_t plan_band(index_t out_rows);
 
     // Output rows of some panels of some groups to `to`, whose pixels are `pixel` elements apart. `first` is the first
     // input row's first channel of the first panel's group; a band begins at `scratch`.
-    virtual void multiply_rows(index_t image, Range rows, Range panels, const float* first, const Wave& wave,
-                               float* scratch, void* to, index_t pixel) const;
+    virtual void multiply_rows(index_t image, Range rows, Range panels, const void* first, const Wave& wave,
+                               void* scratch, void* to, index_t pixel) const;
 
     index_t band_rows(index_t out_rows) const {
         const Window& w = layer_.window;
         return (out_rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
     }
 
-    index_t pitch_ = 0;  // floats between input rows as the kernel reads them
+    index_t pitch_ = 0;  // operands between input rows as the kernel reads them
 
   private:
     static constexpr index_t kBandChannels = 64;  // of groups, that a band holds
 
     bool can_pool() const;
-    void set_segments();
+    void set_segments(const Runs& runs);
     void plan_rows(const StepContext& context);
     void plan_max_pool(const StepContext& context);
     index_t map_row() const { return out_.w * layer_.out_channels; }
-    void run_max_pool(index_t image, Range pool_rows, const Wave& wave, float* scratch) const;
-    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, float* scratch, void* to,
+    void run_max_pool(index_t image, Range pool_rows, const Wave& wave, void* scratch) const;
+    void run_rows(index_t image, Range rows, Range panels, const Wave& wave, void* scratch, void* to,
                   index_t pixel) const;
 
     BandShape shape_;
@@ -64,7 +64,7 @@ class DirectRowsStep : public DirectStep {
     index_t pool_rows_ = 0;       // of the max-pool, computed together
     std::size_t band_bytes_ = 0;  // bytes of the band, behind which rows of this layer lie
     index_t groups_at_once_ = 1;  // whose channels are read together
-    index_t pixel_ = 0;           // floats between input pixels as the kernel reads them
+    index_t pixel_ = 0;           // operands between input pixels as the kernel reads them
     std::vector<index_t> segments_;
     index_t segment_length_ = 0;
     index_t bands_ = 1;         // bands of output rows of an image

@@ -8,9 +8,61 @@
 
 namespace resfuse {
 
+namespace {
+
+// Rows of a dense input of whole units.
+bool has_operands_in_place(const StepContext& context, const Layer& layer) {
+    const PlannedBuffer& input = context.buffer(layer.input);
+    if (!input.dense) return false;
+    if (!layer.is_int8()) return input.type == DType::fp32;
+    const Int8Kernels& int8 = context.kernels().int8;
+    return input.type == DType::u8 && int8.operand_bytes == 1 && layer.group_in() % int8.unit == 0;
+}
+
+}  // namespace
+
+DirectStep::DirectStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
+    : ConvStep(context, index, algorithm),
+      pooled_(context.pooled[index]),
+      operand_bytes_(layer_.is_int8() ? context.kernels().int8.operand_bytes : 4),
+      weight_bytes_(operand_bytes_),
+      in_place_(has_operands_in_place(context, layer_)) {
+    if (!layer_.is_int8()) return;
+    output_ = output_args(context.program, layer_);
+    if (layer_.residual >= 0) {
+        residual_type_ = context.buffer(layer_.residual).type;
+        residual_factor_ = residual_factor(context.program, layer_);
+    }
+}
+
+index_t DirectStep::padded_row(index_t operands) const {
+    if (!layer_.is_int8()) return padded_pixel(operands);
+    constexpr index_t kQuarterPageBytes = 1024;
+    return operands * operand_bytes_ % kQuarterPageBytes == 0 ? operands + operands_behind() : operands;
+}
+
+void DirectStep::copy_operands(const Wave& wave, const BandArgs& band) const {
+    const ElementKernels& kernels = reads(wave);
+    if (!layer_.is_int8()) return kernels.copy_band(band);
+    const Int8Kernels& int8 = wave.kernels.int8;
+    const bool bytes = wave.tensors[layer_.input].type == DType::u8;
+    (bytes ? int8.copy_bytes : int8.copy_floats)({band, *layer_.reads});
+}
+
+void DirectStep::gather_rows(const Wave& wave, Range rows, void* to, index_t pitch) const {
+    const Tensor& x = wave.tensors[layer_.input];
+    if (layer_.window.is_pointwise()) return copy_operands(wave, pixels_copy(x, rows, layer_.in_channels, to, pitch));
+    for_each_window(layer_, out_, rows, [&](index_t image, const PixelWindow& window) {
+        copy_operands(wave, window_copy(x, image, in_, {0, layer_.in_channels}, window, to, layer_.in_channels));
+        to = operand_at(to, pitch);
+    });
+}
+
+index_t DirectStep::panel_bytes() const { return grid_.reduction * grid_.tile_cols * weight_bytes_; }
+
 Range DirectStep::chunk_from(index_t panel, index_t end) const {
-    constexpr index_t kChunkFloats = 96 * 1024;
-    const index_t fit = std::max<index_t>(kChunkFloats / (grid_.reduction * grid_.tile_cols), 1);
+    constexpr index_t kChunkBytes = 384 * 1024;
+    const index_t fit = std::max<index_t>(kChunkBytes / panel_bytes(), 1);
     const index_t left = std::min(end, (panel / grid_.per_group + 1) * grid_.per_group) - panel;
     return {panel, panel + ceil_div(left, ceil_div(left, fit))};
 }
@@ -23,7 +75,7 @@ GemmArgs DirectStep::panel_args(Range panels, std::span<const index_t> segments,
     g.segments = static_cast<index_t>(segments.size());
     g.segment_length = segment_length;
     g.chunk = gemm_chunk(wave.kernels);
-    g.b = weights(wave) + panel * grid_.reduction * grid_.tile_cols;
+    g.b = static_cast<const std::byte*>(wave.weights.packed(index_, algorithm_)) + panel * panel_bytes();
     g.cols = grid_.cols(panel, panels.size());
     g.scale = scale(wave, panel * grid_.tile_cols);
     g.bias = bias(wave, panel * grid_.tile_cols);
@@ -32,7 +84,13 @@ GemmArgs DirectStep::panel_args(Range panels, std::span<const index_t> segments,
     return g;
 }
 
-void DirectStep::multiply(const GemmArgs& g, DType type, const Wave& wave) const {
+void DirectStep::multiply(const GemmArgs& g, index_t panel, DType type, const Wave& wave) const {
+    if (layer_.is_int8())
+        return wave.kernels.int8.gemm({.product = g,
+                                       .offset = wave.weights.offset(index_) + panel * grid_.tile_cols,
+                                       .residual_type = residual_type_,
+                                       .residual_factor = residual_factor_,
+                                       .output = output_});
     const ElementKernels& kernels = kernels_of(wave.kernels, type);
     kernels.gemm(g);
     if (activates_apart(layer_))
@@ -51,8 +109,8 @@ std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t i
     const Layer& layer = context.layers[index];
     const Extent out = context.buffer(layer.output).extent;
     const bool one_group = layer.groups == 1 && context.buffer(layer.input).dense;
-    // Products read fp32: other types are copied.
-    const bool flat = layer.window.is_pointwise() && one_group && context.buffer(layer.input).type == DType::fp32;
+    // What products do not read in place is copied.
+    const bool flat = layer.window.is_pointwise() && one_group && has_operands_in_place(context, layer);
     const bool short_rows = !layer.window.is_dilated() && 2 * out.w <= context.kernels().tile_rows;
     const bool gathered = one_group && (short_rows || layer.window.is_pointwise());
     if (flat || gathered) return make_direct_flat_step(context, index, !flat);

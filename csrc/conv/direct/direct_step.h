@@ -1,4 +1,5 @@
-// What the steps of direct convolutions share: the product of some rows with some panels of weights, and softmax.
+// What the steps of direct convolutions share: operands of products copied from the input, the product of some rows
+// with some panels of weights, and softmax. Operands are floats, or bytes or words where a layer computes with bytes.
 #pragma once
 
 #include "conv/conv_step.h"
@@ -10,10 +11,29 @@ class DirectStep : public ConvStep {
     int stages() const override { return layer_.activation == Activation::softmax ? 2 : 1; }
 
   protected:
-    static constexpr index_t kBlockFloats = 128 * 1024;  // of the rows of a product that a task keeps in L2
+    static constexpr index_t kBlockBytes = 512 * 1024;  // of the rows of a product that a task keeps in L2
 
-    DirectStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
-        : ConvStep(context, index, algorithm), pooled_(context.pooled[index]) {}
+    DirectStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm);
+
+    // Whether products can read the input where it lies.
+    bool reads_in_place() const { return in_place_; }
+
+    index_t block_operands() const { return kBlockBytes / operand_bytes_; }
+    std::size_t operands_in_bytes(index_t operands) const {
+        return static_cast<std::size_t>(operands * operand_bytes_);
+    }
+    void* operand_at(void* data, index_t i) const { return static_cast<std::byte*>(data) + i * operand_bytes_; }
+    const void* operand_at(const void* data, index_t i) const {
+        return static_cast<const std::byte*>(data) + i * operand_bytes_;
+    }
+    // Operands that units of a product read behind the last one of a row.
+    index_t operands_behind() const { return layer_.is_int8() ? kLineBytes / operand_bytes_ : 0; }
+    // Between rows of so many operands.
+    index_t padded_row(index_t operands) const;
+
+    void copy_operands(const Wave& wave, const BandArgs& band) const;
+    // Some output pixels' windows, or of a 1x1 convolution their pixels, as rows.
+    void gather_rows(const Wave& wave, Range rows, void* to, index_t pitch) const;
 
     // The next few panels of one group, as even in number as can be, whose weights fit well into L2.
     Range chunk_from(index_t panel, index_t end) const;
@@ -22,12 +42,24 @@ class DirectStep : public ConvStep {
     GemmArgs panel_args(Range panels, std::span<const index_t> segments, index_t segment_length,
                         const Wave& wave) const;
 
-    // Into memory of some type's elements.
-    void multiply(const GemmArgs& g, DType type, const Wave& wave) const;
+    // `g` is of panels from `panel` on, into memory of some type's elements.
+    void multiply(const GemmArgs& g, index_t panel, DType type, const Wave& wave) const;
 
     void softmax(index_t image, const Wave& wave) const;
 
     const Layer* const pooled_;  // the pooling layer behind, or null
+
+  private:
+    static constexpr index_t kLineBytes = 64;
+
+    index_t panel_bytes() const;
+
+    const index_t operand_bytes_, weight_bytes_;
+    const bool in_place_;
+    // Of products of bytes.
+    OutputArgs output_{};
+    DType residual_type_ = DType::fp32;
+    float residual_factor_ = 0.0f;
 };
 
 // One product over the pixels of the wave, or over their windows (direct_flat_step.cpp).

@@ -23,7 +23,7 @@ class Paired final : public BalancedAlgorithm {
     std::vector<std::string_view> requests() const override { return {"paired"}; }
 
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
-        return kernels.paired_tile_rows > 0 && layer.groups == 1 && !layer.window.is_dilated() &&
+        return kernels.paired_tile_rows > 0 && !layer.is_int8() && layer.groups == 1 && !layer.window.is_dilated() &&
                layer.in_channels % kLineFloats == 0 && layer.clamps();
     }
 

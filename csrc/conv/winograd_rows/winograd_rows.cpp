@@ -15,9 +15,9 @@ class WinogradRows final : public ConvAlgorithm {
 
     bool applies(const Layer& layer, Extent out, const KernelTable& kernels) const override {
         constexpr index_t kMostChannels = 4;
-        return layer.groups == 1 && layer.in_channels <= kMostChannels && layer.window.kernel_w == 7 &&
-               layer.window.stride_w == 2 && !layer.window.is_dilated() && layer.clamps() &&
-               out.w >= 4 * kernels.tile_rows;  // two register tiles of pairs at least
+        return layer.groups == 1 && !layer.is_int8() && layer.in_channels <= kMostChannels &&
+               layer.window.kernel_w == 7 && layer.window.stride_w == 2 && !layer.window.is_dilated() &&
+               layer.clamps() && out.w >= 4 * kernels.tile_rows;  // two register tiles of pairs at least
     }
 
     double cycles(const ConvCall& call) const override { return kRowProducts / 14.0 * direct().cycles(call); }

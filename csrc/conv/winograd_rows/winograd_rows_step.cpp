@@ -34,9 +34,10 @@ class WinogradRowsStep final : public DirectRowsStep {
     }
 
     // Transformed rows lie side by side in each pair of outputs, so that those of a window are one run of floats.
-    void multiply_rows(index_t image, Range rows, Range panels, const float*, const Wave& wave, float* scratch,
-                       void* to, index_t pixel) const override {
+    void multiply_rows(index_t image, Range rows, Range panels, const void*, const Wave& wave, void* memory, void* to,
+                       index_t pixel) const override {
         const Window& w = layer_.window;
+        float* const scratch = static_cast<float*>(memory);
         const index_t channels = layer_.in_channels, frequency = pairs() * v_pitch_;
         float *const v = scratch + v_, *const infinity = scratch + infinity_, *const m = scratch + m_;
         for (index_t i = 0; i < band_rows(rows.size()); ++i)
@@ -60,15 +61,16 @@ class WinogradRowsStep final : public DirectRowsStep {
             const index_t channel = grid_.channel(p);
             for (index_t oy = rows.begin; oy < rows.end; ++oy) {
                 const index_t row = oy - rows.begin, first = row * w.stride_h * channels;
-                g.b = weights(wave) + p * winograd_rows_panel_floats(layer_, grid_);
+                const float* b = weights(wave) + p * winograd_rows_panel_floats(layer_, grid_);
                 for (index_t f = 0; f < kRowFrequencies; ++f) {
                     const bool finite = f + 1 < kRowFrequencies;
                     g.a = finite ? v + f * frequency + 2 * first : infinity + first;
                     g.lda = finite ? v_pitch_ : infinity_pitch_;
                     g.segment_length = w.kernel_h * (finite ? 2 : 1) * channels;
+                    g.b = b;
                     g.c = m + f * m_frequency();
                     wave.fp32().gemm(g);
-                    g.b += g.segment_length * grid_.tile_cols;
+                    b += g.segment_length * grid_.tile_cols;
                 }
                 const Residual residual = residual_at(wave, layer_, image, oy, channel);
                 writes(wave).winograd_row_output({.m = m,

@@ -10,13 +10,13 @@ namespace resfuse {
 // reduction dimension is made of `segments` runs of `segment_length` contiguous floats at a + i * lda +
 // segment_offset[s] (an implicit im2col). Each panel of B is packed [segments * segment_length][tile_cols].
 struct GemmArgs {
-    const float* a;
+    const void* a;  // floats; of Int8GemmArgs operands
     index_t lda;
     const index_t* segment_offset;
     index_t segments;
     index_t segment_length;
     index_t chunk;  // steps of the reduction until a sum is stored, a multiple of two cache lines
-    const float* b;
+    const void* b;  // likewise
     void* c;
     index_t ldc;
     index_t rows;

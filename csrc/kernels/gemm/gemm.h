@@ -342,13 +342,13 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
     alignas(64) float sums[kBlockTiles * kRowsOf<P::form> * kTileCols];
     const index_t reduction = g.segments * g.segment_length;
     const index_t panels = (g.cols + kTileCols - 1) / kTileCols;
-    const float* const a = g.a + begin * g.lda;
+    const float* const a = static_cast<const float*>(g.a) + begin * g.lda;
     for (index_t p = 0; p < panels; ++p) {
         const index_t column = p * kTileCols;
         const Panel panel{
             .a = a,
             .next_a = a,
-            .b = g.b + p * matrix_rows<P::form>(reduction) * kTileCols,
+            .b = static_cast<const float*>(g.b) + p * matrix_rows<P::form>(reduction) * kTileCols,
             .rows = end - begin,
             .chunk = g.chunk,
             .sums = sums,

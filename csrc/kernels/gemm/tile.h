@@ -54,14 +54,14 @@ struct TwoLines {
 
 // Walks the rows of A of a tile. One base pointer serves four rows, all that x86 can address with lda and 3 * lda; the
 // compiler would keep one for each row, more than there are registers.
-template <int Rows>
+template <int Rows, class T = float>
 class RowWalk {
   public:
-    [[gnu::always_inline]] inline RowWalk(const float* a, index_t lda) : lda_(lda), lda3_(opaque(3 * lda)) {
+    [[gnu::always_inline]] inline RowWalk(const T* a, index_t lda) : lda_(lda), lda3_(opaque(3 * lda)) {
 #pragma GCC unroll 4
         for (int r = 0; r < kBases; ++r) base_[r] = opaque(a + kRowsEach * r * lda);
     }
-    [[gnu::always_inline]] inline const float* row(int i) const {
+    [[gnu::always_inline]] inline const T* row(int i) const {
         return base_[i / kRowsEach] + (i % kRowsEach == 3 ? lda3_ : i % kRowsEach * lda_);
     }
     [[gnu::always_inline]] inline void advance(index_t steps) {
@@ -71,7 +71,7 @@ class RowWalk {
 
   private:
     static constexpr int kRowsEach = 4, kBases = (Rows + kRowsEach - 1) / kRowsEach;
-    const float* base_[kBases];
+    const T* base_[kBases];
     index_t lda_, lda3_;
 };
 

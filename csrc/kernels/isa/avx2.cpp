@@ -1,11 +1,7 @@
-#include "kernels/isa/halves.h"
 #include "kernels/isa/make_table.h"
 
 namespace resfuse {
 
-KernelTable avx2_kernels() {
-    const HalfKernels halves = avx2_half_kernels();
-    return make_table("avx2", halves.bf16, halves.fp16);
-}
+KernelTable avx2_kernels() { return make_table("avx2", avx2_half_kernels(), avx2_byte_kernels()); }
 
 }  // namespace resfuse

@@ -1,4 +1,3 @@
-#include "kernels/isa/halves.h"
 #include "kernels/isa/make_table.h"
 #include "kernels/isa/paired_elements.h"
 #include "kernels/paired/paired_weights.h"
@@ -6,11 +5,6 @@
 namespace resfuse {
 
 namespace {
-
-KernelTable table_of(const char* name) {
-    const HalfKernels halves = avx512_half_kernels();
-    return make_table(name, halves.bf16, halves.fp16);
-}
 
 // Of cores that have adders beside their multipliers.
 KernelTable with_pairs(KernelTable table) {
@@ -25,8 +19,12 @@ KernelTable with_pairs(KernelTable table) {
 
 }  // namespace
 
-KernelTable avx512_kernels() { return table_of("avx512"); }
+KernelTable avx512_kernels() { return make_table("avx512", avx512_half_kernels(), avx512_byte_kernels()); }
 
-KernelTable zen4_kernels() { return with_pairs(table_of("zen4")); }
+KernelTable avx512_vnni_kernels() {
+    return make_table("avx512_vnni", avx512_half_kernels(), avx512_vnni_byte_kernels());
+}
+
+KernelTable zen4_kernels() { return with_pairs(make_table("zen4", avx512_half_kernels(), avx512_vnni_byte_kernels())); }
 
 }  // namespace resfuse

@@ -1,11 +1,7 @@
-#include "kernels/isa/halves.h"
 #include "kernels/isa/make_table.h"
 
 namespace resfuse {
 
-KernelTable generic_kernels() {
-    const HalfKernels halves = generic_half_kernels();
-    return make_table("generic", halves.bf16, halves.fp16);
-}
+KernelTable generic_kernels() { return make_table("generic", generic_half_kernels(), generic_byte_kernels()); }
 
 }  // namespace resfuse

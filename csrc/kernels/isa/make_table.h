@@ -6,20 +6,23 @@
 #include "kernels/gemm/pack.h"
 #include "kernels/gemm/products.h"
 #include "kernels/isa/elements.h"
+#include "kernels/isa/halves.h"
+#include "kernels/isa/int8.h"
 #include "kernels/pool/max_pool_training.h"
 
 namespace resfuse {
 namespace {
 
-// Those of 16-bit elements are compiled apart.
-constexpr KernelTable make_table(const char* name, const ElementKernels& bf16, const ElementKernels& fp16) {
+// Those of 16-bit elements and of bytes are compiled apart.
+constexpr KernelTable make_table(const char* name, const HalfKernels& halves, const ByteKernels& bytes) {
     return KernelTable{
         .name = name,
         .vector_floats = kVectorFloats,
         .tile_rows = kTileRows,
         .tile_cols = kTileCols,
         .paired_tile_rows = 0,
-        .elements = {element_kernels<Fp32>(), pooling_kernels<Fp64>(), bf16, fp16},
+        .elements = {element_kernels<Fp32>(), pooling_kernels<Fp64>(), halves.bf16, halves.fp16, bytes.elements},
+        .int8 = bytes.int8,
         .winograd = {f2x2_kernels(), winograd_kernels<F4x4>(1), winograd_kernels<H4x4>(2)},
         .winograd_products = winograd_products,
         .winograd_row_input = winograd_row_input,

@@ -1,0 +1,96 @@
+// Arguments of kernels that compute with bytes, and the table of them.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/gemm/args.h"
+#include "kernels/layout/args.h"
+#include "kernels/pool/args.h"
+#include "kernels/types.h"
+
+namespace resfuse {
+
+// How real numbers become outputs: as they are, or as bytes clamp(round(v * steps), low, high) + zero_point.
+struct OutputArgs {
+    DType type;  // fp32 or u8
+    ActivationArgs activation = {Activation::none, 0.0f};
+    float steps = 1.0f;  // of the output's scale, where numbers do not come in these already
+    float low, high;     // of u8, less the zero point; of fp32 `low` alone: 0 for ReLU, else -inf
+    int zero_point = 0;
+};
+
+// What is added to outputs, in the units that these come in: bytes or floats, times a factor.
+struct AddendArgs {
+    const void* data = nullptr;  // null: nothing
+    DType type = DType::fp32;
+    float factor = 1.0f;
+};
+
+// Panels of C = output((A * B + offset) * scale + bias + residual), A of bytes or words (Int8Kernels), sums exact in 32
+// bits. `product` holds what is said in GemmArgs, but for the epilogue's last steps; scale and bias of all columns.
+struct Int8GemmArgs {
+    GemmArgs product;
+    const std::int32_t* offset;  // tile_cols a panel
+    DType residual_type;
+    float residual_factor;
+    OutputArgs output;
+};
+
+// One panel of quantised weights [cols][depth], taps of segments next to each other: a segment is padded with zeros to
+// whole units.
+struct PackInt8Args {
+    const std::int8_t* weights;
+    index_t depth;
+    index_t segments, segment_length;  // depth = segments * segment_length
+    index_t cols;
+    void* packed;
+};
+
+// A copy (BandArgs) as bytes or words, real numbers by `range`; what lies outside the image stands for zero.
+struct Int8BandArgs {
+    BandArgs band;
+    Quantization range;
+};
+
+// Average pools of bytes: outputs of numbers in units of the input's scale times `output.steps`.
+struct Int8AvgPoolArgs {
+    AvgPoolArgs pool;
+    int zero_point;  // of the input
+    OutputArgs output;
+};
+
+// Means over the pixels of some channels of an image of bytes, times `output.steps`.
+struct Int8MeanArgs {
+    ImageView image;
+    index_t channels;
+    Quantization range;
+    void* y;
+    OutputArgs output;
+};
+
+// output(x * scale + bias + residual) of rows of dense pixels, x of bytes or floats: scale and bias are by channel and
+// the quantisation of x is in them.
+struct Int8AffineArgs {
+    const void* x;
+    DType type;
+    index_t rows, channels;
+    const float *scale, *bias;
+    AddendArgs residual;
+    void* y;
+    OutputArgs output;
+};
+
+struct Int8Kernels {
+    int operand_bytes;  // of direct products: bytes of u8 times s8, or words of s16 times s16
+    int unit;           // of their reduction: so many are one step of a product
+    void (*gemm)(const Int8GemmArgs&);
+    void (*pack)(const PackInt8Args&);
+    index_t (*packed_bytes)(index_t segments, index_t segment_length);  // of a panel
+    void (*copy_floats)(const Int8BandArgs&);                           // real numbers to operands
+    void (*copy_bytes)(const Int8BandArgs&);                            // bytes to operands
+    void (*avg_pool)(const Int8AvgPoolArgs&);
+    void (*mean)(const Int8MeanArgs&);
+    void (*affine)(const Int8AffineArgs&);
+};
+
+}  // namespace resfuse

@@ -1,0 +1,20 @@
+// The kernels of bytes, compiled apart from the others.
+#pragma once
+
+#include "kernels/table.h"
+
+namespace resfuse {
+
+struct ByteKernels {
+    Int8Kernels int8;
+    ElementKernels elements;  // of feature maps, where they are like other types'
+};
+
+ByteKernels generic_byte_kernels();
+#if defined(RESFUSE_X86)
+ByteKernels avx2_byte_kernels();
+ByteKernels avx512_byte_kernels();
+ByteKernels avx512_vnni_byte_kernels();
+#endif
+
+}  // namespace resfuse

@@ -1,0 +1,28 @@
+// Collects the kernels of bytes of the including translation unit.
+#pragma once
+
+#include "kernels/int8/copy.h"
+#include "kernels/int8/gemm.h"
+#include "kernels/int8/pools.h"
+#include "kernels/isa/int8.h"
+
+namespace resfuse {
+namespace {
+
+constexpr ByteKernels make_byte_kernels() {
+    using Operand = DirectDot::Operand;
+    return {{.operand_bytes = sizeof(Operand),
+             .unit = DirectDot::kUnit,
+             .gemm = int8_gemm,
+             .pack = pack_int8,
+             .packed_bytes = int8_packed_bytes,
+             .copy_floats = copy_int8_band<QuantizeMove<Operand>>,
+             .copy_bytes = copy_int8_band<ByteMove<Operand>>,
+             .avg_pool = int8_avg_pool,
+             .mean = int8_mean,
+             .affine = int8_affine},
+            {.max_pool = max_pool_bytes}};
+}
+
+}  // namespace
+}  // namespace resfuse

@@ -1,0 +1,95 @@
+#include "weights/int8_weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <stdexcept>
+
+#include "machine/threads.h"
+
+namespace resfuse {
+
+namespace {
+
+constexpr float kLargest = 127.0f;
+
+// One channel's weights in the order of Int8Weights.
+void read_channel(const Layer& layer, const WeightSource& source, index_t k, std::vector<float>& to) {
+    const auto& [stride_k, stride_c, stride_h, stride_w] = source.strides;
+    auto at = to.begin();
+    for (index_t r = 0; r < layer.window.kernel_h; ++r)
+        for (index_t s = 0; s < layer.window.kernel_w; ++s) {
+            const float* const tap = source.weight + k * stride_k + r * stride_h + s * stride_w;
+            for (index_t c = 0; c < layer.group_in(); ++c) *at++ = tap[c * stride_c];
+        }
+}
+
+struct Sums {
+    std::int64_t values = 0, magnitudes = 0;
+};
+
+Sums quantize_channel(const std::vector<float>& weights, float step, std::int8_t* to) {
+    Sums sums;
+    for (const float w : weights) {
+        const double q = std::nearbyint(static_cast<double>(w) / static_cast<double>(step));
+        const auto byte = static_cast<std::int8_t>(std::clamp(q, -128.0, 127.0));
+        *to++ = byte;
+        sums.values += byte;
+        sums.magnitudes += std::abs(static_cast<int>(byte));
+    }
+    return sums;
+}
+
+}  // namespace
+
+std::int64_t most_magnitude(const Layer& layer) {
+    const Window& w = layer.window;
+    const bool winograd = layer.groups == 1 && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 &&
+                          w.stride_w == 1 && !w.is_dilated();
+    return winograd ? ((std::int64_t{1} << 26) - 1) / 255 : 0;
+}
+
+Int8Weights quantize_weights(const Layer& layer, const WeightSource& source, int threads) {
+    const std::size_t channels = static_cast<std::size_t>(layer.out_channels);
+    const std::size_t depth =
+        static_cast<std::size_t>(layer.window.kernel_h * layer.window.kernel_w * layer.group_in());
+    Int8Weights made{std::vector<std::int8_t>(channels * depth), std::vector<float>(channels),
+                     std::vector<std::int32_t>(channels)};
+    const std::int64_t most = source.steps.empty() ? most_magnitude(layer) : 0;
+    std::atomic<bool> finite{true};
+#pragma omp parallel num_threads(usable_threads(threads))
+    {
+        std::vector<float> weights(depth);
+#pragma omp for schedule(static)
+        for (index_t channel = 0; channel < layer.out_channels; ++channel) {
+            const std::size_t k = static_cast<std::size_t>(channel);
+            read_channel(layer, source, channel, weights);
+            float largest = 0.0f;
+            bool all_finite = true;
+            for (const float w : weights) {
+                largest = std::max(largest, std::fabs(w));
+                all_finite &= std::isfinite(w);
+            }
+            if (!all_finite) {
+                finite = false;
+                continue;
+            }
+            const bool given = !source.steps.empty();
+            float step = given ? source.steps[k] : largest / kLargest;
+            // Of a channel of zeros, or of numbers so small that their step would be none: any step gives zeros.
+            if (!given && !std::isnormal(step)) step = 1.0f;
+            Sums sums = quantize_channel(weights, step, made.weights.data() + k * depth);
+            while (most > 0 && sums.magnitudes > most) {
+                step *= 1.001f * static_cast<float>(sums.magnitudes) / static_cast<float>(most);
+                sums = quantize_channel(weights, step, made.weights.data() + k * depth);
+            }
+            made.steps[k] = step;
+            made.sums[k] = static_cast<std::int32_t>(sums.values);
+        }
+    }
+    if (!finite)
+        throw std::invalid_argument(layer.name + ": weight has values that are not finite: no bytes stand for them");
+    return made;
+}
+
+}  // namespace resfuse
