@@ -20,6 +20,7 @@ std::span<const ConvAlgorithm* const> conv_algorithms() {
         &winograd_f2(),       // 3x3 of stride 1
         &winograd_f4(),       // likewise
         &winograd_stride2(),  // 3x3 of stride 2
+        &winograd_int8(),     // 3x3 of stride 1, of bytes
         &paired(),            // 1x1 and small feature maps, on Zen 4
     };
     return list;

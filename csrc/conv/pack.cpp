@@ -29,19 +29,18 @@ void pack_panels(const PackCall& call, index_t panel_floats, void (*pack_panel)(
     }
 }
 
-void pack_int8_panels(const PackCall& call) {
+void pack_int8_panels(const PackCall& call, void (*pack_panel)(const PackInt8Args&), std::size_t panel_bytes) {
     const PanelGrid grid = panel_grid(call.layer, call.kernels);
     const Runs runs = runs_of(call.layer, call.kernels);
-    const Int8Kernels& kernels = call.kernels.int8;
-    const index_t depth = runs.count * runs.length, bytes = kernels.packed_bytes(runs.count, runs.length);
+    const index_t depth = runs.count * runs.length;
 #pragma omp parallel for num_threads(usable_threads(call.threads)) schedule(static)
     for (index_t p = 0; p < grid.total; ++p)
-        kernels.pack({.weights = call.int8 + grid.channel(p) * depth,
-                      .depth = depth,
-                      .segments = runs.count,
-                      .segment_length = runs.length,
-                      .cols = grid.cols(p),
-                      .packed = static_cast<std::byte*>(call.packed) + p * bytes});
+        pack_panel({.weights = call.int8 + grid.channel(p) * depth,
+                    .depth = depth,
+                    .segments = runs.count,
+                    .segment_length = runs.length,
+                    .cols = grid.cols(p),
+                    .packed = static_cast<std::byte*>(call.packed) + static_cast<std::size_t>(p) * panel_bytes});
 }
 
 }  // namespace resfuse

@@ -144,6 +144,7 @@ int Program::add_layer(Layer layer, const Writes& writes) {
         require(layer.activation != Activation::softmax, layer.name + ": softmax gives no bytes");
         check_range(*writes, layer.name + ": output");
     }
+    layer.input_type = type(layer.input);
     layer.output = add_buffer(layer.out_channels, layer.type, writes);
     layers_.push_back(std::move(layer));
     return layers_.back().output;

@@ -69,7 +69,8 @@ struct Layer {
     Activation activation = Activation::none;
     float slope = 0.0f;                 // of leaky_relu
     bool counts_padding = false;        // of an average pool: as zeros
-    DType type = DType::fp32;           // of its output's elements
+    DType input_type = DType::fp32;     // of its input's elements
+    DType type = DType::fp32;           // of its output's
     std::optional<Quantization> reads;  // of a convolution that computes with bytes: how its input becomes them
     std::string algorithm = "auto";     // of a convolution, as asked for: a name that plan/algorithm.h knows
 

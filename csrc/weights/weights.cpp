@@ -39,6 +39,15 @@ AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const st
     return laid;
 }
 
+template <class F>
+AlignedBytes int32_per_panel(const Layer& layer, const KernelTable& kernels, F value) {
+    AlignedBytes laid(places(layer, kernels) * sizeof(std::int32_t));
+    auto* const values = reinterpret_cast<std::int32_t*>(laid.data());
+    std::fill_n(values, places(layer, kernels), 0);
+    for_each_place(layer, kernels, [&](index_t place, std::size_t k) { values[place] = value(k); });
+    return laid;
+}
+
 // Affine layers': as the channels are.
 template <class T>
 AlignedFloats by_channel(const Layer& layer, const std::vector<T>& values, float none) {
@@ -136,12 +145,12 @@ void WeightSet::finish_int8(std::size_t index, const Int8Weights& weights) {
     }
     entry.scale = per_panel(layer, kernels, scale, 1.0f);
     entry.bias = per_panel(layer, kernels, bias, 0.0f);
-    AlignedBytes offset(places(layer, kernels) * sizeof(std::int32_t));
-    auto* const values = reinterpret_cast<std::int32_t*>(offset.data());
-    std::fill_n(values, places(layer, kernels), 0);
-    for_each_place(layer, kernels,
-                   [&](index_t place, std::size_t k) { values[place] = -layer.reads->zero_point * weights.sums[k]; });
-    entry.offset = std::move(offset);
+    // A channel's sums lie between 255 times its negative weights and 255 times its positive ones.
+    entry.centre = int32_per_panel(layer, kernels, [&](std::size_t k) {
+        return static_cast<std::int32_t>(std::int64_t{255} * weights.sums[k] / 2);
+    });
+    entry.offset =
+        int32_per_panel(layer, kernels, [&](std::size_t k) { return -layer.reads->zero_point * weights.sums[k]; });
 }
 
 const void* WeightSet::packed(std::size_t layer, const ConvAlgorithm& algorithm) const {
@@ -152,7 +161,7 @@ std::size_t WeightSet::bytes() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::size_t bytes = 0;
     for (const Entry& entry : entries_) {
-        bytes += entry.bias.size() * sizeof(float) + entry.offset.size();
+        bytes += entry.bias.size() * sizeof(float) + entry.offset.size() + entry.centre.size();
         for (const auto& [algorithm, packed] : entry.packed) bytes += packed.size();
     }
     return bytes;

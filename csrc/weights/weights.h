@@ -33,6 +33,11 @@ class WeightSet {
         return reinterpret_cast<const std::int32_t*>(entries_[layer].offset.data());
     }
 
+    // And what lies in the middle of a channel's possible sums of bytes.
+    const std::int32_t* centre(std::size_t layer) const {
+        return reinterpret_cast<const std::int32_t*>(entries_[layer].centre.data());
+    }
+
     std::size_t bytes() const;
     const Program& program() const { return *program_; }
 
@@ -41,7 +46,7 @@ class WeightSet {
         WeightSource source;
         AlignedFloats scale;  // tile_cols floats per panel
         AlignedFloats bias;
-        AlignedBytes offset;                                  // s32 like them, where bytes are computed
+        AlignedBytes offset, centre;                          // s32 like them, where bytes are computed
         std::map<const ConvAlgorithm*, AlignedBytes> packed;  // all of them, empty until they are asked for
     };
     // Scale, bias and offset of a layer that computes with bytes.

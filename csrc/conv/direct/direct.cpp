@@ -40,7 +40,11 @@ class Direct final : public ConvAlgorithm {
 
     void pack(const PackCall& call) const override {
         const PanelGrid grid = panel_grid(call.layer, call.kernels);
-        if (call.layer.is_int8()) return pack_int8_panels(call);
+        if (call.layer.is_int8()) {
+            const Runs runs = runs_of(call.layer, call.kernels);
+            const index_t bytes = call.kernels.int8.packed_bytes(runs.count, runs.length);
+            return pack_int8_panels(call, call.kernels.int8.pack, static_cast<std::size_t>(bytes));
+        }
         pack_panels(call, grid.reduction * grid.tile_cols, call.kernels.pack_direct);
     }
 

@@ -38,20 +38,22 @@ WinogradSchedule winograd_schedule(const Layer& layer, const WinogradKernels& wi
     const index_t tiles = images * image.per_image();
     const PanelGrid grid = panel_grid(layer, kernels);
     const index_t frequencies = winograd.points * winograd.points;
-    const index_t depth = layer.group_in(), phases = winograd.stride * winograd.stride;
+    const index_t depth = winograd_depth(layer), phases = winograd.stride * winograd.stride;
     const index_t panels = grid.per_group, cols = grid.tile_cols, rows = kernels.tile_rows;
     const index_t sharers = ceil_div(threads, layer.groups);  // of the tiles of one group
     const std::size_t l2 = cache_sizes().l2;
-    const index_t budget = static_cast<index_t>(l2 * 5 / 8 / sizeof(float));
-    const auto blocks_for = [&](index_t floats_per_tile, index_t most) {
-        const index_t fit = std::clamp<index_t>(budget / floats_per_tile / rows * rows, rows, most);
+    const index_t budget = static_cast<index_t>(l2 * 5 / 8);
+    constexpr index_t kSumBytes = 4;
+    const index_t v_bytes = depth * winograd.operand_bytes, m_bytes = cols * kSumBytes;  // of a tile and frequency
+    const auto blocks_for = [&](index_t bytes_per_tile, index_t most) {
+        const index_t fit = std::clamp<index_t>(budget / bytes_per_tile / rows * rows, rows, most);
         index_t blocks = ceil_div(tiles, fit);
         // Half a register tile each is enough.
         if (blocks > 1 || tiles >= sharers * rows / 2) blocks = ceil_div(blocks, sharers) * sharers;
         return std::min({blocks, ceil_div(tiles, 4), image.has_edges() ? images : tiles});
     };
     const double weights = static_cast<double>(winograd_packed_bytes(layer, winograd, kernels));
-    const double v = static_cast<double>(phases * frequencies * tiles * depth) * sizeof(float);
+    const double v = static_cast<double>(phases * frequencies * tiles * v_bytes);
 
     // Several groups of few channels share the way to their pixels.
     constexpr index_t kChannelsTogether = 128;
@@ -59,7 +61,7 @@ WinogradSchedule winograd_schedule(const Layer& layer, const WinogradKernels& wi
     while (together > 1 && ceil_div(layer.groups, together) < 4 * threads) --together;
     // The sums of all panels wait for the last phase.
     const index_t fused_panels = phases > 1 ? panels : 1;
-    const index_t fused_blocks = blocks_for(frequencies * (together * depth + fused_panels * cols), 112);
+    const index_t fused_blocks = blocks_for(frequencies * (together * v_bytes + fused_panels * m_bytes), 112);
     const double fused_traffic =
         weights > static_cast<double>(l2) / 2 ? weights * static_cast<double>(fused_blocks) : weights;
 
@@ -68,7 +70,7 @@ WinogradSchedule winograd_schedule(const Layer& layer, const WinogradKernels& wi
 
     const index_t split_block = std::min<index_t>(tiles, 8 * rows);
     const index_t split_blocks = ceil_div(tiles, split_block);
-    index_t group = std::clamp<index_t>(budget / (frequencies * split_block * cols), 1, panels);
+    index_t group = std::clamp<index_t>(budget / (frequencies * split_block * m_bytes), 1, panels);
     while (group > 1 && split_blocks * ceil_div(panels, group) < 2 * threads) --group;
     // A thread of few blocks would find all of its tiles in its own caches; those of the split form come from the other
     // cores, which takes so many times as long.
@@ -79,16 +81,20 @@ WinogradSchedule winograd_schedule(const Layer& layer, const WinogradKernels& wi
 
     if (fused_blocks >= threads && fused_traffic <= split_traffic) return fused;
     const index_t part = ceil_div(panels, threads), m_panels = phases > 1 ? part : 1;
-    const index_t floats = frequencies * tiles * (depth + m_panels * cols);
-    if (repeats_operands(threads) && threads <= panels && floats <= static_cast<index_t>(l2 * 3 / 4 / sizeof(float)))
+    const index_t bytes = frequencies * tiles * (v_bytes + m_panels * m_bytes);
+    if (repeats_operands(threads) && threads <= panels && bytes <= static_cast<index_t>(l2 * 3 / 4))
         return {{false, tiles, m_panels, 1, threads}, weights};
     return {{true, ceil_div(tiles, split_blocks), group, 1}, split_traffic};
 }
 
+index_t winograd_depth(const Layer& layer) {
+    return layer.is_int8() ? (layer.group_in() + 1) / 2 * 2 : layer.group_in();
+}
+
 std::size_t winograd_packed_bytes(const Layer& layer, const WinogradKernels& winograd, const KernelTable& kernels) {
     const PanelGrid grid = panel_grid(layer, kernels);
-    return float_bytes(winograd.weight_points * winograd.weight_points * layer.group_in() * grid.total *
-                       grid.tile_cols);
+    return static_cast<std::size_t>(winograd.weight_points * winograd.weight_points * winograd_depth(layer) *
+                                    grid.total * grid.tile_cols * winograd.operand_bytes);
 }
 
 }  // namespace resfuse

@@ -35,6 +35,9 @@ struct WinogradSchedule {
 WinogradSchedule winograd_schedule(const Layer& layer, const WinogradKernels& winograd, const WinogradTiles& image,
                                    index_t images, int threads, const KernelTable& kernels);
 
+// Of its products: channels; words come in pairs.
+index_t winograd_depth(const Layer& layer);
+
 // Of packed weights.
 std::size_t winograd_packed_bytes(const Layer& layer, const WinogradKernels& winograd, const KernelTable& kernels);
 

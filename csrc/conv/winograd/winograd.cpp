@@ -5,6 +5,7 @@
 #include "conv/cost.h"
 #include "conv/pack.h"
 #include "conv/winograd/blocking.h"
+#include "weights/int8_weights.h"
 #include "weights/panels.h"
 
 namespace resfuse {
@@ -14,6 +15,7 @@ namespace {
 // Vector operations per element and transform, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
 
+// Of real numbers.
 class Winograd : public ConvAlgorithm {
   public:
     Winograd(const char* name, std::vector<std::string_view> requests, index_t stride,
@@ -88,6 +90,33 @@ index_t winograd_stride(const Layer& layer) {
                          w.stride_h <= most && !w.is_dilated() &&
                          (layer.groups == 1 || layer.group_in() >= kFewestChannelsOfGroup) && layer.clamps();
     return applies ? w.stride_h : 0;
+}
+
+namespace {
+
+// Of bytes: the sums are the direct ones, bit for bit.
+class WinogradInt8 final : public Winograd {
+  public:
+    WinogradInt8() : Winograd("winograd_int8", {"winograd"}, 1, winograd_int8_kernels) {}
+
+    // Sums must be known to within what the results distinguish, as steps that are not given see to.
+    bool applies(const Layer& layer, Extent, const KernelTable&) const override {
+        return layer.is_int8() && layer.input_type == DType::u8 && most_magnitude(layer) > 0 &&
+               layer.activation != Activation::softmax;
+    }
+
+    void pack(const PackCall& call) const override {
+        const PanelGrid grid = panel_grid(call.layer, call.kernels);
+        const std::size_t bytes = packed_bytes(call.layer, call.kernels) / static_cast<std::size_t>(grid.total);
+        pack_int8_panels(call, call.kernels.int8.pack_winograd, bytes);
+    }
+};
+
+}  // namespace
+
+const ConvAlgorithm& winograd_int8() {
+    static const WinogradInt8 algorithm;
+    return algorithm;
 }
 
 const ConvAlgorithm& winograd_f2() {

@@ -14,12 +14,13 @@
 #include "conv/conv_step.h"
 #include "conv/winograd/blocking.h"
 #include "conv/winograd/winograd.h"
+#include "memory/arena.h"
 
 namespace resfuse {
 
 namespace {
 
-constexpr index_t kPad = 16;  // floats between frequencies, against cache-set conflicts
+constexpr index_t kPad = 16;  // operands between frequencies, against cache-set conflicts
 
 // Tiles of one image that are transformed alike: a rectangle of its grid of tiles.
 struct TileClass {
@@ -37,7 +38,7 @@ class WinogradStep final : public ConvStep {
           kernels_(winograd),
           tiles_(winograd_tiles(kernels_, out_)),
           per_image_(tiles_.per_image()),
-          depth_(layer_.group_in()),
+          depth_(winograd_depth(layer_)),
           phases_(static_cast<int>(kernels_.stride * kernels_.stride)),
           blocking_(
               winograd_schedule(layer_, winograd, tiles_, context.images, context.threads, context.kernels()).blocking),
@@ -47,12 +48,20 @@ class WinogradStep final : public ConvStep {
           unit_(pools_ || tiles_.has_edges() ? per_image_ : 1) {
         make_classes();
         blocking_.block = std::max<index_t>(blocking_.block / unit_, 1) * unit_;
-        const index_t m = blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
-        const index_t v = blocking_.groups * tiles_.frequencies * v_frequency_stride(context.images);
-        if (blocking_.split) shared_scratch = float_bytes(phases_ * v);
-        map_ = blocking_.split ? m : m + v;
+        const std::size_t m = float_bytes(blocking_.panel_group * tiles_.frequencies * m_frequency_stride());
+        const std::size_t v = v_bytes(blocking_.groups * tiles_.frequencies * v_frequency_stride(context.images));
+        if (blocking_.split) shared_scratch = static_cast<std::size_t>(phases_) * v;
+        v_ = m;
+        map_ = blocking_.split ? m : arena_round_up(m + v);
         const index_t map = pools_ ? (pixels() + 1) * grid_.tile_cols : 0;
-        thread_scratch = float_bytes(map_ + map);
+        thread_scratch = map_ + float_bytes(map);
+        if (!layer_.is_int8()) return;
+        output_ = output_args(context.program, layer_);
+        if (layer_.residual >= 0) {
+            residual_type_ = context.buffer(layer_.residual).type;
+            residual_factor_ = residual_factor(context.program, layer_);
+        }
+        zero_bytes_.assign(static_cast<std::size_t>(depth_), static_cast<std::uint8_t>(layer_.reads->zero_point));
     }
 
     bool pools() const override { return pools_; }
@@ -65,19 +74,19 @@ class WinogradStep final : public ConvStep {
     }
 
     void run(int stage, index_t task, const Wave& wave, void* memory) const override {
-        float* const scratch = static_cast<float*>(memory);
+        std::byte* const scratch = static_cast<std::byte*>(memory);
         const index_t stride = v_frequency_stride(wave.images);
         if (!blocking_.split) {
             const index_t parts = blocking_.parts, some = task / parts;
             const Range block = tiles_of_block(wave.images, some / group_parts());
             const Range groups = part(layer_.groups, some % group_parts(), group_parts());
             const Range panels = part(grid_.per_group, task % parts, parts);
-            float* const v = scratch + map_ - blocking_.groups * tiles_.frequencies * stride;
+            std::byte* const v = scratch + v_;
             for (int phase = 0; phase < phases_; ++phase) {
                 transform_input(phase, block, block, groups, v, stride, wave);
                 for (index_t g = groups.begin; g < groups.end; ++g)
                     multiply(phase, {g * grid_.per_group + panels.begin, g * grid_.per_group + panels.end}, block,
-                             v + (g - groups.begin) * tiles_.frequencies * stride, stride, wave, scratch);
+                             v + v_bytes((g - groups.begin) * tiles_.frequencies * stride), stride, wave, scratch);
             }
         } else if (stage == 0) {
             const index_t image = task / input_parts();
@@ -132,10 +141,12 @@ class WinogradStep final : public ConvStep {
         return (blocking_.split ? images * per_image_ : blocking_.block) * depth_ + kPad;
     }
 
+    std::size_t v_bytes(index_t operands) const { return static_cast<std::size_t>(operands * kernels_.operand_bytes); }
+
     // Of the split form's V, a block of tiles.
-    float* shared_v(int phase, Range block, const Wave& wave) const {
-        return static_cast<float*>(wave.shared) + phase * tiles_.frequencies * v_frequency_stride(wave.images) +
-               block.begin * depth_;
+    std::byte* shared_v(int phase, Range block, const Wave& wave) const {
+        return static_cast<std::byte*>(wave.shared) +
+               v_bytes(phase * tiles_.frequencies * v_frequency_stride(wave.images) + block.begin * depth_);
     }
 
     // The tiles of a block that need product f of a phase, as positions in the block. Where tiles are of several
@@ -177,15 +188,20 @@ class WinogradStep final : public ConvStep {
         }
     }
 
-    void transform_input(int phase, Range block, Range some, Range groups, float* v, index_t stride,
+    auto input_transforms(const Wave& wave) const {
+        return layer_.is_int8() ? wave.kernels.int8.winograd_transforms.input
+                                : reads(wave).winograd[kernels_.number].input;
+    }
+
+    void transform_input(int phase, Range block, Range some, Range groups, std::byte* v, index_t stride,
                          const Wave& wave) const {
         const index_t pitch = kernels_.tile * kernels_.stride;
         for_each_run(block, some, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t to) {
             ImageView view = image_view(wave.tensors[layer_.input], image, in_);
             view.data = element_at(view.data, groups.begin * layer_.group_in(), wave.tensors[layer_.input].type);
-            reads(wave).winograd[kernels_.number].input[c.row_kind][c.col_kind](
+            input_transforms(wave)[c.row_kind][c.col_kind](
                 {.image = view,
-                 .channels = layer_.group_in(),
+                 .channels = depth_,
                  .groups = groups.size(),
                  .pad_top = layer_.window.pad_top - c.rows.begin * pitch,
                  .pad_left = layer_.window.pad_left - c.cols.begin * pitch,
@@ -193,16 +209,16 @@ class WinogradStep final : public ConvStep {
                  .first_tile = first,
                  .tiles = count,
                  .phase = phase,
-                 .v = v + to * depth_,
+                 .v = v + v_bytes(to * depth_),
                  .group_stride = tiles_.frequencies * stride,
                  .frequency_stride = stride,
-                 .zeros = wave.zeros});
+                 .zeros = layer_.is_int8() ? static_cast<const void*>(zero_bytes_.data()) : wave.zeros});
         });
     }
 
     // Panel by panel and frequency by frequency, V * U of one phase, and behind the last one the output transform.
-    void multiply(int phase, Range panels, Range block, const float* v, index_t stride, const Wave& wave,
-                  float* scratch) const {
+    void multiply(int phase, Range panels, Range block, const std::byte* v, index_t stride, const Wave& wave,
+                  std::byte* scratch) const {
         index_t begin[kMostFrequencies], end[kMostFrequencies], matrix[kMostFrequencies];
         const index_t side = kernels_.weight_points;
         for (index_t f = 0; f < tiles_.frequencies; ++f) {
@@ -214,22 +230,25 @@ class WinogradStep final : public ConvStep {
                         (phase % 2 == 1 ? side - 1 : f % kernels_.points);
         }
         for (index_t p = panels.begin; p < panels.end; ++p) {
-            float* const m =
-                scratch + (p - panels.begin) % blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
-            wave.kernels.winograd_products({.v = v,
-                                            .v_frequency = stride,
-                                            .weights = weights(wave) + p * side * side * depth_ * grid_.tile_cols,
-                                            .matrix = matrix,
-                                            .m = m,
-                                            .m_frequency = m_frequency_stride(),
-                                            .frequencies = tiles_.frequencies,
-                                            .depth = depth_,
-                                            .cols = grid_.cols(p),
-                                            .begin = begin,
-                                            .end = end,
-                                            .chunk = kernels_.chunk,
-                                            .accumulate = phase > 0});
-            if (phase + 1 == phases_) transform_output(p, block, m, scratch + map_, wave);
+            float* const m = reinterpret_cast<float*>(scratch) +
+                             (p - panels.begin) % blocking_.panel_group * tiles_.frequencies * m_frequency_stride();
+            const auto products =
+                layer_.is_int8() ? wave.kernels.int8.winograd_products : wave.kernels.winograd_products;
+            products({.v = v,
+                      .v_frequency = stride,
+                      .weights = static_cast<const std::byte*>(wave.weights.packed(index_, algorithm_)) +
+                                 v_bytes(p * side * side * depth_ * grid_.tile_cols),
+                      .matrix = matrix,
+                      .m = m,
+                      .m_frequency = m_frequency_stride(),
+                      .frequencies = tiles_.frequencies,
+                      .depth = depth_,
+                      .cols = grid_.cols(p),
+                      .begin = begin,
+                      .end = end,
+                      .chunk = kernels_.chunk,
+                      .accumulate = phase > 0});
+            if (phase + 1 == phases_) transform_output(p, block, m, reinterpret_cast<float*>(scratch + map_), wave);
         }
     }
 
@@ -239,24 +258,35 @@ class WinogradStep final : public ConvStep {
         for_each_run(block, block, [&](index_t image, const TileClass& c, index_t first, index_t count, index_t from) {
             void* const to = y.at(image * y.image + channel);
             const Residual residual = residual_at(wave, layer_, image, 0, channel);
-            writes(wave).winograd[kernels_.number].output[c.row_kind][c.col_kind](
-                {.m = m + from * grid_.tile_cols,
-                 .frequency_stride = m_frequency_stride(),
-                 .tile_stride = grid_.tile_cols,
-                 .y = pools_ ? static_cast<void*>(map) : to,
-                 .height = out_.h,
-                 .width = out_.w,
-                 .pixel = pools_ ? grid_.tile_cols : y.pixel,
-                 .residual_pixel = residual.pixel,
-                 .cols = cols,
-                 .y0 = c.rows.begin * kernels_.tile,
-                 .x0 = c.cols.begin * kernels_.tile,
-                 .tiles_per_row = c.cols.size(),
-                 .first_tile = first,
-                 .tiles = count,
-                 .bias = bias(wave, panel * grid_.tile_cols),
-                 .residual = residual.data,
-                 .floor = activation_floor(layer_.activation)});
+            const WinogradOutputArgs args{.m = m + from * grid_.tile_cols,
+                                          .frequency_stride = m_frequency_stride(),
+                                          .tile_stride = grid_.tile_cols,
+                                          .y = pools_ ? static_cast<void*>(map) : to,
+                                          .height = out_.h,
+                                          .width = out_.w,
+                                          .pixel = pools_ ? grid_.tile_cols : y.pixel,
+                                          .residual_pixel = residual.pixel,
+                                          .cols = cols,
+                                          .y0 = c.rows.begin * kernels_.tile,
+                                          .x0 = c.cols.begin * kernels_.tile,
+                                          .tiles_per_row = c.cols.size(),
+                                          .first_tile = first,
+                                          .tiles = count,
+                                          .bias = bias(wave, panel * grid_.tile_cols),
+                                          .residual = residual.data,
+                                          .floor = activation_floor(layer_.activation)};
+            if (layer_.is_int8()) {
+                wave.kernels.int8.winograd_transforms.output[c.row_kind][c.col_kind](
+                    {.tiles = args,
+                     .centre = wave.weights.centre(index_) + panel * grid_.tile_cols,
+                     .offset = wave.weights.offset(index_) + panel * grid_.tile_cols,
+                     .scale = scale(wave, panel * grid_.tile_cols),
+                     .residual_type = residual_type_,
+                     .residual_factor = residual_factor_,
+                     .output = output_});
+            } else {
+                writes(wave).winograd[kernels_.number].output[c.row_kind][c.col_kind](args);
+            }
             // The last class completes the image.
             if (pools_ && &c == &classes_.back()) {
                 const index_t floats = pixels() * grid_.tile_cols;
@@ -276,7 +306,13 @@ class WinogradStep final : public ConvStep {
     bool pools_;
     index_t unit_;  // blocks are multiples of so many tiles
     std::vector<TileClass> classes_;
-    index_t map_ = 0;  // offset of one panel's feature map, to be pooled, in the thread's scratch
+    std::size_t v_ = 0;  // where V is in the thread's scratch, of the fused form
+    // Of bytes.
+    OutputArgs output_{};
+    DType residual_type_ = DType::fp32;
+    float residual_factor_ = 0.0f;
+    std::vector<std::uint8_t> zero_bytes_;  // as many as a pixel has
+    std::size_t map_ = 0;                   // offset of one panel's feature map, to be pooled, in the thread's scratch
 };
 
 }  // namespace

@@ -11,6 +11,7 @@ namespace {
 
 void winograd_products(const WinogradProductsArgs& w) {
     const index_t offset = 0;
+    const float* const v = static_cast<const float*>(w.v);
     GemmArgs g{};
     g.lda = g.segment_length = w.depth;
     g.segment_offset = &offset;
@@ -18,9 +19,9 @@ void winograd_products(const WinogradProductsArgs& w) {
     for (index_t f = 0; f < w.frequencies; ++f) {
         const index_t rows = w.end[f] - w.begin[f];
         if (rows <= 0) continue;
-        const Panel panel{.a = w.v + f * w.v_frequency + w.begin[f] * w.depth,
-                          .next_a = w.v + (f + 1) * w.v_frequency,
-                          .b = w.weights + w.matrix[f] * w.depth * kTileCols,
+        const Panel panel{.a = v + f * w.v_frequency + w.begin[f] * w.depth,
+                          .next_a = v + (f + 1) * w.v_frequency,
+                          .b = static_cast<const float*>(w.weights) + w.matrix[f] * w.depth * kTileCols,
                           .rows = rows,
                           .chunk = w.chunk,
                           .accumulate = w.accumulate,

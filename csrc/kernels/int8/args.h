@@ -7,6 +7,7 @@
 #include "kernels/layout/args.h"
 #include "kernels/pool/args.h"
 #include "kernels/types.h"
+#include "kernels/winograd/args.h"
 
 namespace resfuse {
 
@@ -80,6 +81,23 @@ struct Int8AffineArgs {
     OutputArgs output;
 };
 
+// The output transform of exact Winograd sums, and outputs as Int8GemmArgs has them.
+struct Int8WinogradOutputArgs {
+    WinogradOutputArgs tiles;
+    const std::int32_t* centre;  // of each channel's possible sums
+    const std::int32_t* offset;
+    const float* scale;
+    DType residual_type;
+    float residual_factor;
+    OutputArgs output;
+};
+
+// By the kinds of a tile's rows and columns, as WinogradTransforms.
+struct Int8WinogradTransforms {
+    void (*input[3][3])(const WinogradInputArgs&);
+    void (*output[3][3])(const Int8WinogradOutputArgs&);
+};
+
 struct Int8Kernels {
     int operand_bytes;  // of direct products: bytes of u8 times s8, or words of s16 times s16
     int unit;           // of their reduction: so many are one step of a product
@@ -91,6 +109,10 @@ struct Int8Kernels {
     void (*avg_pool)(const Int8AvgPoolArgs&);
     void (*mean)(const Int8MeanArgs&);
     void (*affine)(const Int8AffineArgs&);
+    WinogradKernels winograd;  // F(4x4, 3x3)
+    Int8WinogradTransforms winograd_transforms;
+    void (*winograd_products)(const WinogradProductsArgs&);
+    void (*pack_winograd)(const PackInt8Args&);
 };
 
 }  // namespace resfuse

@@ -4,6 +4,7 @@
 #include "kernels/int8/copy.h"
 #include "kernels/int8/gemm.h"
 #include "kernels/int8/pools.h"
+#include "kernels/int8/winograd.h"
 #include "kernels/isa/int8.h"
 
 namespace resfuse {
@@ -20,7 +21,11 @@ constexpr ByteKernels make_byte_kernels() {
              .copy_bytes = copy_int8_band<ByteMove<Operand>>,
              .avg_pool = int8_avg_pool,
              .mean = int8_mean,
-             .affine = int8_affine},
+             .affine = int8_affine,
+             .winograd = int8_winograd_kernels(),
+             .winograd_transforms = int8_winograd_transforms<I4x4>(),
+             .winograd_products = int8_winograd_products,
+             .pack_winograd = pack_int8_winograd},
             {.max_pool = max_pool_bytes}};
 }
 

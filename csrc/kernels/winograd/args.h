@@ -20,8 +20,9 @@ struct WinogradInputArgs {
     index_t first_tile;
     index_t tiles;
     index_t phase = 0;  // of stride 2: 2 * (odd rows) + odd columns
-    // Element (group g, frequency f, tile t, channel c) at g * group_stride + f * frequency_stride + t * channels + c.
-    float* v;
+    // Operand (group g, frequency f, tile t, channel c) at g * group_stride + f * frequency_stride + t * channels + c.
+    // Floats; of bytes words, and channels are rounded up to pairs.
+    void* v;
     index_t group_stride = 0;  // of one group: any
     index_t frequency_stride;
     const void* zeros;  // as many as a pixel has channels, read for padding
@@ -29,11 +30,11 @@ struct WinogradInputArgs {
 
 // M = V * weights of one panel, or M plus that, for each frequency's own tiles [begin[f], end[f]).
 struct WinogradProductsArgs {
-    const float* v;  // element (f, t, c) at f * v_frequency + t * depth + c
+    const void* v;  // operand (f, t, c) at f * v_frequency + t * depth + c: floats, or words
     index_t v_frequency;
-    const float* weights;   // matrices [depth][tile_cols]
+    const void* weights;    // matrices [depth][tile_cols], of words in pairs
     const index_t* matrix;  // which of them, of each frequency
-    float* m;               // element (f, t, k) at f * m_frequency + t * tile_cols + k
+    float* m;               // sum (f, t, k) at f * m_frequency + t * tile_cols + k; of words s32
     index_t m_frequency;
     index_t frequencies;  // at most kMostFrequencies
     index_t depth;
@@ -46,7 +47,7 @@ constexpr index_t kMostFrequencies = 36;
 
 // Output transform y = act(A^T m A + bias + residual) of `tiles` tiles of one image, for one panel of channels.
 struct WinogradOutputArgs {
-    const float* m;  // element (f, t, k) at f * frequency_stride + t * tile_stride + k
+    const float* m;  // sum (f, t, k) at f * frequency_stride + t * tile_stride + k; of words s32
     index_t frequency_stride;
     index_t tile_stride;
     void* y;  // NHWC image of the whole layer, already advanced to the panel's first channel
@@ -128,6 +129,7 @@ struct WinogradKernels {
     bool has_edges;                 // whether there are kernels for them
     index_t tile;                   // outputs of a whole tile in one dimension
     index_t points;                 // and its products
+    index_t operand_bytes;          // of these: floats, or words
     index_t stride;                 // of the convolution
     index_t weight_points;          // rows of transformed weights in one dimension
     index_t chunk;                  // of its products, shorter where the output transform magnifies their errors most

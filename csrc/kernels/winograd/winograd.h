@@ -69,30 +69,38 @@ inline void transform_input_tile(const WinogradInputArgs& g, const TilePixels<E,
     }
 }
 
-// Tiles of R rows and C columns of every F::stride-th pixel, from (phase_y, phase_x) on.
-template <class E, class F, class R, class C>
-void transform_input_tiles(const WinogradInputArgs& g, index_t phase_y, index_t phase_x) {
+// Calls f(pixels, t) for tiles of R rows and C columns of every `stride`-th pixel, from (phase_y, phase_x) on.
+template <class E, class R, class C, class F>
+inline void for_each_input_tile(const WinogradInputArgs& g, int stride, index_t phase_y, index_t phase_x, F f) {
     using Storage = typename E::Storage;
     const Storage* const image = static_cast<const Storage*>(g.image.data);
     const Storage* const zeros = static_cast<const Storage*>(g.zeros);
     for (index_t t = 0; t < g.tiles; ++t) {
         const index_t tile = g.first_tile + t;
-        const index_t y0 = tile / g.tiles_per_row * R::out * F::stride - g.pad_top + phase_y;
-        const index_t x0 = tile % g.tiles_per_row * C::out * F::stride - g.pad_left + phase_x;
+        const index_t y0 = tile / g.tiles_per_row * R::out * stride - g.pad_top + phase_y;
+        const index_t x0 = tile % g.tiles_per_row * C::out * stride - g.pad_left + phase_x;
         TilePixels<E, R, C> pixels;
         pixels.next =
-            next_tile<R, C>(tile, t + 1 < g.tiles, g.tiles_per_row, F::stride * g.image.row, F::stride * g.image.pixel);
+            next_tile<R, C>(tile, t + 1 < g.tiles, g.tiles_per_row, stride * g.image.row, stride * g.image.pixel);
         for (int i = 0; i < R::in; ++i) {
-            const index_t y = y0 + i * F::stride;
+            const index_t y = y0 + i * stride;
             const bool row_inside = y >= 0 && y < g.image.height;
             for (int j = 0; j < C::in; ++j) {
-                const index_t x = x0 + j * F::stride;
+                const index_t x = x0 + j * stride;
                 const bool inside = row_inside && x >= 0 && x < g.image.width;
                 pixels.at[i * C::in + j] = inside ? image + y * g.image.row + x * g.image.pixel : zeros;
             }
         }
-        transform_input_tile(g, pixels, F::Full::in, g.v + t * g.channels);
+        f(pixels, t);
     }
+}
+
+template <class E, class F, class R, class C>
+void transform_input_tiles(const WinogradInputArgs& g, index_t phase_y, index_t phase_x) {
+    float* const v = static_cast<float*>(g.v);
+    for_each_input_tile<E, R, C>(g, F::stride, phase_y, phase_x, [&](const TilePixels<E, R, C>& pixels, index_t t) {
+        transform_input_tile(g, pixels, F::Full::in, v + t * g.channels);
+    });
 }
 
 template <class E, class F, class R, class C>
@@ -107,10 +115,10 @@ void winograd_input(const WinogradInputArgs& g) {
     }
 }
 
-template <class E, class F, class R, class C>
-void winograd_output(const WinogradOutputArgs& g) {
-    using Storage = typename E::Storage;
-    const Vec floor = broadcast(g.floor);
+// Transforms sums of type V back: begin(k, n) gives, for n channels from k on, what takes each output and its pixel's
+// number, and how far from that the next tile's is.
+template <class V, class F, class R, class C, class Begin>
+[[gnu::always_inline]] inline void transform_output_tiles(const WinogradOutputArgs& g, const Begin& begin) {
     for (index_t t = 0; t < g.tiles; ++t) {
         const index_t tile = g.first_tile + t;
         const index_t y0 = g.y0 + tile / g.tiles_per_row * R::out;
@@ -121,40 +129,51 @@ void winograd_output(const WinogradOutputArgs& g) {
         for (index_t k = 0; k < g.cols; k += kVectorFloats) {
             const index_t n = g.cols - k < kVectorFloats ? g.cols - k : kVectorFloats;
             const float* m = g.m + t * g.tile_stride + k;
-            Vec half[R::out * C::in];
+            V half[R::out * C::in];
 #pragma GCC unroll 6
             for (int j = 0; j < C::in; ++j) {
-                Vec column[R::in], transformed[R::out];
+                V column[R::in], transformed[R::out];
 #pragma GCC unroll 6
                 for (int i = 0; i < R::in; ++i)
-                    column[i] = load(m + (R::points[i] * F::Full::in + C::points[j]) * g.frequency_stride);
+                    column[i] = load_raw<V>(m + (R::points[i] * F::Full::in + C::points[j]) * g.frequency_stride);
                 R::output(column, 1, transformed);
                 for (int i = 0; i < R::out; ++i) half[i * C::in + j] = transformed[i];
             }
-            const Vec bias = g.bias ? load(g.bias + k) : zero();
+            const auto finish = begin(k, n);
 #pragma GCC unroll 4
             for (int i = 0; i < R::out; ++i) {
                 if (i >= rows) break;
-                Vec y[C::out];
+                V y[C::out];
                 C::output(half + i * C::in, 1, y);
                 const index_t first = (y0 + i) * g.width + x0;
 #pragma GCC unroll 4
                 for (int j = 0; j < C::out; ++j) {
                     if (j >= cols) break;
-                    Vec v = y[j] + bias;
-                    if (g.residual) {
-                        const Storage* const residual =
-                            static_cast<const Storage*>(g.residual) + (first + j) * g.residual_pixel + k;
-                        __builtin_prefetch(residual + next * g.residual_pixel);
-                        v += E::load_first(residual, n);
-                    }
-                    Storage* const to = static_cast<Storage*>(g.y) + (first + j) * g.pixel + k;
-                    __builtin_prefetch(to + next * g.pixel, 1);
-                    E::store_first(to, clamp_below(v, floor), n);
+                    finish(y[j], first + j, next);
                 }
             }
         }
     }
+}
+
+template <class E, class F, class R, class C>
+void winograd_output(const WinogradOutputArgs& g) {
+    using Storage = typename E::Storage;
+    const Vec floor = broadcast(g.floor);
+    transform_output_tiles<Vec, F, R, C>(g, [&](index_t k, index_t n) {
+        const Vec bias = g.bias ? load(g.bias + k) : zero();
+        return [&g, k, n, bias, floor](Vec y, index_t pixel, index_t next) {
+            Vec v = y + bias;
+            if (g.residual) {
+                const Storage* const residual = static_cast<const Storage*>(g.residual) + pixel * g.residual_pixel + k;
+                __builtin_prefetch(residual + next * g.residual_pixel);
+                v += E::load_first(residual, n);
+            }
+            Storage* const to = static_cast<Storage*>(g.y) + pixel * g.pixel + k;
+            __builtin_prefetch(to + next * g.pixel, 1);
+            E::store_first(to, clamp_below(v, floor), n);
+        };
+    });
 }
 
 // U = G w G^T of kVectorDoubles channels, computed in double precision and rounded once.
