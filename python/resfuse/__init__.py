@@ -11,6 +11,7 @@ from resfuse.inspect.class_activation_map import class_activation_map
 from resfuse.inspect.profile import Profile, profile
 from resfuse.inspect.report import Report, report
 from resfuse.inspect.verify import Verification, verify
+from resfuse.quantization.quantize import quantize
 from resfuse.runtime.gil import require_gil
 
 require_gil()
@@ -30,6 +31,7 @@ __all__ = [
     "models",
     "nn",
     "profile",
+    "quantize",
     "refresh",
     "report",
     "verify",

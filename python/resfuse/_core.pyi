@@ -22,6 +22,8 @@ class Program:
         activation: str,
         residual: int,
         algorithm: str,
+        reads: tuple[float, int] | None = None,
+        writes: tuple[float, int] | None = None,
     ) -> int: ...
     def add_max_pool(
         self,
@@ -42,9 +44,19 @@ class Program:
         padding: Sequence[int] | None,
         ceil_mode: bool,
         count_include_pad: bool,
+        writes: tuple[float, int] | None = None,
     ) -> int: ...
-    def add_global_avg_pool(self, name: str, input: int) -> int: ...
-    def add_affine(self, name: str, input: int, gate: int, residual: int, activation: str, slope: float) -> int: ...
+    def add_global_avg_pool(self, name: str, input: int, writes: tuple[float, int] | None = None) -> int: ...
+    def add_affine(
+        self,
+        name: str,
+        input: int,
+        gate: int,
+        residual: int,
+        activation: str,
+        slope: float,
+        writes: tuple[float, int] | None = None,
+    ) -> int: ...
     def add_output(self, buffer: int) -> None: ...
     @property
     def isa(self) -> str: ...
@@ -53,7 +65,14 @@ class Program:
 
 class WeightSet:
     def __init__(self, program: Program) -> None: ...
-    def set(self, layer: int, weight: FloatArray, scale: Sequence[float], bias: Sequence[float]) -> None: ...
+    def set(
+        self,
+        layer: int,
+        weight: FloatArray,
+        scale: Sequence[float],
+        bias: Sequence[float],
+        steps: Sequence[float] = (),
+    ) -> None: ...
     def set_affine(self, layer: int, scale: Sequence[float], bias: Sequence[float]) -> None: ...
     @property
     def packed_bytes(self) -> int: ...

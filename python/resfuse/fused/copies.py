@@ -47,6 +47,6 @@ def plain_copy(module: nn.Module) -> nn.Module:
     """The plain model that a fused one was made from, over the same parameters and buffers."""
     copy = shallow_copy(module, plain_class)
     for part in copy.modules():
-        for name in ("_resfuse_algorithm", "_resfuse_dtype"):
+        for name in ("_resfuse_algorithm", "_resfuse_dtype", "_resfuse_ranges"):
             part.__dict__.pop(name, None)
     return copy

@@ -15,6 +15,7 @@ from resfuse.capture.assumptions import ABSENT, FAILS, USUAL, Assumptions, Diffe
 from resfuse.errors import UnsupportedModelError
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import lower
+from resfuse.lowering.ranges import Ranges
 from resfuse.lowering.steps import Lowered
 
 _MOST_GRAPHS = 8
@@ -58,8 +59,11 @@ class Example:
 class Graphs:
     """Keeps a few graphs, the one used last first."""
 
-    def __init__(self, model: nn.Module, algorithm: str, lowered: Lowered | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, algorithm: str, lowered: Lowered | None = None, ranges: Ranges | None = None
+    ) -> None:
         self._algorithm = algorithm
+        self._ranges = ranges
         self._lock = threading.RLock()
         self.kept: list[Graph] = []
         self._example: Example | None = None
@@ -67,7 +71,15 @@ class Graphs:
         self._calls = 0
         self.changed: str | None = None  # what the last new graph was made for
         if lowered is not None and lowered.trace is not None:
-            self._keep(Graph(lowered.trace.key, lowered.trace.assumptions, Binding(lowered, model)))
+            self._keep(Graph(lowered.trace.key, lowered.trace.assumptions, Binding(lowered, model, ranges)))
+
+    def quantize(self, ranges: Ranges) -> None:
+        """Whole programs of all graphs compute with bytes from now on."""
+        with self._lock:
+            self._ranges = ranges
+            for binding in self.bindings():
+                for bound in binding.programs:
+                    bound.quantize(ranges)
 
     def find(self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Graph, int]:
         """The graph for a call, made if there is none, and what its assumptions' check said."""
@@ -121,7 +133,7 @@ class Graphs:
             assumptions = error.assumptions or Assumptions(model)
             return Graph(key, assumptions, None, str(error))
         assert lowered.trace is not None
-        return Graph(key, lowered.trace.assumptions, Binding(lowered, model))
+        return Graph(key, lowered.trace.assumptions, Binding(lowered, model, self._ranges))
 
     def _keep(self, graph: Graph) -> None:
         self.kept.insert(0, graph)
@@ -139,7 +151,7 @@ class Graphs:
             except UnsupportedModelError as error:
                 return Graph((), error.assumptions or Assumptions(model), None, str(error))
             assert lowered.trace is not None
-            graph = Graph(lowered.trace.key, lowered.trace.assumptions, Binding(lowered, model))
+            graph = Graph(lowered.trace.key, lowered.trace.assumptions, Binding(lowered, model, self._ranges))
             self._keep(graph)
             return graph
         key, _ = read_arguments(example.args, example.kwargs)

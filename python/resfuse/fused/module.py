@@ -27,21 +27,25 @@ from resfuse.fused.calls import (
 )
 from resfuse.fused.copies import plain_copy
 from resfuse.fused.graphs import Graph, Graphs
-from resfuse.lowering.binding import Binding, ProgramRunner
+from resfuse.lowering.binding import Binding, ProgramRunner, watcher
+from resfuse.lowering.ranges import Ranges
 from resfuse.lowering.steps import Lowered
 from resfuse.runtime.executor import DTYPES
 from resfuse.runtime.weights import require_plain
 
 _RUNTIME = "_resfuse_runtime"
+RANGES_KEY = "resfuse_ranges"  # of a state_dict
 
 
 class Fusion:
     """What is derived from a model's modules, and how its calls went. Never pickled or copied; rebuilt on demand."""
 
-    def __init__(self, model: FusedModule, algorithm: str, lowered: Lowered | None = None) -> None:
+    def __init__(
+        self, model: FusedModule, algorithm: str, lowered: Lowered | None = None, ranges: Ranges | None = None
+    ) -> None:
         # Only the model holds this object: a reference back would keep it alive, but for the collector.
         self._model = weakref.ref(model)
-        self.graphs = Graphs(model, algorithm, lowered)
+        self.graphs = Graphs(model, algorithm, lowered, ranges)
         self.fused_calls = 0
         self.native_calls = 0
         self.native_reason: str | None = None
@@ -103,6 +107,7 @@ class FusedModule(nn.Module):
 
     _resfuse_algorithm = "auto"
     _resfuse_dtype: torch.dtype | None = None  # that whole programs compute in; None: their inputs'
+    _resfuse_ranges: Ranges | None = None  # by which whole programs compute with bytes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -153,7 +158,7 @@ class FusedModule(nn.Module):
             if not binding.pools or not are_plain(tensors):
                 return self._native(reason, args, kwargs)
             runner = refuse  # of the graph only its pools are fused
-        result = binding.run(self, inputs, runner, self._resfuse_dtype, autocast_dtype())
+        result = binding.run(self, inputs, runner or watcher.get(), self._resfuse_dtype, autocast_dtype())
         reason = reason or binding.refusal
         if reason is None:
             fusion.fused_calls += 1
@@ -209,8 +214,30 @@ class FusedModule(nn.Module):
         """What is fused, and how calls went."""
         fusion: Fusion | None = self.__dict__.get(_RUNTIME)
         if fusion is None:
-            fusion = self.__dict__[_RUNTIME] = Fusion(self, self._resfuse_algorithm)
+            fusion = self.__dict__[_RUNTIME] = Fusion(self, self._resfuse_algorithm, None, self._resfuse_ranges)
         return fusion
+
+    def quantize(self, ranges: Ranges) -> None:
+        """Whole programs compute with bytes by these ranges from now on."""
+        self._resfuse_ranges = ranges
+        self.fusion().graphs.quantize(ranges)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._resfuse_ranges is not None:
+            destination[prefix + RANGES_KEY] = self._resfuse_ranges.to_tensor()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.pop(prefix + RANGES_KEY, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if stored is not None:
+            errors: list[str] = args[-1]
+            try:
+                ranges = Ranges.from_tensor(stored)
+                require_ranges_of(self, ranges)
+                self.quantize(ranges)
+            except (ValueError, UnsupportedModelError) as error:
+                errors.append(f"{prefix}{RANGES_KEY}: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -222,6 +249,17 @@ class FusedModule(nn.Module):
         plain = plain_copy(self)
         prepare = getattr(plain, "__prepare_scriptable__", None)
         return plain if prepare is None else prepare()
+
+
+def require_ranges_of(model: FusedModule, ranges: Ranges) -> None:
+    """Raises ValueError for ranges of another model: those of values or layers that this one does not have."""
+    programs = model.fusion().binding.programs
+    values = {name for bound in programs for name in bound.names}
+    layers = {layer.name for bound in programs for layer in bound.step.spec.layers}
+    missing = [name for name in ranges.values if name not in values]
+    missing += [name for name in ranges.keep if name not in layers]
+    if missing:
+        raise ValueError(f"ranges: got some of {missing[0]!r}, which {type(model).__name__} does not compute")
 
 
 def fused_parts(model: nn.Module, path: str = "") -> Iterator[tuple[str, FusedModule]]:

@@ -39,7 +39,7 @@ def probe(
         extra = [buffer for buffer in dict.fromkeys(wanted(bound.step)) if buffer not in present]
         if any(buffer < len(spec.inputs) for buffer in extra):
             raise ValueError("wanted: an input of a program cannot be kept")
-        longer = spec.with_outputs([*spec.outputs, *(OutputSpec(buffer) for buffer in extra)])
+        longer = bound.with_outputs([*spec.outputs, *(OutputSpec(buffer) for buffer in extra)])
         results = ops.run_program(inputs, parameters, longer.to_text(), (), model._resfuse_dtype)
         by_buffer = {output.buffer: result for output, result in zip(longer.outputs, results, strict=True)}
         kept[bound.step] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +15,12 @@ from resfuse import _core
 from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
 from resfuse.capture.tracer import Output
 from resfuse.lowering.layouts import contiguous_outputs, is_blind, made_contiguous, with_plain_gradient
+from resfuse.lowering.ranges import Ranges, int8_spec
 from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
 from resfuse.runtime.executor import DTYPES, executor_of
-from resfuse.runtime.spec import AffineSpec, ConvSpec
+from resfuse.runtime.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec
 from resfuse.training.batch_norm import CalledNorm, RunningNorm
 from resfuse.training.split import Block, reads, split
 
@@ -33,12 +35,19 @@ class RefusedError(ValueError):
 class BoundProgram:
     """A program step and where its parameters are: in modules, or among the arguments of the graph."""
 
-    def __init__(self, step: ProgramStep, model: nn.Module) -> None:
+    def __init__(self, step: ProgramStep, model: nn.Module, ranges: Ranges | None = None) -> None:
         self.step = step
         self.text = step.text
         self.inputs = [node.name for node in step.inputs]
         self.outputs = [node.name for node in step.outputs]
         self.last_plan: _core.Plan | None = None  # of the last call as a whole
+        # Names of its buffers, and its form that computes with bytes.
+        self.names = [*self.inputs, *(node.name for node in step.nodes)]
+        self.ranges: Ranges | None = None
+        self.int8: ProgramSpec | None = None
+        self.int8_text: str | None = None
+        if ranges is not None:
+            self.quantize(ranges)
         self.aliases = [(node.name, other.name) for node, other in step.aliases]
         self._sources: list[tuple[dict[str, Any] | None, str]] = [_source(path, model) for path in step.parameters]
         places = [(tensors, name) for tensors, name in self._sources if tensors is not None]
@@ -59,6 +68,26 @@ class BoundProgram:
         self._blocks: dict[tuple[bool, ...], tuple[Block, ...]] = {}
         for training in (False, True):
             self._split(tuple(norm is not None and training for norm in self._norms))
+
+    def quantize(self, ranges: Ranges) -> None:
+        """Whole programs compute with bytes from now on, where there are ranges for it."""
+        self.ranges = ranges
+        self.int8 = int8_spec(self.step.spec, self.names, ranges)
+        self.int8_text = None if self.int8 is None else self.int8.to_text()
+
+    def with_outputs(self, outputs: Sequence[OutputSpec]) -> ProgramSpec:
+        """The program that runs as a whole, returning other buffers as real numbers."""
+        spec = self.step.spec.with_outputs(outputs)
+        return spec if self.ranges is None else int8_spec(spec, self.names, self.ranges) or spec
+
+    def text_for(
+        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype | None
+    ) -> str:
+        """The program to run as a whole: of bytes where it was quantised and all tensors are float32."""
+        if self.int8_text is None or dtype not in (None, torch.float32):
+            return self.text
+        plain = all([x.dtype is torch.float32 for x in (*inputs, *parameters)])
+        return self.int8_text if plain else self.text
 
     def _split(self, batch_statistics: tuple[bool, ...]) -> tuple[Block, ...]:
         self._blocks[batch_statistics] = split(self.step.spec, batch_statistics)
@@ -166,13 +195,16 @@ def _norm(mode: NormMode | None, model: nn.Module) -> nn.BatchNorm2d | NormMode 
 
 ProgramRunner = Callable[[BoundProgram, list[torch.Tensor], list[torch.Tensor]], list[torch.Tensor]]
 
+# How programs run instead, where somebody watches calls that would run them as a whole.
+watcher: ContextVar[ProgramRunner | None] = ContextVar("watcher", default=None)
+
 
 class Binding:
     """Runs the steps of a lowered graph on one model."""
 
-    def __init__(self, lowered: Lowered, model: nn.Module) -> None:
+    def __init__(self, lowered: Lowered, model: nn.Module, ranges: Ranges | None = None) -> None:
         self.lowered = lowered
-        self.programs = [BoundProgram(step, model) for step in lowered.programs]
+        self.programs = [BoundProgram(step, model, ranges) for step in lowered.programs]
         nodes = list(lowered.graph.nodes)
         self._placeholders = [n.name for n in nodes if n.op == "placeholder"]
         self._attributes = [(n.name, str(n.target)) for n in nodes if n.op == "get_attr"]
@@ -285,11 +317,12 @@ class Binding:
                 elif parameters and parameters[0].dtype is not inputs[0].dtype:
                     raise RefusedError(f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}")
                 planes = tuple([i for i in plain if i in step.handed_out])
-                results = ops.run_program(inputs, parameters, step.text, planes, dtype)
+                text = step.text if autocast is not None else step.text_for(inputs, parameters, dtype)
+                results = ops.run_program(inputs, parameters, text, planes, dtype)
                 plain = [i for i in plain if i not in planes]
                 if not torch.compiler.is_compiling():
                     stored = parameters[0].dtype if parameters else inputs[0].dtype
-                    step.last_plan = executor_of(step.text, dtype or inputs[0].dtype, stored).last_plan
+                    step.last_plan = executor_of(text, dtype or inputs[0].dtype, stored).last_plan
             else:
                 results = run_program(step, inputs, parameters)
         except (ValueError, TypeError, KeyError, RuntimeError) as refusal:

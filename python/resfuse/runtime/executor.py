@@ -67,6 +67,8 @@ def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype 
                 activation=layer.activation,
                 residual=-1 if layer.residual is None else layer.residual,
                 algorithm=layer.algorithm,
+                reads=layer.reads,
+                writes=layer.writes,
             )
         elif isinstance(layer, MaxPoolSpec):
             buffer = program.add_max_pool(
@@ -87,6 +89,7 @@ def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype 
                 padding=layer.padding,
                 ceil_mode=layer.ceil_mode,
                 count_include_pad=layer.count_include_pad,
+                writes=layer.writes,
             )
         elif isinstance(layer, AffineSpec):
             buffer = program.add_affine(
@@ -96,9 +99,10 @@ def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype 
                 residual=-1 if layer.residual is None else layer.residual,
                 activation=layer.activation,
                 slope=layer.slope,
+                writes=layer.writes,
             )
         else:
-            buffer = program.add_global_avg_pool(name=layer.name, input=layer.input)
+            buffer = program.add_global_avg_pool(name=layer.name, input=layer.input, writes=layer.writes)
         if buffer != layer.output:
             raise ValueError(
                 f"program: layer {layer.name} makes buffer {buffer}, its specification says {layer.output}"

@@ -12,6 +12,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+# Scale and zero point: a byte q stands for (q - zero point) * scale.
+Range = tuple[float, int]
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchNormSpec:
@@ -28,7 +31,9 @@ class BatchNormSpec:
 class ConvSpec:
     """Convolution or linear layer with its epilogue: ``act(conv(input) * scale + bias + residual)``.
 
-    ``padding`` is (top, left, bottom, right), or None for TensorFlow's "same" padding.
+    ``padding`` is (top, left, bottom, right), or None for TensorFlow's "same" padding. It computes with bytes where its
+    input is of bytes, or is real numbers that ``reads`` makes bytes of. ``writes`` makes bytes of its output.
+    ``weight_steps`` is the place of given steps of its weights, by output channel.
     """
 
     name: str
@@ -47,6 +52,9 @@ class ConvSpec:
     activation: str = "none"
     residual: int | None = None
     algorithm: str = "auto"
+    reads: Range | None = None
+    writes: Range | None = None
+    weight_steps: int | None = None
     kind: str = "conv"
 
 
@@ -77,6 +85,7 @@ class AvgPoolSpec:
     padding: tuple[int, int, int, int] | None
     ceil_mode: bool
     count_include_pad: bool
+    writes: Range | None = None
     kind: str = "avg_pool"
 
     @property
@@ -93,6 +102,7 @@ class GlobalAvgPoolSpec:
     input: int
     output: int
     mean: bool = False
+    writes: Range | None = None
     kind: str = "global_avg_pool"
 
 
@@ -112,6 +122,7 @@ class AffineSpec:
     residual: int | None = None
     activation: str = "none"
     slope: float = 0.0
+    writes: Range | None = None
     kind: str = "affine"
 
 

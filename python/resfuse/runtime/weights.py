@@ -178,7 +178,8 @@ class PackedWeights:
                 weight = tensors[layer.weight].detach().float()
                 if weight.dim() == 2:
                     weight = weight[:, :, None, None]
-                weights.set(index, view(weight), *fold_batch_norm(layer.batch_norm, layer.bias, tensors))
+                steps = [] if layer.weight_steps is None else tensors[layer.weight_steps].tolist()
+                weights.set(index, view(weight), *fold_batch_norm(layer.batch_norm, layer.bias, tensors), steps)
             elif isinstance(layer, AffineSpec):
                 weights.set_affine(index, *fold_batch_norm(layer.batch_norm, None, tensors))
         return weights

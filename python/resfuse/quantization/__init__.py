@@ -1,0 +1,1 @@
+"""Post-training quantisation: ranges of feature maps found on a user's batches, and which layers they suit."""
