@@ -45,30 +45,70 @@ inline void store_bytes_first(std::uint8_t* p, VecInt v, index_t n) {
     std::memcpy(p, &lanes, static_cast<std::size_t>(n));
 }
 
+[[gnu::always_inline]] inline void store_two(std::uint8_t* p, VecInt a, VecInt b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // The halves of a and b alternate until they are put in order.
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+#else
+    store_vector(p, narrow_to_bytes(a));
+    store_vector(p + kVectorFloats, narrow_to_bytes(b));
+#endif
+}
+
 inline Vec to_floats(VecInt v) { return __builtin_convertvector(v, Vec); }
 
-// The same value, of which the compiler cannot tell that it is a product: a multiply-add would not round it, and not
-// all levels have one. Results are the same bits on every level.
-[[gnu::always_inline]] inline Vec rounded(Vec v) {
-#if defined(RESFUSE_X86)
-    asm("" : "+v"(v));
+// a * b + c, rounded once on every level, so that all give the same bits. Without an instruction for it: the product is
+// exact as a double; the sum is rounded to odd there, which a second rounding, to a float, cannot spoil (Boldo and
+// Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+[[gnu::always_inline]] inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
 #elif defined(__aarch64__)
-    asm("" : "+w"(v));
+    for (int i = 0; i < kVectorFloats; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    for (int i = 0; i < kVectorFloats; ++i) {
+        const double product = static_cast<double>(a[i]) * static_cast<double>(b[i]), added = static_cast<double>(c[i]);
+        double sum = product + added;
+        const double part = sum - product;
+        const double error = (product - (sum - part)) + (added - part);
+        std::uint64_t bits = __builtin_bit_cast(std::uint64_t, sum);
+        if (error != 0.0 && (bits & 1) == 0) bits += (error > 0.0) == (sum > 0.0) ? 1 : ~std::uint64_t{0};
+        sum = __builtin_bit_cast(double, bits);
+        c[i] = static_cast<float>(sum);
+    }
+    return c;
 #endif
-    return v;
 }
 
 // Between bounds; NaN becomes the lower one.
 [[gnu::always_inline]] inline Vec clamp(Vec v, Vec low, Vec high) {
+    // The x86 maximum gives its second operand when either is NaN.
+#if defined(__AVX512F__)
+    return _mm512_maskz_min_ps(0xffff, _mm512_maskz_max_ps(0xffff, v, low), high);
+#elif defined(__AVX__)
+    return _mm256_min_ps(_mm256_max_ps(v, low), high);
+#else
     const Vec above = v > low ? v : low;
     return above < high ? above : high;
+#endif
 }
 
-// Numbers between -255 and 255, rounded to nearest, ties to even, plus a number: those behind the point of 1.5 * 2^23
-// are whole, and they lie at the bottom of its bits.
-[[gnu::always_inline]] inline VecInt round_and_add(Vec v, int number) {
+// Numbers between -255 and 255, rounded to nearest, ties to even.
+[[gnu::always_inline]] inline VecInt round_to_int(Vec v) {
+#if defined(__AVX512F__)
+    return (VecInt)_mm512_maskz_cvtps_epi32(0xffff, v);
+#elif defined(__AVX__)
+    return (VecInt)_mm256_cvtps_epi32(v);
+#else
+    // Those behind the point of 1.5 * 2^23 are whole, and they lie at the bottom of its bits.
     constexpr float kShift = 0x1.8p23f;
-    return (VecInt)(v + kShift) - (static_cast<int>(__builtin_bit_cast(std::uint32_t, kShift)) - number);
+    return (VecInt)(v + kShift) - static_cast<int>(__builtin_bit_cast(std::uint32_t, kShift));
+#endif
 }
 
 // As bytes of a range: torch.quantize_per_tensor's rule.
@@ -78,7 +118,7 @@ struct Quantizer {
           low(broadcast(static_cast<float>(-range.zero_point))),
           high(broadcast(static_cast<float>(255 - range.zero_point))),
           zero_point(range.zero_point) {}
-    VecInt operator()(Vec x) const { return round_and_add(clamp(x * steps, low, high), zero_point); }
+    VecInt operator()(Vec x) const { return round_to_int(clamp(x * steps, low, high)) + zero_point; }
 
     Vec steps, low, high;
     int zero_point;
@@ -89,22 +129,38 @@ template <DType Type>
 class Writer {
   public:
     explicit Writer(const OutputArgs& args)
-        : args_(args), low_(broadcast(args.low)), high_(broadcast(args.high)), steps_(broadcast(args.steps)) {}
+        : args_(args),
+          low_(broadcast(args.low)),
+          high_(broadcast(args.high)),
+          steps_(broadcast(args.steps)),
+          zero_point_(VecInt{} + args.zero_point) {}
 
     [[gnu::always_inline]] void operator()(void* y, index_t i, Vec v, index_t n) const {
         if (args_.activation.kind != Activation::none) v = activated(args_.activation, v);
         if constexpr (Type == DType::u8) {
             if (args_.steps != 1.0f) v = v * steps_;
-            store_bytes_first(static_cast<std::uint8_t*>(y) + i, round_and_add(clamp(v, low_, high_), args_.zero_point),
-                              n);
+            store_bytes_first(static_cast<std::uint8_t*>(y) + i, byte_of(v), n);
         } else {
             store_first(static_cast<float*>(y) + i, clamp_below(v, low_), n);
         }
     }
 
+    // Two vectors that lie one behind the other.
+    [[gnu::always_inline]] void operator()(void* y, index_t i, Vec a, Vec b) const {
+        if constexpr (Type == DType::u8) {
+            if (args_.activation.kind == Activation::none)
+                return store_two(static_cast<std::uint8_t*>(y) + i, byte_of(a), byte_of(b));
+        }
+        (*this)(y, i, a, kVectorFloats);
+        (*this)(y, i + kVectorFloats, b, kVectorFloats);
+    }
+
   private:
+    [[gnu::always_inline]] VecInt byte_of(Vec v) const { return round_to_int(clamp(v, low_, high_)) + zero_point_; }
+
     const OutputArgs& args_;
     Vec low_, high_, steps_;
+    VecInt zero_point_;
 };
 
 // Calls f with a Writer of the outputs' type.

@@ -23,16 +23,21 @@ struct Int8Tile {
     const typename D::Weight* b;
     std::uint32_t* sums;
     bool accumulate;
+    const std::int32_t* offset = nullptr;  // what sums begin with; null: nothing
 };
 
 template <class D, int Rows, int Vectors>
 [[gnu::noinline]] void multiply_int8_tile(const Int8Tile<D>& tile) {
+    // What is there already, or the same for all rows.
+    static constexpr std::uint32_t kNothing[kTileCols] = {};
+    const auto* const offset = reinterpret_cast<const std::uint32_t*>(tile.offset);
+    const std::uint32_t* const begin = tile.accumulate ? tile.sums : offset ? offset : kNothing;
+    const index_t pitch = tile.accumulate ? kTileCols : 0;
     VecBits acc[Rows][Vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-        for (int j = 0; j < Vectors; ++j)
-            acc[i][j] = tile.accumulate ? load_raw<VecBits>(tile.sums + i * kTileCols + j * kVectorFloats) : VecBits{};
+        for (int j = 0; j < Vectors; ++j) acc[i][j] = load_raw<VecBits>(begin + i * pitch + j * kVectorFloats);
     const typename D::Weight* b = tile.b;
     for (const index_t *offset = tile.offsets, *const end = offset + tile.segments; offset < end; ++offset) {
         RowWalk<Rows, typename D::Operand> rows(tile.a + *offset, tile.lda);
@@ -105,18 +110,30 @@ inline void multiply_int8_panel(Int8Tile<D> tile, index_t segments, index_t leng
 // Outputs of `cols` columns of rows whose sums lie kTileCols apart.
 template <class W, class R>
 inline void finish_int8_rows(const Int8GemmArgs& g, const std::uint32_t* sums, index_t rows, index_t cols,
-                             index_t column, index_t panel_column, index_t first_row, const W& write, R) {
-    for (index_t k = 0; k < cols; k += kVectorFloats) {
-        const index_t n = at_most(cols - k, kVectorFloats);
-        const VecBits offset = load_raw<VecBits>(g.offset + panel_column + k);
-        const Vec scale = load(g.product.scale + panel_column + k), bias = load(g.product.bias + panel_column + k);
-        const Vec factor = broadcast(g.residual_factor);
-        index_t at = first_row * g.product.ldc + column + k, add = first_row * g.product.ldr + column + k;
-        for (index_t i = 0; i < rows; ++i, at += g.product.ldc, add += g.product.ldr) {
-            const VecInt sum = (VecInt)(load_raw<VecBits>(sums + i * kTileCols + k) + offset);
-            Vec v = rounded(to_floats(sum) * scale) + bias;
-            if constexpr (!std::is_same_v<R, NoReader>) v += rounded(R::at(g.product.residual, add, n) * factor);
-            write(g.product.c, at, v, n);
+                             index_t column, index_t first_row, const W& write, R) {
+    const GemmArgs& p = g.product;
+    const Vec factor = broadcast(g.residual_factor);
+    index_t at = first_row * p.ldc + column, add = first_row * p.ldr + column;
+    const auto value = [&](const std::uint32_t* sum, Vec scale, Vec bias, index_t k, index_t n) {
+        const Vec v = multiply_add(to_floats((VecInt)load_raw<VecBits>(sum + k)), scale, bias);
+        if constexpr (std::is_same_v<R, NoReader>) {
+            return v;
+        } else {
+            return multiply_add(R::at(p.residual, add + k, n), factor, v);
+        }
+    };
+    static_assert(kTileVectors == 2);
+    const Vec scale[2] = {load(p.scale + column), load(p.scale + column + kVectorFloats)};
+    const Vec bias[2] = {load(p.bias + column), load(p.bias + column + kVectorFloats)};
+    for (; rows > 0; --rows, sums += kTileCols, at += p.ldc, add += p.ldr) {
+        if (cols == kTileCols) {
+            write(p.c, at, value(sums, scale[0], bias[0], 0, kVectorFloats),
+                  value(sums, scale[1], bias[1], kVectorFloats, kVectorFloats));
+            continue;
+        }
+        for (int j = 0; j < 2 && j * kVectorFloats < cols; ++j) {
+            const index_t k = j * kVectorFloats, n = at_most(cols - k, kVectorFloats);
+            write(p.c, at + k, value(sums, scale[j], bias[j], k, n), n);
         }
     }
 }
@@ -133,11 +150,12 @@ inline void int8_gemm_block(const Int8GemmArgs& g, index_t begin, index_t end) {
                                 .offsets = p.segment_offset,
                                 .b = static_cast<const typename D::Weight*>(p.b) + column * reduction,
                                 .sums = sums,
-                                .accumulate = false},
+                                .accumulate = false,
+                                .offset = g.offset + column},
                                p.segments, p.segment_length, end - begin, cols <= kVectorFloats);
         with_writer(g.output, [&](const auto& write) {
             with_reader(p.residual != nullptr, g.residual_type, [&](auto reader) {
-                finish_int8_rows(g, sums, end - begin, cols, column, column, begin, write, reader);
+                finish_int8_rows(g, sums, end - begin, cols, column, begin, write, reader);
             });
         });
     }

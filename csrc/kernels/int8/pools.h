@@ -78,7 +78,7 @@ void int8_avg_pool(const Int8AvgPoolArgs& args) {
                     for (index_t r = 0; r < taps_h; ++r)
                         for (index_t s = 0; s < taps_w; ++s)
                             sum += load_bytes_first(window + r * g.image.row + s * g.image.pixel + c, n);
-                    write(g.y, to + c, rounded(to_floats(sum) * factor), n);
+                    write(g.y, to + c, to_floats(sum) * factor, n);
                 }
             });
         }
@@ -109,7 +109,7 @@ void int8_mean(const Int8MeanArgs& g) {
                             sum += load_bytes_first(image + row * g.image.row + col * g.image.pixel + c, n);
                     total += to_floats(sum);
                 }
-            write(g.y, c, rounded(total * factor) + shift, n);
+            write(g.y, c, multiply_add(total, factor, shift), n);
         }
     });
 }
@@ -125,9 +125,10 @@ void int8_affine(const Int8AffineArgs& g) {
                     for (index_t row = 0; row < g.rows; ++row)
                         for (index_t c = 0; c < g.channels; c += kVectorFloats) {
                             const index_t n = at_most(g.channels - c, kVectorFloats), at = row * g.channels + c;
-                            Vec v = rounded(X::at(g.x, at, n) * load_first(g.scale + c, n)) + load_first(g.bias + c, n);
+                            Vec v =
+                                multiply_add(X::at(g.x, at, n), load_first(g.scale + c, n), load_first(g.bias + c, n));
                             if constexpr (!std::is_same_v<R, NoReader>)
-                                v += rounded(R::at(g.residual.data, at, n) * factor);
+                                v = multiply_add(R::at(g.residual.data, at, n), factor, v);
                             write(g.y, at, v, n);
                         }
                 }

@@ -175,9 +175,9 @@ void int8_winograd_output(const Int8WinogradOutputArgs& args) {
                           factor = broadcast(args.residual_factor);
                 return [=, &g, &write](VecBits y, index_t pixel, index_t) {
                     const VecInt sum = ((VecInt)(y * kInverseOf9 - shift) >> kPowerOfTwo) + (VecInt)offset;
-                    Vec v = rounded(to_floats(sum) * scale) + bias;
+                    Vec v = multiply_add(to_floats(sum), scale, bias);
                     if constexpr (!std::is_same_v<Reads, NoReader>)
-                        v += rounded(Reads::at(g.residual, pixel * g.residual_pixel + k, n) * factor);
+                        v = multiply_add(Reads::at(g.residual, pixel * g.residual_pixel + k, n), factor, v);
                     write(g.y, pixel * g.pixel + k, v, n);
                 };
             });
