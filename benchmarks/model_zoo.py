@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/mod
 from benchmarks.zoo import ZOO, Entry, fused_share
 from resfuse.bench.models import randomize_batch_norm
 from resfuse.bench.timing import interleaved
-from resfuse.inspect.verify import tensors_of
+from resfuse.quantization.sensitivity import tensors_of
 
 
 def error_ratio(model: nn.Module, fast: nn.Module, x: torch.Tensor) -> float:

@@ -190,9 +190,7 @@ def _layer(layer: LayerSpec, buffers: list[Buffer], parameters: Sequence[torch.T
     return _written(layer, f32(sums) * (steps / f32(divisor)), "none")
 
 
-def run_integers(
-    spec: ProgramSpec, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]
-) -> list[Array]:
+def run_integers(spec: ProgramSpec, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> list[Array]:
     """What a program gives for [N, C, H, W] inputs."""
     buffers = [Buffer(x.numpy()) for x in inputs]
     for layer in spec.layers:

@@ -32,9 +32,7 @@ from tests.kernels.test_convolutions import convolutions
 from tests.programs import LAYOUTS, isas, make_input, make_tensors
 from tests.reference import run_reference
 
-ranges = st.tuples(
-    st.floats(2.0**-12, 2.0, width=32), st.one_of(st.integers(0, 255), st.sampled_from([0, 128, 255]))
-)
+ranges = st.tuples(st.floats(2.0**-12, 2.0, width=32), st.one_of(st.integers(0, 255), st.sampled_from([0, 128, 255])))
 optional_ranges = st.none() | ranges
 
 
@@ -169,7 +167,7 @@ def ranges_of(spec: ProgramSpec, inputs: list[torch.Tensor], parameters: list[to
         observer = Observer()
         observer.add(value)
         if observer.low < 0 or observer.high > 0:
-            found[str(i)] = observer.range("minmax")
+            found[str(i)] = observer.range("minmax")  # type: ignore[assignment]
     return Ranges(found)
 
 
@@ -178,9 +176,7 @@ def ranges_of(spec: ProgramSpec, inputs: list[torch.Tensor], parameters: list[to
     isa=isas, spec=program_specs(), size=st.integers(2, 33), batch=st.integers(1, 3), layout=st.sampled_from(LAYOUTS),
     kept=st.booleans(), threads=st.integers(1, 3),
 )  # fmt: skip
-def test_programs(
-    isa: str, spec: ProgramSpec, size: int, batch: int, layout: str, kept: bool, threads: int
-) -> None:
+def test_programs(isa: str, spec: ProgramSpec, size: int, batch: int, layout: str, kept: bool, threads: int) -> None:
     """Whatever of a program can compute with bytes does so, and gives about the real numbers."""
     generator = torch.Generator().manual_seed(size)
     x = make_input((batch, spec.inputs[0], size, size), layout, generator)

@@ -13,7 +13,7 @@ from torch import nn
 
 import resfuse
 from resfuse.bench.models import make_model, randomize_batch_norm
-from resfuse.inspect.verify import tensors_of
+from resfuse.quantization.sensitivity import tensors_of
 
 
 def _parameters() -> list[Any]:

@@ -208,7 +208,7 @@ class FusedModule(nn.Module):
     def adopt(self, lowered: Lowered, algorithm: str, dtype: torch.dtype | None) -> None:
         """Takes over an already lowered form of this very structure."""
         self._resfuse_algorithm, self._resfuse_dtype = algorithm, dtype
-        self.__dict__[_RUNTIME] = Fusion(self, algorithm, lowered)
+        self.__dict__[_RUNTIME] = Fusion(self, algorithm, lowered, self._resfuse_ranges)
 
     def fusion(self) -> Fusion:
         """What is fused, and how calls went."""

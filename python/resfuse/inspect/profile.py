@@ -121,7 +121,8 @@ def _prefixes(parts: dict[str, FusedModule]) -> dict[str, list[str]]:
     prefixes: dict[str, list[str]] = {}
     for path, part in parts.items():
         for bound in part.fusion().binding.programs:
-            prefixes.setdefault(bound.step.text, []).append(f"{path}." if path else "")
+            for text in {bound.text, bound.int8_text or bound.text}:  # one of which has run
+                prefixes.setdefault(text, []).append(f"{path}." if path else "")
     return prefixes
 
 

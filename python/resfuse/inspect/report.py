@@ -15,7 +15,7 @@ from resfuse.fused.module import fusion_reason, require_fused
 from resfuse.inspect.tables import format_table
 from resfuse.layers.global_avg_pool import FusedPool
 from resfuse.lowering.binding import BoundProgram
-from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
+from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, Range
 
 if TYPE_CHECKING:
     import rich.console
@@ -32,6 +32,9 @@ class ReportRow:
     packed_bytes: int = 0
     effective_gflop: float = 0.0  # of the last call, 2 x the direct algorithm's multiply-adds
     effective_gflops: float = 0.0  # per second: the cost model's estimate, of all threads
+    precision: str = ""  # of a quantised model's whole programs: "int8" or "fp32"
+    range: str = ""  # the real numbers that its output's bytes stand for
+    noise: float | None = None  # signal-to-noise ratio on the calibration data, decibels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Report:
         return [row for row in self.rows if not row.fused]
 
     def __str__(self) -> str:
-        return "\n".join([*self._summary(), "", format_table(_HEADER, map(_cells, self.rows))])
+        return "\n".join([*self._summary(), "", format_table(self._header(), map(self._cells, self.rows))])
 
     def __rich__(self) -> rich.console.RenderableType:
         """For ``rich.print``."""
@@ -65,10 +68,10 @@ class Report:
         from rich.text import Text
 
         table = Table(box=None, header_style="bold")
-        for title in _HEADER:
+        for title in self._header():
             table.add_column(title, overflow="fold")
         for row in self.rows:
-            table.add_row(*(Text(cell) for cell in _cells(row)), style="" if row.fused else "yellow")
+            table.add_row(*(Text(cell) for cell in self._cells(row)), style="" if row.fused else "yellow")
         return Group(*(Text(line) for line in self._summary()), Text(), table)
 
     def _repr_html_(self) -> str:
@@ -78,8 +81,19 @@ class Report:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         summary = "<br>".join(html.escape(text) for text in self._summary())
-        body = "".join(line(_cells(row), "td") for row in self.rows)
-        return f"<p>{summary}</p><table><thead>{line(_HEADER, 'th')}</thead><tbody>{body}</tbody></table>"
+        body = "".join(line(self._cells(row), "td") for row in self.rows)
+        return f"<p>{summary}</p><table><thead>{line(self._header(), 'th')}</thead><tbody>{body}</tbody></table>"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether whole programs compute with bytes."""
+        return any(row.precision == "int8" for row in self.rows)
+
+    def _header(self) -> tuple[str, ...]:
+        return (*_HEADER, *_INT8_HEADER) if self.quantized else _HEADER
+
+    def _cells(self, row: ReportRow) -> tuple[str, ...]:
+        return (*_cells(row), *_int8_cells(row)) if self.quantized else _cells(row)
 
     def _summary(self) -> list[str]:
         packed = sum(row.packed_bytes for row in self.rows) / 2**20
@@ -95,6 +109,7 @@ class Report:
 
 
 _HEADER = ("part", "", "what", "algorithm", "packed", "GFLOP", "GFLOP/s (estimate)")
+_INT8_HEADER = ("computes in", "output's range", "signal/noise")
 
 
 def _cells(row: ReportRow) -> tuple[str, ...]:
@@ -107,6 +122,10 @@ def _cells(row: ReportRow) -> tuple[str, ...]:
         f"{row.effective_gflop:.3f}" if row.effective_gflop else "",
         f"{row.effective_gflops:.0f}" if row.effective_gflops else "",
     )
+
+
+def _int8_cells(row: ReportRow) -> tuple[str, ...]:
+    return row.precision, row.range, "" if row.noise is None else f"{row.noise:.1f} dB"
 
 
 def report(model: nn.Module) -> Report:
@@ -140,7 +159,7 @@ def report(model: nn.Module) -> Report:
     fusions = [part.fusion() for part in parts.values()]
     return Report(
         type(model).__name__,
-        _state(len(parts), reasons),
+        _state(len(parts), reasons, any(row.precision == "int8" for row in rows)),
         tuple(rows),
         sum(fusion.fused_calls for fusion in fusions),
         sum(fusion.native_calls for fusion in fusions),
@@ -148,7 +167,11 @@ def report(model: nn.Module) -> Report:
     )
 
 
-def _state(parts: int, reasons: list[str]) -> str:
+def _state(parts: int, reasons: list[str], quantized: bool) -> str:
+    if not reasons and quantized:
+        return (
+            "int8 as whole programs in eval mode without gradients, fp32 block by block where gradients are asked for"
+        )
     if not reasons:
         return "fused: as whole programs in eval mode without gradients, block by block where gradients are asked for"
     who = "all parts run" if len(reasons) == parts else f"{len(reasons)} of {parts} parts run"
@@ -174,9 +197,44 @@ def _clock() -> float:
 
 
 def _program_rows(bound: BoundProgram) -> list[ReportRow]:
-    plan = bound.last_plan
+    plan, rows = bound.last_plan, []
     if plan is None:
-        return [ReportRow(layer.name, True, what_of(layer)) for layer in bound.step.spec.layers]
+        rows = [ReportRow(layer.name, True, what_of(layer)) for layer in bound.step.spec.layers]
+    else:
+        rows = _planned_rows(bound, plan)
+    if bound.int8 is None:
+        return rows
+    assert bound.ranges is not None
+    real = {o.buffer for o in bound.int8.outputs} | set(range(len(bound.int8.inputs)))
+    held = {layer.output: layer.writes for layer in bound.int8.layers if not isinstance(layer, MaxPoolSpec)}
+    for layer in bound.int8.layers:  # a max-pool writes what it reads
+        if isinstance(layer, MaxPoolSpec):
+            held[layer.output] = None if layer.output in real else held.get(layer.input)
+    return [
+        dataclasses.replace(
+            row,
+            precision="int8" if _computes_bytes(layer, held) else "fp32",
+            range=_range_text(held[layer.output]),
+            noise=bound.ranges.noise.get(layer.name) if isinstance(layer, ConvSpec) else None,
+        )
+        for row, layer in zip(rows, bound.int8.layers, strict=True)
+    ]
+
+
+def _computes_bytes(layer: LayerSpec, held: dict[int, Range | None]) -> bool:
+    if isinstance(layer, ConvSpec):
+        return layer.reads is not None or held.get(layer.input) is not None
+    return held.get(layer.input) is not None or held[layer.output] is not None
+
+
+def _range_text(held: Range | None) -> str:
+    if held is None:
+        return ""
+    scale, zero = held
+    return f"{-zero * scale:.3g} to {(255 - zero) * scale:.3g}"
+
+
+def _planned_rows(bound: BoundProgram, plan: _core.Plan) -> list[ReportRow]:
     clock = _clock()
     return [
         ReportRow(

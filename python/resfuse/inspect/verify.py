@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from resfuse.fused.module import FusedModule, fused_parts, require_fused
 from resfuse.inspect.probe import probe
 from resfuse.lowering.modules import is_leaf
 from resfuse.lowering.steps import ProgramStep
+from resfuse.quantization.sensitivity import agreement_of, tensors_of
 from resfuse.runtime.spec import AffineSpec, ConvSpec
 
 # Errors below one unit in the last place of the output's rms are as good as none.
@@ -36,6 +38,11 @@ class VerificationRow:
     eager_before: float = 0.0
 
     @property
+    def noise(self) -> float:
+        """Signal-to-noise ratio of the fused output, decibels."""
+        return -20 * math.log10(self.fused_rms) if self.fused_rms > 0 else math.inf
+
+    @property
     def ratio(self) -> float:
         """The fused error over eager's."""
         return self.fused_rms / max(self.eager_rms, self.eager_before, _FLOOR)
@@ -47,6 +54,7 @@ class Verification:
 
     rows: tuple[VerificationRow, ...]
     tolerance: float
+    agreement: float | None = None  # of a quantised model: share of predictions that are those of fp64
 
     @property
     def worst(self) -> VerificationRow:
@@ -55,6 +63,11 @@ class Verification:
 
     def __str__(self) -> str:
         width = max(len(row.part) for row in self.rows)
+        if self.agreement is not None:
+            lines = [f"{'part'.ljust(width)}  signal/noise  largest error"]
+            lines += [f"{row.part.ljust(width)}  {row.noise:9.1f} dB  {row.fused_max:13.2e}" for row in self.rows]
+            lines.append(f"int8: {self.agreement:.1%} of predictions are those of fp64")
+            return "\n".join(lines)
         lines = [f"{'part'.ljust(width)}  eager rms  fused rms  fused max  ratio"]
         lines += [
             f"{row.part.ljust(width)}  {row.eager_rms:9.2e}  {row.fused_rms:9.2e}  {row.fused_max:9.2e}  "
@@ -68,7 +81,9 @@ class Verification:
 def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: float = 4.0) -> Verification:
     """Compares a fused model with the unfused one, both against fp64, after each residual block and at the output.
 
-    A model that was fused in parts is compared at the output of each part.
+    A model that was fused in parts is compared at the output of each part. Of a quantised model the errors are those
+    of its bytes: they have no tolerance. The signal-to-noise ratio of each block and the share of equal predictions
+    tell what quantising costs.
 
     Args:
         model: the unfused model, in eval mode.
@@ -100,9 +115,18 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
         before = max((row.eager_rms for row in rows), default=0.0) if e.numel() < _FEW else 0.0
         row = _row("output" if i == 0 else f"output {i}", e, g, f)
         rows.append(dataclasses.replace(row, eager_before=before))
+    if any(part._resfuse_ranges is not None for part in parts.values()):
+        return _of_bytes(tuple(rows), tolerance, results)
     verification = Verification(tuple(rows), tolerance)
     # NaN compares false with everything, so the test asks for what is good.
     if not all(row.ratio <= tolerance for row in rows):
+        raise VerificationError(str(verification))
+    return verification
+
+
+def _of_bytes(rows: tuple[VerificationRow, ...], tolerance: float, results: Results) -> Verification:
+    verification = Verification(rows, tolerance, agreement_of([results[0]], [results[2]]))
+    if not all(math.isfinite(row.fused_rms) for row in rows):
         raise VerificationError(str(verification))
     return verification
 
@@ -217,13 +241,6 @@ def _run_native(model: nn.Module, inputs: list[torch.Tensor], wanted: set[str]) 
     recorder = _Recorder(fx.GraphModule(model, trace(model, is_leaf).graph), wanted)
     result = recorder.run(*inputs)
     return result, recorder.values
-
-
-def tensors_of(result: Any) -> list[torch.Tensor]:
-    """All tensors of a model's result, in order."""
-    flat: list[torch.Tensor] = []
-    torch.utils._pytree.tree_map_only(torch.Tensor, flat.append, result)
-    return flat
 
 
 def _row(name: str, exact: torch.Tensor, eager: torch.Tensor, fused: torch.Tensor) -> VerificationRow:

@@ -15,8 +15,8 @@ from resfuse import _core
 from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
 from resfuse.capture.tracer import Output
 from resfuse.lowering.layouts import contiguous_outputs, is_blind, made_contiguous, with_plain_gradient
-from resfuse.lowering.ranges import Ranges, int8_spec
 from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
+from resfuse.lowering.ranges import Ranges, int8_spec
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
 from resfuse.runtime.executor import DTYPES, executor_of

@@ -30,8 +30,8 @@ _MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
 class Ranges:
     """What calibration found for one module that is fused as a whole.
 
-    ``values`` are by the names of the graph's nodes. Layers named in ``keep`` compute with real numbers. ``noise`` is by
-    layer: the signal-to-noise ratio of its output on the calibration data, in decibels.
+    ``values`` are by the names of the graph's nodes. Layers named in ``keep`` compute with real numbers. ``noise`` is
+    the signal-to-noise ratio of each layer's output on the calibration data, in decibels.
     """
 
     values: Mapping[str, Range]
@@ -114,7 +114,7 @@ def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]
         if isinstance(layer, GlobalAvgPoolSpec) and len(readers[layer.input]) == 1:
             held.discard(layer.input)
     while True:
-        refused = set()
+        refused: set[int] = set()
         for layer in spec.layers:
             if isinstance(layer, ConvSpec):
                 if layer.output not in computes_bytes:
@@ -156,4 +156,3 @@ def observed_buffers(spec: ProgramSpec) -> list[int]:
             buffer = makers[buffer].input
         found.append(buffer)
     return list(dict.fromkeys(found))
-

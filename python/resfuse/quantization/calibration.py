@@ -72,14 +72,18 @@ class Calibration:
                 return path
         raise KeyError(bound.step.text)
 
-    def take(self, model: nn.Module, batches: Iterable[Any], progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
+    def take(
+        self, model: nn.Module, batches: Iterable[Any], progress: Callable[[Iterable[Any]], Iterable[Any]]
+    ) -> None:
         """Runs the model on all batches.
 
         Raises:
             ValueError, TypeError: there are no batches, or some cannot be used.
         """
         if isinstance(batches, (torch.Tensor, str, bytes, Mapping)) or not isinstance(batches, Iterable):
-            raise TypeError(f"batches: got {type(batches).__name__}, want an iterable of batches, as a DataLoader or a list")
+            raise TypeError(
+                f"batches: got {type(batches).__name__}, want an iterable of batches, as a DataLoader or a list"
+            )
         kept = 0
         executors: dict[BoundProgram, Executor] = {}
         failures: list[str] = []  # which a program must not raise: its nodes would run natively instead
@@ -123,20 +127,23 @@ class Calibration:
             raise ValueError(f"batches: the model ran nothing fused on them ({'; '.join(map(str, reasons))})")
 
     def ranges(self, path: str, method: str) -> dict[str, Range]:
-        """Of one part's feature maps.
+        """Of one part's feature maps; one that was nothing but zeros has none, and what reads it stays real numbers.
 
         Raises:
-            ValueError: one was nothing but zeros.
+            ValueError: all inputs of the part were nothing but zeros.
         """
-        found = {}
-        for name, observer in self.observers[path].items():
-            try:
-                found[name] = observer.range(method)
-            except ValueError as error:
-                raise ValueError(
-                    f"batches: {name} {error} on all of them, so it has no range; other data, or keep= of what reads it"
-                ) from error
-        return found
+        observers = self.observers[path]
+        inputs = {
+            name
+            for binding in self.parts[path].fusion().graphs.bindings()
+            for bound in binding.programs
+            for name in bound.inputs
+        }
+        seen = [observers[name] for name in inputs if name in observers]
+        if seen and all(observer.low == observer.high == 0.0 for observer in seen):
+            raise ValueError("batches: got nothing but zeros, want data that is like that of later use")
+        found = {name: observer.range(method) for name, observer in observers.items()}
+        return {name: byte_range for name, byte_range in found.items() if byte_range is not None}
 
 
 class Trial:

@@ -68,15 +68,11 @@ class Observer:
             self._counts = merged
             self._width *= 2
 
-    def range(self, method: str) -> Range:
-        """Scale and zero point by a method.
-
-        Raises:
-            ValueError: all values were zero.
-        """
+    def range(self, method: str) -> Range | None:
+        """Scale and zero point by a method; None where all values were zero."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if high == low:
-            raise ValueError("got nothing but zeros")
+            return None
         share = _METHODS[method](self, low, high)
         return range_of(low * share[0], high * share[1])
 
@@ -132,7 +128,7 @@ def _entropy(observer: Observer, low: float, high: float) -> tuple[float, float]
         inside = (values >= low * share) & (values <= high * share)
         if not inside.any():
             return math.inf
-        # What is cut off counts at the ends, where a byte's share of the values is spread over those that it stands for.
+        # What is cut off counts at the ends; a byte's share of the values is spread over those that it stands for.
         clipped = counts[inside].copy()
         clipped[0] += counts[values < low * share].sum()
         clipped[-1] += counts[values > high * share].sum()

@@ -44,7 +44,7 @@ def agreement_of(results: Sequence[Any], others: Sequence[Any]) -> float:
 
 
 def layer_noise(model: nn.Module, calibration: Calibration, ranges: Mapping[str, Ranges]) -> dict[Layer, float]:
-    """Signal-to-noise ratio of each convolution's output on the first batch, everything before it being bytes as well."""
+    """Signal-to-noise ratio of each convolution's output on the first batch, with all before it computed with bytes."""
     exact, quantized = Trial(calibration, {}, inner=True), Trial(calibration, ranges, inner=True)
     for runner in (exact, quantized):
         run_trial(model, calibration.batches[:1], runner)
