@@ -172,7 +172,7 @@ def test_small_groups_are_within_four_times_the_error_of_torch(
 ) -> None:
     """ResNeXt's first stages, and channels and extents that no vector and no tile divides."""
     algorithms = [check_three_by_three(isa, channels, groups, size, batch, 1, a) for a in ("winograd_f2", "direct")]
-    lanes = {"generic": 4, "avx2": 8, "avx512": 16, "zen4": 16}[isa]
+    lanes = _core.kernel_table(isa)["vector_floats"]
     if channels // groups < lanes:
         assert algorithms == ["grouped_f2", "grouped"]
 

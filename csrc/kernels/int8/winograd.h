@@ -9,7 +9,6 @@
 #pragma once
 
 #include "kernels/int8/gemm.h"
-#include "kernels/isa/winograd_kinds.h"
 #include "kernels/winograd/winograd.h"
 
 namespace resfuse {

@@ -6,18 +6,6 @@
 namespace resfuse {
 namespace {
 
-template <class Dimension>
-constexpr std::uint32_t points_of() {
-    std::uint32_t mask = 0;
-    for (const int point : Dimension::points) mask |= 1u << point;
-    return mask;
-}
-
-template <class A, class B, class C>
-constexpr WinogradPoints points_of_kinds() {
-    return {points_of<A>(), points_of<B>(), points_of<C>()};
-}
-
 template <class E, class F>
 constexpr WinogradTransforms transforms_with_edges() {
     using A = typename F::Full;

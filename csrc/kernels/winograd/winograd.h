@@ -176,6 +176,19 @@ void winograd_output(const WinogradOutputArgs& g) {
     });
 }
 
+// The products that a dimension of a tile needs, and of its kinds.
+template <class Dimension>
+constexpr std::uint32_t points_of() {
+    std::uint32_t mask = 0;
+    for (const int point : Dimension::points) mask |= 1u << point;
+    return mask;
+}
+
+template <class A, class B, class C>
+constexpr WinogradPoints points_of_kinds() {
+    return {points_of<A>(), points_of<B>(), points_of<C>()};
+}
+
 // U = G w G^T of kVectorDoubles channels, computed in double precision and rounded once.
 template <class F>
 inline void transform_weights(const VecDouble (&w)[3][3], float* u, index_t matrix_stride) {

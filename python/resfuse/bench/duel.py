@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -36,6 +37,12 @@ class Score:
     peak_bytes: int  # resident, above what the process held before the engine was built
     error: float  # rms of the difference from eager's output over the output's rms
     path: str = ""  # which instructions the engine runs, as far as it says
+    agreement: float | None = None  # share of images whose largest output is eager's, of classifiers
+
+    @property
+    def noise(self) -> float:
+        """Signal-to-noise ratio of the output, decibels."""
+        return -20 * math.log10(self.error) if self.error > 0 else math.inf
 
 
 class _Process:
@@ -121,9 +128,8 @@ def duel(
         The scores by engine.
 
     Raises:
-        EngineError: resfuse failed, or its output is further than 1 % (rms; 10 % in bf16 and
-            for gradients) from eager torch's. A peer
-            of which that is true is left out with a warning.
+        EngineError: resfuse failed, or its output is further than 1 % (rms; 10 % in half precision and for gradients,
+            30 % in int8) from eager torch's in fp32. A peer of which that is true is left out with a warning.
     """
     tell = progress or (lambda what: None)
     with tempfile.TemporaryDirectory() as folder, _processes(names) as processes:
@@ -133,6 +139,7 @@ def duel(
             engines.export_onnx(network, x, Path(folder) / "model.onnx")
         first: dict[str, dict[str, Any]] = {}
         errors: dict[str, float] = {}
+        agreements: dict[str, float] = {}
         ready = []
         for process in processes:
             name = process.engine
@@ -144,8 +151,10 @@ def duel(
                 )  # fmt: skip
                 got = np.load(Path(folder) / f"{name}.npy")
                 errors[name] = float(np.sqrt(np.square(got - expected).mean() / np.square(expected).mean()))
+                if got.ndim == 2 and not train:
+                    agreements[name] = float((got.argmax(1) == expected.argmax(1)).mean())
                 # Signs of ReLUs flip between any two engines in fp32: deep networks' gradients are 2 to 3 % from fp64.
-                if not errors[name] < (0.1 if train or dtype != "fp32" or "bf16" in name else 0.01):
+                if not errors[name] < (0.1 if train or "bf16" in name else engines.MOST_ERROR[dtype]):
                     raise EngineError(f"{name}: its output is {errors[name]:.1%} away from eager torch's")
             except EngineError as error:
                 if name == "resfuse":
@@ -171,6 +180,7 @@ def duel(
                 peaks[name] - first[name]["resident_before"],
                 errors[name],
                 first[name]["path"],
+                agreements.get(name),
             )
             for name in names
         }

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import resfuse
 from resfuse import _core
+from resfuse.bench import int8_engines
 
 Array = npt.NDArray[Any]
 Runner = Callable[[], Array]
@@ -189,12 +190,24 @@ HALF_ENGINES: dict[str, dict[str, tuple[tuple[str, ...], Builder]]] = {
     }
     for name, dtype, hint in (("bf16", torch.bfloat16, "bf16"), ("fp16", torch.float16, "f16"))
 }
-DTYPES = ("fp32", *HALF_ENGINES)
+# Of bytes, but for what is named otherwise.
+INT8_ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
+    "resfuse": ((), int8_engines.resfuse_int8),
+    "resfuse fp32": ((), _resfuse),
+    "openvino": ((*_OPENVINO, "nncf"), int8_engines.openvino_int8),
+    "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), int8_engines.onnxruntime_int8),
+}
+DTYPES = ("fp32", *HALF_ENGINES, "int8")
+# How far an engine's output may be from eager fp32's, as a share (rms): bytes lose 1 to 10 % of a network of random
+# weights, whose signal-to-noise ratio is then 20 to 40 dB.
+MOST_ERROR = {"fp32": 0.01, "bf16": 0.1, "fp16": 0.1, "int8": 0.3}
 _NEED_ONNX = ("onnxruntime", "openvino")
 
 
 def engines_of(dtype: str) -> dict[str, tuple[tuple[str, ...], Builder]]:
-    """The engines for inference in a type: "fp32", "bf16" or "fp16"."""
+    """The engines for inference in a type: "fp32", "bf16", "fp16" or "int8"."""
+    if dtype == "int8":
+        return INT8_ENGINES
     return ENGINES if dtype == "fp32" else HALF_ENGINES[dtype]
 
 

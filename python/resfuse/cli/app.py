@@ -61,7 +61,7 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="16 if not given.")] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Of every engine; torch's choice.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Image height and width; the model's own.")] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16 (inference).")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8 (inference).")] = "fp32",
     train: Annotated[bool, typer.Option("--train", help="Training steps: forward, loss, backward.")] = False,
     peers: Annotated[str, typer.Option(help="all that are installed, or some: eager,compile,onnxruntime,...")] = "all",
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; each engine runs once a round.")] = 7,
@@ -80,7 +80,7 @@ def bench(
     if dtype not in DTYPES:
         raise typer.BadParameter(f"got {dtype!r}, want one of {', '.join(DTYPES)}")
     if train and dtype != "fp32":
-        raise typer.BadParameter(f"got {dtype!r} with --train, want fp32: half precision is for inference")
+        raise typer.BadParameter(f"got {dtype!r} with --train, want fp32: other types are for inference")
     thread_counts = threads or [torch.get_num_threads()]
     run(
         Options(

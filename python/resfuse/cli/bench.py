@@ -133,7 +133,9 @@ def _table(result: CaseResult, ceiling: Ceiling) -> Table:
         + (f", {ceiling.handover_ns:.0f} ns from core to core" if ceiling.handover_ns else "")
     )
     table = Table(title=result.title, caption=caption, title_justify="left", caption_justify="left", box=None)
-    for name in ("engine", "ms", "quartiles", "images/s", "GFLOP/s", "ratio", "MiB", "first s"):
+    names = ["engine", "ms", "quartiles", "images/s", "GFLOP/s", "ratio", "MiB", "first s"]
+    loses = result.model.endswith(" int8")  # so what it loses is told
+    for name in [*names, "noise"] if loses else names:
         table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=True)
     for row in result.rows():
         gflops = row["effective_gflops"]
@@ -146,6 +148,7 @@ def _table(result: CaseResult, ceiling: Ceiling) -> Table:
             f"{row['ratio_to_resfuse']:.2f} x",
             f"{row['peak_mib']:.0f}",
             f"{row['first_result_s']:.1f}",
+            *([f"{result.scores[row['engine']].noise:.0f} dB"] if loses else []),
             style="bold" if row["engine"] == "resfuse" else "",
         )
     return table

@@ -1,0 +1,81 @@
+"""Engines that compute with bytes, each quantised by its own tools on the same calibration data."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import resfuse
+
+Array = npt.NDArray[Any]
+Runner = Callable[[], Array]
+
+_BATCHES = 4
+
+
+def calibration(x: torch.Tensor) -> list[torch.Tensor]:
+    """Batches like an input, the same in every process."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(x.shape, generator=generator) for _ in range(_BATCHES)]
+
+
+def resfuse_int8(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    """`resfuse.quantize` as it is."""
+    fast = resfuse.quantize(model, calibration(x), progress=False)
+    moved = x.to(memory_format=torch.channels_last)
+
+    def run() -> Array:
+        with torch.inference_mode():
+            result: Array = fast(moved).numpy()
+            return result
+
+    return run
+
+
+def openvino_int8(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    """By NNCF's post-training quantisation, as it is set for CPUs."""
+    ov, nncf = importlib.import_module("openvino"), importlib.import_module("nncf")
+    core = ov.Core()
+    network = core.read_model(str(onnx))
+    network.reshape(list(x.shape))
+    data = nncf.Dataset([batch.numpy() for batch in calibration(x)])
+    quantized = nncf.quantize(network, data, subset_size=_BATCHES)
+    config = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(quantized, "CPU", config).create_infer_request()
+    feed = x.numpy()
+    return lambda: request.infer([feed], share_inputs=True, share_outputs=True)[0]
+
+
+def onnxruntime_int8(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    """By ``quantize_static``: QDQ, bytes u8 times s8, weights by channel."""
+    ort, quantization = importlib.import_module("onnxruntime"), importlib.import_module("onnxruntime.quantization")
+    onnx_module = importlib.import_module("onnx")
+    whole, prepared, quantized = (onnx.with_name(f"{name}.onnx") for name in ("whole", "prepared", "int8"))
+    onnx_module.save(onnx_module.load(str(onnx)), str(whole))  # weights in one file with it
+    shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
+    shapes.quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
+    name = ort.InferenceSession(str(prepared), providers=["CPUExecutionProvider"]).get_inputs()[0].name
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self._batches: Iterator[torch.Tensor] = iter(calibration(x))
+
+        def get_next(self) -> dict[str, Array] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {name: batch.numpy()}
+
+    quantization.quantize_static(
+        str(prepared), str(quantized), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+    )  # fmt: skip
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(quantized), options, providers=["CPUExecutionProvider"])
+    feed = {name: x.numpy()}
+    return lambda: session.run(None, feed)[0]
