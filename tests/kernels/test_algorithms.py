@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resfuse import _core
 from resfuse.runtime.executor import Executor
 from resfuse.runtime.spec import (
     BatchNormSpec,
