@@ -55,8 +55,9 @@ Int8Weights quantize_weights(const Layer& layer, const WeightSource& source, int
         static_cast<std::size_t>(layer.window.kernel_h * layer.window.kernel_w * layer.group_in());
     Int8Weights made{std::vector<std::int8_t>(channels * depth), std::vector<float>(channels),
                      std::vector<std::int32_t>(channels)};
-    const std::int64_t most = source.steps.empty() ? most_magnitude(layer) : 0;
-    std::atomic<bool> finite{true};
+    const bool given = !source.steps.empty();
+    const std::int64_t most = most_magnitude(layer);
+    std::atomic<bool> finite{true}, within{true};
 #pragma omp parallel num_threads(usable_threads(threads))
     {
         std::vector<float> weights(depth);
@@ -74,12 +75,12 @@ Int8Weights quantize_weights(const Layer& layer, const WeightSource& source, int
                 finite = false;
                 continue;
             }
-            const bool given = !source.steps.empty();
             float step = given ? source.steps[k] : largest / kLargest;
             // Of a channel of zeros, or of numbers so small that their step would be none: any step gives zeros.
             if (!given && !std::isnormal(step)) step = 1.0f;
             Sums sums = quantize_channel(weights, step, made.weights.data() + k * depth);
-            while (most > 0 && sums.magnitudes > most) {
+            if (given && most > 0 && sums.magnitudes > most) within = false;
+            while (!given && most > 0 && sums.magnitudes > most) {
                 step *= 1.001f * static_cast<float>(sums.magnitudes) / static_cast<float>(most);
                 sums = quantize_channel(weights, step, made.weights.data() + k * depth);
             }
@@ -89,6 +90,10 @@ Int8Weights quantize_weights(const Layer& layer, const WeightSource& source, int
     }
     if (!finite)
         throw std::invalid_argument(layer.name + ": weight has values that are not finite: no bytes stand for them");
+    if (!within && layer.algorithm != "direct")
+        throw std::invalid_argument(layer.name +
+                                    ": with the given steps its sums are too large for Winograd's algorithm, want "
+                                    "algorithm 'direct'");
     return made;
 }
 

@@ -18,7 +18,7 @@ struct Int8Weights {
 
 // Symmetric around zero and by output channel: a channel's largest magnitude becomes 127, or a little less where the
 // sum of its magnitudes would be more than exact Winograd sums hold (most_magnitude), whatever algorithm computes it.
-// Throws std::invalid_argument where weights are not finite.
+// Throws std::invalid_argument where weights are not finite, or given steps make them too large for that.
 Int8Weights quantize_weights(const Layer& layer, const WeightSource& source, int threads);
 
 // What the magnitudes of a channel's integers may sum up to at most, for layers that Winograd's algorithm may compute

@@ -202,7 +202,7 @@ def test_programs(isa: str, spec: ProgramSpec, size: int, batch: int, layout: st
     ):
         noise, signal = (got - exact).square().mean(), exact.square().mean()
         assert got.shape == exact.shape
-        assert float(noise) <= 0.02 * float(signal) + 1e-9
+        assert float(noise) <= 0.1 * float(signal) + 1e-9  # 10 dB; a wrong number would be worse than none
 
 
 BYTES = AffineSpec("bytes", 0, 1, writes=(0.1, 3))
@@ -252,6 +252,16 @@ def test_steps_of_weights_may_be_given(isa: str) -> None:
     spec = ProgramSpec((6,), (conv,), (OutputSpec(1),))
     x = torch.randn(2, 6, 5, 5, generator=generator)
     assert_same_bits(spec, isa, [x], [weight, steps])
+
+
+def test_given_steps_that_are_too_small_for_winograd_are_refused(isa: str) -> None:
+    weight, steps = torch.full((4, 512, 3, 3), 127.0), torch.ones(4)
+    x = torch.ones(1, 512, 6, 6)
+    conv = ConvSpec("c", 0, 1, 512, 4, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1), reads=(1.0, 0), weight_steps=1)
+    with pytest.raises(ValueError, match="want algorithm 'direct'"):
+        Executor(ProgramSpec((512,), (conv,), (OutputSpec(1),)), isa).run([x], [weight, steps])
+    direct = dataclasses.replace(conv, algorithm="direct")
+    assert_same_bits(ProgramSpec((512,), (direct,), (OutputSpec(1),)), isa, [x], [weight, steps])
 
 
 def test_numbers_out_of_range_saturate(isa: str) -> None:

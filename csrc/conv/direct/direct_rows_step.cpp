@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "memory/arena.h"
+
 namespace resfuse {
 
 namespace {
@@ -106,7 +108,8 @@ void DirectRowsStep::plan_max_pool(const StepContext& context) {
     bands_ = std::clamp<index_t>(2 * context.threads / context.images, 1, pooled_out_.h);
     panel_chunks_ = 1;
     const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
-    band_bytes_ = band_ ? operands_in_bytes(plan_band(rows)) : 0;
+    // Rows of any type may follow.
+    band_bytes_ = band_ ? arena_round_up(operands_in_bytes(plan_band(rows))) : 0;
     thread_scratch = band_bytes_ + static_cast<std::size_t>(rows * map_row()) * element_bytes(layer_.type);
 }
 

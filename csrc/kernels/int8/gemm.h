@@ -27,7 +27,7 @@ struct Int8Tile {
 };
 
 template <class D, int Rows, int Vectors>
-[[gnu::noinline]] void multiply_int8_tile(const Int8Tile<D>& tile) {
+[[gnu::always_inline]] inline void multiply_int8_tile(const Int8Tile<D>& tile) {
     // What is there already, or the same for all rows.
     static constexpr std::uint32_t kNothing[kTileCols] = {};
     const auto* const offset = reinterpret_cast<const std::uint32_t*>(tile.offset);
@@ -61,27 +61,39 @@ template <class D, int Rows, int Vectors>
         for (int j = 0; j < Vectors; ++j) store_vector(tile.sums + i * kTileCols + j * kVectorFloats, acc[i][j]);
 }
 
-template <class D, int Vectors, int Rows = kTileRows>
-inline void multiply_int8_rows(index_t rows, const Int8Tile<D>& tile) {
-    if constexpr (Rows > 1) {
-        if (rows < Rows) return multiply_int8_rows<D, Vectors, Rows - 1>(rows, tile);
+template <class D, int Rows, int Vectors>
+[[gnu::always_inline]] inline void multiply_int8_tiles(Int8Tile<D>& tile, index_t tiles) {
+    for (; tiles > 0; --tiles) {
+        multiply_int8_tile<D, Rows, Vectors>(tile);
+        tile.a += Rows * tile.lda;
+        tile.sums += Rows * kTileCols;
     }
-    multiply_int8_tile<D, Rows, Vectors>(tile);
+}
+
+// The first `longer` tiles have Rows + 1 rows.
+template <class D, int Rows, int Vectors>
+[[gnu::noinline]] void multiply_int8_chunk(Int8Tile<D> tile, index_t longer, index_t tiles) {
+    if constexpr (Rows < kTileRows) multiply_int8_tiles<D, Rows + 1, Vectors>(tile, longer);
+    multiply_int8_tiles<D, Rows, Vectors>(tile, tiles - longer);
+}
+
+// `rows` of the shorter tiles.
+template <class D, int Vectors, int Rows = kTileRows>
+inline void multiply_int8_rows(index_t rows, const Int8Tile<D>& tile, index_t longer, index_t tiles) {
+    if constexpr (Rows > 1) {
+        if (rows < Rows) return multiply_int8_rows<D, Vectors, Rows - 1>(rows, tile, longer, tiles);
+    }
+    multiply_int8_chunk<D, Rows, Vectors>(tile, longer, tiles);
 }
 
 // All rows of a block times a chunk, in tiles of about the same height.
 template <class D>
-inline void multiply_int8_block(Int8Tile<D> tile, index_t rows, bool one_vector) {
-    const index_t tiles = (rows + kTileRows - 1) / kTileRows;
-    for (index_t t = 0; t < tiles; ++t) {
-        const index_t count = rows * (t + 1) / tiles - rows * t / tiles;
-        if (one_vector) {
-            multiply_int8_rows<D, 1>(count, tile);
-        } else {
-            multiply_int8_rows<D, kTileVectors>(count, tile);
-        }
-        tile.a += count * tile.lda;
-        tile.sums += count * kTileCols;
+inline void multiply_int8_block(const Int8Tile<D>& tile, index_t rows, bool one_vector) {
+    const index_t tiles = (rows + kTileRows - 1) / kTileRows, longer = rows % tiles;
+    if (one_vector) {
+        multiply_int8_rows<D, 1>(rows / tiles, tile, longer, tiles);
+    } else {
+        multiply_int8_rows<D, kTileVectors>(rows / tiles, tile, longer, tiles);
     }
 }
 

@@ -23,6 +23,7 @@ from resfuse.models import ResNet
 
 BATCH = 32
 LEARNING_RATE = 0.05
+CALIBRATION = 256  # images
 
 
 def run(output: Path, epochs: int, seed: int) -> None:
@@ -68,11 +69,19 @@ def run(output: Path, epochs: int, seed: int) -> None:
         f"[bold]4. Verifying[/] against fp64: output error {error.fused_rms:.1e} (plain torch in fp32: "
         f"{error.eager_rms:.1e}); held-out accuracy {evaluate(fast, digits):.1%}."
     )
-    timings = measure(model, fast, digits, console)
-    console.print(f"[bold]5. Measured[/] on {torch.get_num_threads()} threads, interleaved rounds, medians:")
+    images = digits.train_x[:CALIBRATION]
+    quantized = resfuse.quantize(model, images.split(BATCH), progress=False)
+    cost = resfuse.verify(model, quantized, digits.test_x)
+    console.print(
+        f"[bold]5. Quantising[/] to int8 with {len(images)} of the training images: quantized = "
+        f"resfuse.quantize(model, batches). Held-out accuracy {evaluate(quantized, digits):.1%}; {cost.agreement:.1%} of "
+        f"the predictions are those of real numbers, signal-to-noise ratio {cost.rows[-1].noise:.0f} dB."
+    )
+    timings = measure(model, fast, quantized, digits, console)
+    console.print(f"[bold]6. Measured[/] on {torch.get_num_threads()} threads, interleaved rounds, medians:")
     console.print(_table(timings))
     draw(fast, digits, curves, output)
-    console.print(f"[bold]6. Class activation maps[/] (where the network looked) and loss curves: [bold]{output}[/].")
+    console.print(f"[bold]7. Class activation maps[/] (where the network looked) and loss curves: [bold]{output}[/].")
 
 
 class _Logits(nn.Module):
@@ -133,15 +142,17 @@ def evaluate(model: nn.Module, digits: Digits) -> float:
     return float((predicted == digits.test_y).float().mean())
 
 
-def measure(model: nn.Module, fast: nn.Module, digits: Digits, console: Console) -> dict[int, dict[str, Timing]]:
-    """Times by batch size: native torch in both memory formats, and the fused model."""
+def measure(
+    model: nn.Module, fast: nn.Module, quantized: nn.Module, digits: Digits, console: Console
+) -> dict[int, dict[str, Timing]]:
+    """Times by batch size: native torch in both memory formats, the fused model and the quantised one."""
     rounds = {1: 60, 64: 12}
     timings = {}
     channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with Progress(
         TextColumn("   timing"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
     ) as progress:
-        task = progress.add_task("timing", total=sum((n + 2) * 3 for n in rounds.values()))
+        task = progress.add_task("timing", total=sum((n + 2) * 4 for n in rounds.values()))
         for batch, count in rounds.items():
             x = digits.test_x[:batch]
             xc = x.to(memory_format=torch.channels_last)
@@ -149,6 +160,7 @@ def measure(model: nn.Module, fast: nn.Module, digits: Digits, console: Console)
                 "NCHW": functools.partial(model, x),
                 "channels_last": functools.partial(channels_last, xc),
                 "resfuse": functools.partial(fast, x),
+                "int8": functools.partial(quantized, x),
             }
             with torch.no_grad():
                 timings[batch] = interleaved(contenders, count, progress=lambda: progress.advance(task))
@@ -156,15 +168,25 @@ def measure(model: nn.Module, fast: nn.Module, digits: Digits, console: Console)
 
 
 def _table(timings: dict[int, dict[str, Timing]]) -> Table:
-    table = Table("batch", "native torch", "resfuse", "images/s", "faster", caption="native: the better memory format")
+    table = Table(
+        "batch",
+        "native torch",
+        "resfuse",
+        "int8",
+        "images/s",
+        "faster",
+        caption="native: the better memory format; faster: in fp32, in int8",
+    )
     for batch, row in timings.items():
-        native, fused = min(row["NCHW"].median, row["channels_last"].median), row["resfuse"].median
+        native = min(row["NCHW"].median, row["channels_last"].median)
+        fused, int8 = row["resfuse"].median, row["int8"].median
         table.add_row(
             str(batch),
             f"{native * 1e3:.2f} ms",
             f"{fused * 1e3:.2f} ms",
-            f"{batch / native:.0f} -> {batch / fused:.0f}",
-            f"{native / fused:.2f} x",
+            f"{int8 * 1e3:.2f} ms",
+            f"{batch / native:.0f} -> {batch / fused:.0f}, {batch / int8:.0f}",
+            f"{native / fused:.2f} x, {native / int8:.2f} x",
         )
     return table
 
