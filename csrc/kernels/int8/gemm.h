@@ -30,8 +30,8 @@ template <class D, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_int8_tile(const Int8Tile<D>& tile) {
     // What is there already, or the same for all rows.
     static constexpr std::uint32_t kNothing[kTileCols] = {};
-    const auto* const offset = reinterpret_cast<const std::uint32_t*>(tile.offset);
-    const std::uint32_t* const begin = tile.accumulate ? tile.sums : offset ? offset : kNothing;
+    const auto* const first = reinterpret_cast<const std::uint32_t*>(tile.offset);
+    const std::uint32_t* const begin = tile.accumulate ? tile.sums : first ? first : kNothing;
     const index_t pitch = tile.accumulate ? kTileCols : 0;
     VecBits acc[Rows][Vectors];
 #pragma GCC unroll 16
@@ -39,9 +39,12 @@ template <class D, int Rows, int Vectors>
 #pragma GCC unroll 2
         for (int j = 0; j < Vectors; ++j) acc[i][j] = load_raw<VecBits>(begin + i * pitch + j * kVectorFloats);
     const typename D::Weight* b = tile.b;
-    for (const index_t *offset = tile.offsets, *const end = offset + tile.segments; offset < end; ++offset) {
+    const index_t *offset = tile.offsets, *const end = offset + tile.segments;
+    // There is at least one step: where there might be none, GCC would move all sums through memory on the way around.
+    do {
         RowWalk<Rows, typename D::Operand> rows(tile.a + *offset, tile.lda);
-        for (index_t left = tile.steps; left > 0; left -= D::kUnit) {
+        index_t left = tile.steps;
+        do {
             VecBits weights[Vectors];
 #pragma GCC unroll 2
             for (int j = 0; j < Vectors; ++j) weights[j] = load_raw<VecBits>(b + j * kVectorFloats * D::kUnit);
@@ -53,8 +56,9 @@ template <class D, int Rows, int Vectors>
             }
             rows.advance(D::kUnit);
             b += kTileCols * D::kUnit;
-        }
-    }
+            left -= D::kUnit;
+        } while (left > 0);
+    } while (++offset < end);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
