@@ -127,7 +127,7 @@ def test_bench(tmp_path: Path, train: bool) -> None:
         (["--peers", "tvm"], "--peers: got 'tvm', want all or some of resfuse, eager"),
         (["--model", "alexnet"], "model: got 'alexnet'"),
         (["--model", "gap", "--train"], "gap has no parameters to train"),
-        (["--dtype", "int8"], "got 'int8', want one of fp32, bf16, fp16"),
+        (["--dtype", "int4"], "got 'int4', want one of fp32, bf16, fp16, int8"),
         (["--dtype", "bf16", "--train"], "got 'bf16' with --train, want fp32"),
         (["--batch", "0"], "--batch"),
     ],
