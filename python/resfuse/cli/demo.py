@@ -74,8 +74,8 @@ def run(output: Path, epochs: int, seed: int) -> None:
     cost = resfuse.verify(model, quantized, digits.test_x)
     console.print(
         f"[bold]5. Quantising[/] to int8 with {len(images)} of the training images: quantized = "
-        f"resfuse.quantize(model, batches). Held-out accuracy {evaluate(quantized, digits):.1%}; {cost.agreement:.1%} of "
-        f"the predictions are those of real numbers, signal-to-noise ratio {cost.rows[-1].noise:.0f} dB."
+        f"resfuse.quantize(model, batches). Held-out accuracy {evaluate(quantized, digits):.1%}; {cost.agreement:.1%} "
+        f"of the predictions are those of real numbers, signal-to-noise ratio {cost.rows[-1].noise:.0f} dB."
     )
     timings = measure(model, fast, quantized, digits, console)
     console.print(f"[bold]6. Measured[/] on {torch.get_num_threads()} threads, interleaved rounds, medians:")
