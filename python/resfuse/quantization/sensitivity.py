@@ -14,6 +14,7 @@ from resfuse.lowering.ranges import Ranges
 from resfuse.quantization.calibration import Batch, Calibration, Trial, run_trial
 
 Layer = tuple[str, str]  # a part's path and a layer's name
+_IMAGES = 2  # of a batch, that layers' noise is taken of
 
 
 def tensors_of(result: Any) -> list[torch.Tensor]:
@@ -48,7 +49,8 @@ def layer_noise(model: nn.Module, calibration: Calibration, ranges: Mapping[str,
     exact, quantized = Trial(calibration, {}, inner=True), Trial(calibration, ranges, inner=True)
     for runner in (exact, quantized):
         run_trial(model, calibration.batches[:1], runner)
-    return {layer: decibels(value, quantized.layers[layer]) for layer, value in exact.layers.items()}
+    few = slice(0, _IMAGES)
+    return {layer: decibels(value[few], quantized.layers[layer][few]) for layer, value in exact.layers.items()}
 
 
 def kept_for_agreement(
