@@ -21,6 +21,7 @@ from resfuse.runtime.spec import (
     ProgramSpec,
     Range,
 )
+from resfuse.training.split import reads
 
 # Sums of so many products of bytes hold in 31 bits.
 _MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
@@ -92,8 +93,8 @@ def int8_spec(spec: ProgramSpec, names: Sequence[str], ranges: Ranges) -> Progra
     for layer in spec.layers:
         writes = range_of(layer.output) if layer.output in held else None
         if isinstance(layer, ConvSpec):
-            reads = range_of(layer.input) if layer.output in bytes_in and layer.input not in held else None
-            layers.append(dataclasses.replace(layer, reads=reads, writes=writes))
+            made_of = range_of(layer.input) if layer.output in bytes_in and layer.input not in held else None
+            layers.append(dataclasses.replace(layer, reads=made_of, writes=writes))
         elif isinstance(layer, MaxPoolSpec):
             layers.append(layer)  # its output is what its input is
         else:
@@ -108,7 +109,7 @@ def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]
     # A pool that alone reads a convolution's output is computed with that: no bytes come between.
     readers: dict[int, list[LayerSpec]] = {}
     for layer in spec.layers:
-        for buffer in _reads(layer):
+        for buffer in reads(layer):
             readers.setdefault(buffer, []).append(layer)
     for layer in spec.layers:
         if isinstance(layer, GlobalAvgPoolSpec) and len(readers[layer.input]) == 1:
@@ -118,7 +119,7 @@ def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]
         for layer in spec.layers:
             if isinstance(layer, ConvSpec):
                 if layer.output not in computes_bytes:
-                    refused.update(_reads(layer), {layer.output})
+                    refused.update(reads(layer), {layer.output})
                 if layer.activation == "softmax":
                     refused.add(layer.output)
             elif isinstance(layer, AffineSpec):
@@ -133,21 +134,13 @@ def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]
         held -= refused
 
 
-def _reads(layer: LayerSpec) -> list[int]:
-    """Buffers that a layer reads."""
-    others = [layer.residual] if isinstance(layer, ConvSpec) else []
-    if isinstance(layer, AffineSpec):
-        others = [layer.residual, layer.gate]
-    return [layer.input, *(buffer for buffer in others if buffer is not None)]
-
-
 def observed_buffers(spec: ProgramSpec) -> list[int]:
     """Buffers whose ranges `int8_spec` may ask for: all but the outputs of max-pools, which are their inputs'."""
     pools = {layer.output for layer in spec.layers if isinstance(layer, MaxPoolSpec)}
     wanted = dict.fromkeys(
         buffer
         for layer in spec.layers
-        for buffer in (_reads(layer) if isinstance(layer, (ConvSpec, AffineSpec, AvgPoolSpec)) else [layer.input])
+        for buffer in (reads(layer) if isinstance(layer, (ConvSpec, AffineSpec, AvgPoolSpec)) else [layer.input])
     )
     found = []
     makers = {layer.output: layer for layer in spec.layers}
