@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from resfuse.fused.calls import (
 from resfuse.fused.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import drop_identities, lower_graph
-from resfuse.lowering.op import value_of
+from resfuse.lowering.op import GIVEN, value_of
+from resfuse.lowering.quantized_graphs import join_quantized
 from resfuse.lowering.steps import Lowered, NativeStep, NodeParameter, ProgramStep, Step
 from resfuse.lowering.written_norms import join_written_norms
 
@@ -51,12 +53,27 @@ def resfuse(
     _fix_numbers(graph_module.graph)
     drop_identities(graph_module.graph, graph_module)
     join_written_norms(graph_module.graph, graph_module)
-    steps = lower_graph(graph_module.graph, graph_module, algorithm)
-    if not any(isinstance(step, ProgramStep) and _is_float32(step, graph_module) for step in steps):
-        return _compile(graph_module, example_inputs, fallback)
-    if fallback == "inductor":
-        steps = _compile_natives(graph_module, steps, algorithm)
+    join_quantized(graph_module.graph)
+    with _given(graph_module.graph, example_inputs):
+        steps = lower_graph(graph_module.graph, graph_module, algorithm)
+        if not any(isinstance(step, ProgramStep) and _is_float32(step, graph_module) for step in steps):
+            return _compile(graph_module, example_inputs, fallback)
+        if fallback == "inductor":
+            steps = _compile_natives(graph_module, steps, algorithm)
     return CompiledGraph(graph_module, steps)
+
+
+@contextlib.contextmanager
+def _given(graph: fx.Graph, example_inputs: Sequence[Any]) -> Iterator[None]:
+    """Shows a graph's arguments of now to those who decide by parameters' values."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, value in zip(placeholders, example_inputs, strict=False):
+        node.meta[GIVEN] = value
+    try:
+        yield
+    finally:
+        for node in placeholders:
+            node.meta.pop(GIVEN, None)
 
 
 def _options(options: Mapping[str, Any]) -> tuple[str, str]:
@@ -98,7 +115,9 @@ class CompiledGraph:
         self.binding = Binding(Lowered(graph_module.graph, steps), graph_module)
         programs = self.binding.lowered.programs
         read = {node.name for step in programs for node in step.inputs}
-        read |= {p.name for step in programs for p in step.parameters if isinstance(p, NodeParameter)}
+        for step in programs:
+            real = [p for i, p in enumerate(step.parameters) if i not in step.spec.whole_numbers]
+            read |= {p.name for p in real if isinstance(p, NodeParameter)}
         placeholders = [node.name for node in graph_module.graph.nodes if node.op == "placeholder"]
         self._read = [i for i, name in enumerate(placeholders) if name in read]
 

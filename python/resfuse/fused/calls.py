@@ -70,7 +70,9 @@ def asks_for_gradients(tensors: Sequence[torch.Tensor]) -> bool:
 def train_program(
     bound: BoundProgram, inputs: list[torch.Tensor], parameters: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Runs a program block by block, with autograd."""
+    """Runs a program block by block, with autograd; raises RefusedError for one of bytes, which nothing learns."""
+    if bound.step.spec.has_bytes:
+        raise RefusedError("gradients are asked for, and its graph is quantised")
     return run_training(bound.step.spec, bound.blocks(), inputs, parameters, bound.norms(parameters))
 
 

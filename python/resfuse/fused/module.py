@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 import weakref
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from resfuse.capture.arguments import read_arguments
 from resfuse.checks import require_module
@@ -92,7 +93,8 @@ def fusion_reason(graph: Graph) -> str | None:
         for bound in graph.binding.programs:
             parameters = bound.parameters()
             half = bool(parameters) and parameters[0].dtype in DTYPES
-            require_plain(parameters, parameters[0].dtype if half else torch.float32)
+            whole_numbers = bound.step.spec.whole_numbers
+            require_plain(parameters, parameters[0].dtype if half else torch.float32, whole_numbers)
     except (ValueError, KeyError) as error:
         return str(error)
     return None
@@ -151,7 +153,7 @@ class FusedModule(nn.Module):
                     reason = "block by block only float32 runs fused"
                 elif runner is not None:  # a whole program's weights are checked when they are packed
                     for bound in binding.programs:
-                        require_plain(bound.parameters())
+                        require_plain(bound.parameters(), whole_numbers=bound.step.spec.whole_numbers)
             except (ValueError, KeyError) as error:
                 reason = str(error)
         if reason is not None:
@@ -182,6 +184,8 @@ class FusedModule(nn.Module):
                 binding = graph.binding
                 if binding is not None and graph.key == key and graph.unchanged():
                     learns = torch.is_grad_enabled() or binding.trains()
+                    if learns and any([bound.step.spec.has_bytes for bound in binding.programs]):
+                        break
                     return binding.run(self, inputs, train_program if learns else None, self._resfuse_dtype)
         return self.native_forward(*args, **kwargs)
 
@@ -286,16 +290,41 @@ def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
     if issubclass(cls, FusedModule):
         return cls
 
-    def reduce_ex(self: FusedModule, protocol: int) -> tuple[Any, ...]:
-        return _rebuild, (cls,), self.__getstate__()
+    copying = _COPYING_GRAPHS if issubclass(cls, fx.GraphModule) else {"__reduce_ex__": _reduce}
+    plain = {"__module__": cls.__module__, "__doc__": cls.__doc__, "_resfuse_plain": cls}
+    return type(cls.__name__, (FusedModule, cls), {**plain, **copying})
 
-    return type(
-        cls.__name__,
-        (FusedModule, cls),
-        {"__reduce_ex__": reduce_ex, "__module__": cls.__module__, "__doc__": cls.__doc__, "_resfuse_plain": cls},
-    )
+
+def _reduce(self: FusedModule, protocol: int) -> tuple[Any, ...]:
+    return _rebuild, (self._resfuse_plain,), self.__getstate__()
 
 
 def _rebuild(cls: type[nn.Module]) -> nn.Module:
     fused: type[nn.Module] = fused_class(cls)  # type: ignore[arg-type]  # classes do hash
     return fused.__new__(fused)
+
+
+# A graph module is of a class of its own, which it makes anew when it is copied.
+
+
+def _reduce_graph(self: FusedModule, protocol: int) -> tuple[Any, ...]:
+    return _as_fused, (plain_copy(self), _own_attributes(self))
+
+
+def _deepcopy_graph(self: FusedModule, memo: dict[int, Any]) -> nn.Module:
+    copied = _as_fused(copy.deepcopy(plain_copy(self), memo), _own_attributes(self))
+    memo[id(self)] = copied
+    return copied
+
+
+def _own_attributes(module: FusedModule) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name.startswith("_resfuse_") and name != _RUNTIME}
+
+
+def _as_fused(module: nn.Module, attributes: dict[str, Any]) -> nn.Module:
+    module.__class__ = fused_class(type(module))  # type: ignore[arg-type]
+    vars(module).update(attributes)
+    return module
+
+
+_COPYING_GRAPHS = {"__reduce_ex__": _reduce_graph, "__deepcopy__": _deepcopy_graph}

@@ -15,7 +15,7 @@ from resfuse.fused.module import fusion_reason, require_fused
 from resfuse.inspect.tables import format_table
 from resfuse.layers.global_avg_pool import FusedPool
 from resfuse.lowering.binding import BoundProgram
-from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, Range
+from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec, Range
 
 if TYPE_CHECKING:
     import rich.console
@@ -202,29 +202,24 @@ def _program_rows(bound: BoundProgram) -> list[ReportRow]:
         rows = [ReportRow(layer.name, True, what_of(layer)) for layer in bound.step.spec.layers]
     else:
         rows = _planned_rows(bound, plan)
-    if bound.int8 is None:
+    spec = bound.int8 or bound.step.spec
+    if not spec.has_bytes:
         return rows
-    assert bound.ranges is not None
-    real = {o.buffer for o in bound.int8.outputs} | set(range(len(bound.int8.inputs)))
-    held = {layer.output: layer.writes for layer in bound.int8.layers if not isinstance(layer, MaxPoolSpec)}
-    for layer in bound.int8.layers:  # a max-pool writes what it reads
-        if isinstance(layer, MaxPoolSpec):
-            held[layer.output] = None if layer.output in real else held.get(layer.input)
+    noise = {} if bound.ranges is None else bound.ranges.noise
     return [
         dataclasses.replace(
             row,
-            precision="int8" if _computes_bytes(layer, held) else "fp32",
-            range=_range_text(held[layer.output]),
-            noise=bound.ranges.noise.get(layer.name) if isinstance(layer, ConvSpec) else None,
+            precision="int8" if _computes_bytes(layer, spec) else "fp32",
+            range=_range_text(spec.ranges.get(layer.output)),
+            noise=noise.get(layer.name) if isinstance(layer, ConvSpec) else None,
         )
-        for row, layer in zip(rows, bound.int8.layers, strict=True)
+        for row, layer in zip(rows, spec.layers, strict=True)
     ]
 
 
-def _computes_bytes(layer: LayerSpec, held: dict[int, Range | None]) -> bool:
-    if isinstance(layer, ConvSpec):
-        return layer.reads is not None or held.get(layer.input) is not None
-    return held.get(layer.input) is not None or held[layer.output] is not None
+def _computes_bytes(layer: LayerSpec, spec: ProgramSpec) -> bool:
+    written = not isinstance(layer, ConvSpec) and layer.output in spec.ranges
+    return written or spec.computes_bytes(layer)
 
 
 def _range_text(held: Range | None) -> str:
@@ -263,7 +258,7 @@ def what_of(layer: LayerSpec) -> str:
             "add" if layer.residual is not None else "",
             layer.activation if layer.activation != "none" else "",
         ]
-        return " + ".join(part for part in parts if part)
+        return " + ".join(part for part in parts if part) or "convert"
     if not isinstance(layer, ConvSpec):
         return "global average pool"
     kernel = f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}"

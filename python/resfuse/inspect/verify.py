@@ -54,7 +54,8 @@ class Verification:
 
     rows: tuple[VerificationRow, ...]
     tolerance: float
-    agreement: float | None = None  # of a quantised model: share of predictions that are those of fp64
+    agreement: float | None = None  # of a quantised model: share of predictions that are the reference's
+    reference: str = "fp64"
 
     @property
     def worst(self) -> VerificationRow:
@@ -66,7 +67,7 @@ class Verification:
         if self.agreement is not None:
             lines = [f"{'part'.ljust(width)}  signal/noise  largest error"]
             lines += [f"{row.part.ljust(width)}  {row.noise:9.1f} dB  {row.fused_max:13.2e}" for row in self.rows]
-            lines.append(f"int8: {self.agreement:.1%} of predictions are those of fp64")
+            lines.append(f"int8: {self.agreement:.1%} of predictions are those of {self.reference}")
             return "\n".join(lines)
         lines = [f"{'part'.ljust(width)}  eager rms  fused rms  fused max  ratio"]
         lines += [
@@ -81,7 +82,8 @@ class Verification:
 def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: float = 4.0) -> Verification:
     """Compares a fused model with the unfused one, both against fp64, after each residual block and at the output.
 
-    A model that was fused in parts is compared at the output of each part. Of a quantised model the errors are those
+    A model that was fused in parts is compared at the output of each part, a graph that others quantised at its own
+    output, with the graph itself. Of a quantised model the errors are those
     of its bytes: they have no tolerance. The signal-to-noise ratio of each block and the share of equal predictions
     tell what quantising costs.
 
@@ -109,14 +111,15 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
         reason = part.fusion().state_reason()
         if reason is not None:
             raise ValueError(f"fast: {reason}, so nothing would run fused")
-    compare = _by_blocks if isinstance(fast, FusedModule) else _by_parts
+    graph = any(_is_quantized_graph(part) for part in parts.values())
+    compare = _as_a_whole if graph else _by_blocks if isinstance(fast, FusedModule) else _by_parts
     rows, results = compare(model, fast, inputs)
     for i, (e, g, f) in enumerate(zip(*(tensors_of(result) for result in results), strict=True)):
         before = max((row.eager_rms for row in rows), default=0.0) if e.numel() < _FEW else 0.0
         row = _row("output" if i == 0 else f"output {i}", e, g, f)
         rows.append(dataclasses.replace(row, eager_before=before))
-    if any(part._resfuse_ranges is not None for part in parts.values()):
-        return _of_bytes(tuple(rows), tolerance, results)
+    if graph or any(part._resfuse_ranges is not None for part in parts.values()):
+        return _of_bytes(tuple(rows), tolerance, results, "the graph on torch" if graph else "fp64")
     verification = Verification(tuple(rows), tolerance)
     # NaN compares false with everything, so the test asks for what is good.
     if not all(row.ratio <= tolerance for row in rows):
@@ -124,14 +127,27 @@ def verify(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor, tolerance: 
     return verification
 
 
-def _of_bytes(rows: tuple[VerificationRow, ...], tolerance: float, results: Results) -> Verification:
-    verification = Verification(rows, tolerance, agreement_of([results[0]], [results[2]]))
+def _of_bytes(rows: tuple[VerificationRow, ...], tolerance: float, results: Results, reference: str) -> Verification:
+    verification = Verification(rows, tolerance, agreement_of([results[0]], [results[2]]), reference)
     if not all(math.isfinite(row.fused_rms) for row in rows):
         raise VerificationError(str(verification))
     return verification
 
 
 Results = tuple[Any, Any, Any]  # of fp64, eager fp32 and fused
+
+
+def _is_quantized_graph(part: FusedModule) -> bool:
+    """Whether its graph was quantised by others: torch's operators for that take fp32 alone."""
+    return any(bound.step.spec.has_bytes for bound in part.fusion().binding.programs)
+
+
+def _as_a_whole(
+    model: nn.Module, fast: nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[list[VerificationRow], Results]:
+    with torch.no_grad():
+        exact = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.double, model(*inputs))
+        return [], (exact, exact, fast(*inputs))
 
 
 def _by_blocks(

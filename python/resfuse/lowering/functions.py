@@ -12,7 +12,21 @@ from torch.nn import functional as F
 
 from resfuse.layers.global_avg_pool import is_global
 from resfuse.lowering.modules import softmax
-from resfuse.lowering.op import Conv, Norm, Op, Parameter, Unsupported, WrittenNorm, pads, pair, value_of
+from resfuse.lowering.op import (
+    ByteWeights,
+    Conv,
+    Norm,
+    Op,
+    Parameter,
+    QuantizedWeights,
+    Rounding,
+    Unsupported,
+    WrittenNorm,
+    pads,
+    pair,
+    value_of,
+    values_now,
+)
 from resfuse.lowering.steps import NodeParameter, ParameterPath
 
 aten = torch.ops.aten
@@ -54,6 +68,11 @@ class Call:
         module, _, attribute = str(node.target).rpartition(".")
         return ParameterPath(module, attribute), value
 
+    def values(self, name: str) -> torch.Tensor | None:
+        """A parameter's present values, where they can be known."""
+        node = self.get(name)
+        return values_now(node, self._model) if isinstance(node, fx.Node) else None
+
 
 def _conv2d(call: Call) -> Op | Unsupported:
     weight, bias = call.parameter("weight"), call.parameter("bias")
@@ -77,8 +96,9 @@ def _conv2d(call: Call) -> Op | Unsupported:
         dilation,
         pads(call.get("padding", 0), kernel_size, dilation),
         groups,
+        bytes=_byte_weights(call),
     )
-    return Op("conv", call.inputs, name=_layer_name(call, weight[0]), conv=conv)
+    return Op("conv", call.inputs, name=_layer_name(call), conv=conv)
 
 
 def _convolution(call: Call) -> Op | Unsupported:
@@ -90,8 +110,46 @@ def _linear(call: Call) -> Op | Unsupported:
     if weight is None or (bias is None and call.get("bias") is not None):
         return Unsupported("a linear layer with computed weights")
     out_features, in_features = (int(size) for size in weight[1].shape)
-    conv = Conv(in_features, out_features, weight[0], None if bias is None else bias[0], linear=True)
-    return Op("conv", call.inputs, name=_layer_name(call, weight[0]), conv=conv)
+    bias_place = None if bias is None else bias[0]
+    conv = Conv(in_features, out_features, weight[0], bias_place, linear=True, bytes=_byte_weights(call))
+    return Op("conv", call.inputs, name=_layer_name(call), conv=conv)
+
+
+def _byte_weights(call: Call) -> ByteWeights | None:
+    """Of a layer of `QuantizedWeights`."""
+    steps, zeros = call.parameter("weight_scales"), call.parameter("weight_zeros")
+    if steps is None or zeros is None:
+        return None
+    weight, values = call.values("weight"), call.values("weight_scales")
+    if weight is not None and weight.is_floating_point():
+        weight = None if values is None else weight / values.reshape(-1, *[1] * (weight.dim() - 1))
+    fits = weight is not None and sums_fit_winograd(weight)
+    return ByteWeights(steps[0], zeros[0], fits)
+
+
+def sums_fit_winograd(weight: torch.Tensor) -> bool:
+    """Whether Winograd's algorithm is exact for bytes times these whole numbers [K, C, R, S]: see docs/int8.md."""
+    return bool((weight.detach().float().abs().sum(list(range(1, weight.dim()))) * 255 < 2**26).all())
+
+
+def _quantized_weights(node: fx.Node, call: QuantizedWeights, model: nn.Module) -> Op | Unsupported:
+    names, describe = _TABLE.get(call.layer, ((), None))
+    if describe not in (_conv2d, _convolution, _linear):
+        return Unsupported(f"{_function_name(call.layer)} of quantised weights")
+    axis, low, high, dtype = call.how
+    lowest = (-128,) if call.quantize is not None else (-128, -127)
+    if axis != 0 or low not in lowest or high != 127 or dtype is not torch.int8:
+        return Unsupported(f"weights quantised to {low} ... {high} over dimension {axis}, want bytes by output channel")
+    return describe(Call(node, names, model))
+
+
+def _rounding(node: fx.Node, rounding: Rounding) -> Op | Unsupported:
+    scale, zero, low, high, dtype = rounding.how
+    shifts = {(0, 255, torch.uint8): 0, (-128, 127, torch.int8): 128}
+    shift = shifts.get((low, high, dtype))
+    if shift is None:
+        return Unsupported(f"rounds to {low} ... {high}, want all of a byte")
+    return Op("round", (node.args[0],), range=(float(scale), int(zero) + shift))  # type: ignore[arg-type]
 
 
 def _batch_norm(call: Call) -> Op | Unsupported:
@@ -281,6 +339,10 @@ def describe_call(node: fx.Node, model: nn.Module) -> Op | Unsupported:
     """A function's or method's call as an `Op`, or why it stays native."""
     if isinstance(node.target, WrittenNorm):
         return _written_norm(node, node.target, model)
+    if isinstance(node.target, Rounding):
+        return _rounding(node, node.target)
+    if isinstance(node.target, QuantizedWeights):
+        return _quantized_weights(node, node.target, model)
     entry = _TABLE.get(node.target)
     if entry is None:
         return Unsupported(f"{_function_name(node.target)} has no fused form")
@@ -291,13 +353,24 @@ def describe_call(node: fx.Node, model: nn.Module) -> Op | Unsupported:
     return describe(call)
 
 
-def _layer_name(call: Call, weight: Parameter) -> str:
-    """The path of the layer that a weight belongs to; Dynamo spells it out in a placeholder's name."""
-    if isinstance(weight, ParameterPath):
-        return weight.module or call.node.name
-    name = weight.name.removeprefix("l_self_modules_").removeprefix("l_model_modules_")
+def _layer_name(call: Call) -> str:
+    """The path of the layer that a weight or bias belongs to; Dynamo spells it out in a placeholder's name.
+
+    Quantised weights belong to the graph itself, but not their biases.
+    """
+    for found in (call.parameter("weight"), call.parameter("bias")):
+        name = "" if found is None else _module_of(found[0])
+        if name:
+            return name
+    return call.node.name
+
+
+def _module_of(parameter: Parameter) -> str:
+    if isinstance(parameter, ParameterPath):
+        return parameter.module
+    name = parameter.name.removeprefix("l_self_modules_").removeprefix("l_model_modules_")
     layer, separator, _ = name.partition("_parameters_")
-    return layer.replace("_modules_", ".") if separator else call.node.name
+    return layer.replace("_modules_", ".") if separator else ""
 
 
 def _function_name(target: Any) -> str:

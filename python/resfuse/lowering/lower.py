@@ -11,6 +11,7 @@ from resfuse.capture.tracer import trace
 from resfuse.lowering.describe import describe
 from resfuse.lowering.modules import is_leaf
 from resfuse.lowering.op import Op
+from resfuse.lowering.quantized_graphs import join_quantized
 from resfuse.lowering.region import Region
 from resfuse.lowering.steps import Lowered, NativeStep, Step
 from resfuse.lowering.written_norms import join_written_norms
@@ -34,6 +35,7 @@ def lower(
     with traced.recorder.watching():  # what decides here is assumed as well
         drop_identities(traced.graph, model)
         join_written_norms(traced.graph, model)
+        join_quantized(traced.graph)
         return Lowered(traced.graph, lower_graph(traced.graph, model, algorithm), traced)
 
 

@@ -8,10 +8,15 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from resfuse.lowering.steps import NodeParameter, ParameterPath
+from resfuse.runtime.spec import Range
 
 Parameter = ParameterPath | NodeParameter
+
+# Of a placeholder's meta: the tensor that a graph was made for.
+GIVEN = "resfuse_given"
 
 _IN_PLACE = (
     "iadd",
@@ -30,6 +35,15 @@ _IN_PLACE = (
 
 
 @dataclasses.dataclass(frozen=True)
+class ByteWeights:
+    """Steps and zero points of weights that a graph has quantised, by output channel."""
+
+    steps: Parameter
+    zeros: Parameter
+    winograd: bool  # whether sums are known to be small enough for Winograd's algorithm
+
+
+@dataclasses.dataclass(frozen=True)
 class Conv:
     """A convolution, or a linear layer; ``padding`` None is TensorFlow's "same"."""
 
@@ -43,6 +57,7 @@ class Conv:
     padding: tuple[int, int, int, int] | None = (0, 0, 0, 0)
     groups: int = 1
     linear: bool = False
+    bytes: ByteWeights | None = None  # None: real numbers
 
     @property
     def pointwise(self) -> bool:
@@ -69,7 +84,8 @@ class Norm:
 class Op:
     """A node that a program can compute, and the nodes that it reads."""
 
-    kind: str  # conv, batch_norm, activation, add, multiply, max_pool, avg_pool, global_avg_pool, flatten, identity
+    # conv, batch_norm, activation, add, multiply, max_pool, avg_pool, global_avg_pool, flatten, round or identity
+    kind: str
     inputs: tuple[fx.Node, ...]
     name: str = ""
     conv: Conv | None = None
@@ -79,6 +95,7 @@ class Op:
     keepdim: bool = True
     mean: bool = False  # a global average pool that is written as a mean
     pool: dict[str, Any] | None = None
+    range: Range | None = None  # of a rounding to bytes
     inplace: bool = False  # overwrites its first input
 
 
@@ -103,6 +120,37 @@ class WrittenNorm:
 
     def __call__(self, x: torch.Tensor, tensors: list[torch.Tensor], *roles: Any) -> Any:
         return self._run([x, *tensors])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounding:
+    """``dequantize(quantize(x))`` as one function; ``how`` are scale, zero point, smallest, largest and type."""
+
+    quantize: Callable[..., Any]
+    dequantize: Callable[..., Any]
+    how: tuple[Any, ...]
+    __name__ = "rounding"
+
+    def __call__(self, x: torch.Tensor) -> Any:
+        return self.dequantize(self.quantize(x, *self.how), *self.how)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedWeights:
+    """``layer(x, dequantize(weight), ...)`` as one function; with ``quantize``, of ``dequantize(quantize(weight))``."""
+
+    layer: Callable[..., Any]
+    quantize: Callable[..., Any] | None
+    dequantize: Callable[..., Any]
+    how: tuple[Any, ...]  # axis, smallest, largest and type
+    __name__ = "quantized_weights"
+
+    def __call__(
+        self, x: Any, weight: Any, *args: Any, weight_scales: torch.Tensor, weight_zeros: torch.Tensor, **kwargs: Any
+    ) -> Any:
+        if self.quantize is not None:
+            weight = self.quantize(weight, weight_scales, weight_zeros, *self.how)
+        return self.layer(x, self.dequantize(weight, weight_scales, weight_zeros, *self.how), *args, **kwargs)
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -132,6 +180,12 @@ def value_of(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
     else:
         value = node.meta.get("example_value", node.meta.get("val"))
     return value if isinstance(value, torch.Tensor) else None
+
+
+def values_now(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
+    """A parameter with its present values; None where these cannot be known."""
+    value = node.meta.get(GIVEN) if node.op == "placeholder" else value_of(node, model)
+    return value if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) else None
 
 
 def overwrites(node: fx.Node) -> bool:

@@ -3,6 +3,9 @@
 Layers with an epilogue are emitted late: one stays pending while batch norm, a residual sum and an activation may still
 join it, and becomes a layer when something else needs its value. What has no convolution to join becomes an elementwise
 layer, to which the next ones join.
+
+A feature map that the graph itself rounds to bytes is written so by the layer that makes it, where that can and nobody
+else wants it unrounded. Else convolutions round as they read it, and an elementwise layer does for the others.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from resfuse.runtime.spec import (
     MaxPoolSpec,
     OutputSpec,
     ProgramSpec,
+    Range,
 )
 
 # What convolutions have in their epilogues; the other activations are elementwise layers of their own.
@@ -33,10 +37,17 @@ _IN_EPILOGUE = ("relu", "tanh", "sigmoid")
 class _Buffer:
     """A tensor of the program: an input, or the output of a layer. ``like`` shares its number of channels."""
 
-    def __init__(self, channels: int | None, like: _Buffer | None = None, one_pixel: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int | None,
+        like: _Buffer | None = None,
+        one_pixel: bool = False,
+        range: Range | None = None,
+    ) -> None:
         self._channels = channels
         self._like = like
         self.one_pixel = one_pixel  # known to be of one
+        self.range = range  # of bytes
 
     @property
     def channels(self) -> int | None:
@@ -63,6 +74,13 @@ class _Pending:
     residual: _Buffer | None = None
     activation: str = "none"
     slope: float = 0.0
+    reads: Range | None = None  # a convolution rounds its input so
+    writes: Range | None = None
+
+    @property
+    def computes_bytes(self) -> bool:
+        """Whether it is a convolution of bytes."""
+        return self.conv is not None and (self.reads is not None or self.input.range is not None)
 
     @property
     def linear(self) -> bool:
@@ -71,8 +89,8 @@ class _Pending:
     def makes(self, one_pixel: bool) -> _Buffer:
         """The buffer of its result."""
         if self.conv is None:
-            return _Buffer(None, like=self.input, one_pixel=one_pixel)
-        return _Buffer(self.conv.out_channels, one_pixel=one_pixel)
+            return _Buffer(None, like=self.input, one_pixel=one_pixel, range=self.writes)
+        return _Buffer(self.conv.out_channels, one_pixel=one_pixel, range=self.writes)
 
 
 @dataclasses.dataclass
@@ -82,6 +100,8 @@ class _Value:
     buffer: _Buffer | None = None
     pending: _Pending | None = None
     one_pixel: bool = False
+    emitted: _Emitted | None = None  # of a pool
+    rounds: Range | None = None  # the value is the buffer's real numbers, rounded so by whoever reads it
 
 
 @dataclasses.dataclass
@@ -93,6 +113,7 @@ class _Emitted:
     pending: _Pending | None = None
     pool: dict[str, Any] | None = None
     mean: bool = False
+    writes: Range | None = None  # of a pool
 
 
 class Region:
@@ -103,6 +124,7 @@ class Region:
         self._values: dict[fx.Node, _Value] = {}
         self._inputs: dict[fx.Node, _Buffer] = {}
         self._emitted: list[_Emitted] = []
+        self._conversions: dict[tuple[_Buffer, Range | None], _Buffer] = {}
         self.nodes: list[fx.Node] = []
 
     def add(self, node: fx.Node, op: Op) -> str | None:
@@ -127,14 +149,14 @@ class Region:
         conv = op.conv
         assert conv is not None
         if conv.linear:
-            source = self._read(op.inputs[0], rank=2) if op.inputs[0] in self._values else None
+            source, reads = self._read_for(conv, op.inputs[0]) if op.inputs[0] in self._values else (None, None)
             if source is None or not source.one_pixel or not source.expect(conv.in_channels):
                 return "its input is not a global average pool"
         else:
-            source = self._read(op.inputs[0], rank=4)
+            source, reads = self._read_for(conv, op.inputs[0])
             if source is None or not source.expect(conv.in_channels):
                 return "its input is no feature map of as many channels as it takes"
-        pending = _Pending(op.name or node.name, source, conv)
+        pending = _Pending(op.name or node.name, source, conv, reads=reads)
         self._values[node] = _Value(node, 2 if conv.linear else 4, None, pending, source.one_pixel and conv.pointwise)
         return None
 
@@ -182,7 +204,8 @@ class Region:
             pending = self._joinable(main)
             if pending is None or pending.linear or pending.residual is not None:
                 continue
-            residual = self._read(other, rank=4)
+            mixes = pending.conv is None or pending.computes_bytes
+            residual = self._read(other, rank=4) if mixes else self._read_real(other, rank=4)
             if residual is None or not self._alike(residual, pending):
                 continue
             pending.residual = residual
@@ -200,7 +223,7 @@ class Region:
         for main, gate in (op.inputs, op.inputs[::-1]):
             if not self._is_unit(gate) or self._is_unit(main) or main is gate:
                 continue
-            source, factor = self._read(main, rank=4), self._read(gate, rank=4)
+            source, factor = self._read(main, rank=4), self._read_real(gate, rank=4)
             if source is None or factor is None or not self._same_channels(source, factor):
                 break
             self._elementwise(node, _Pending(node.name, source, gate=factor))
@@ -220,10 +243,73 @@ class Region:
         value = self._values.get(op.inputs[0])
         if value is None or not value.one_pixel:
             return "flattens more than one pixel"
-        self._values[node] = _Value(node, 2, self._materialize(value), one_pixel=True)
+        self._values[node] = _Value(node, 2, self._materialize(value), one_pixel=True, rounds=value.rounds)
+        return None
+
+    def _add_round(self, node: fx.Node, op: Op) -> str | None:
+        source, range = op.inputs[0], op.range
+        value = self._values.get(source)
+        if value is None:
+            if self.nodes and source not in self._inputs:
+                return "rounds what is computed elsewhere"  # of so many channels as nobody may say
+            value = _Value(source, 4, self._read(source, rank=4))
+        elif len(source.users) == 1 and self._write_bytes(value, range):
+            self._join(node, source)
+            return None
+        buffer, rounds = self._materialize(value), value.rounds
+        if buffer.range is None and rounds in (None, range):
+            rounds = range
+        else:
+            buffer, rounds = self._converted(node, self._rounded(value), range), None
+        self._values[node] = _Value(node, value.rank, buffer, one_pixel=value.one_pixel, rounds=rounds)
         return None
 
     # Helpers.
+
+    def _write_bytes(self, value: _Value, range: Range | None) -> bool:
+        """Has the layer that makes a value write bytes, if it can."""
+        pending, emitted = value.pending, value.emitted
+        if pending is not None:
+            if pending.activation == "softmax" or (pending.conv is not None and not pending.computes_bytes):
+                return False
+            pending.writes = range
+            self._materialize(value)
+            return True
+        if emitted is None or emitted.kind == "max_pool" or emitted.input.range is None or emitted.writes is not None:
+            return False
+        emitted.writes = emitted.output.range = range
+        return True
+
+    def _converted(self, node: fx.Node, buffer: _Buffer, range: Range | None) -> _Buffer:
+        """The same numbers as bytes of a range, or (None) as real ones, by a layer of its own."""
+        if buffer.range == range:
+            return buffer
+        key = (buffer, range)
+        if key not in self._conversions:
+            pending = _Pending(node.name, buffer, writes=range)
+            self._conversions[key] = pending.makes(buffer.one_pixel)
+            self._emitted.append(_Emitted("affine", node, buffer, self._conversions[key], pending))
+        return self._conversions[key]
+
+    def _rounded(self, value: _Value) -> _Buffer:
+        """The buffer of a value, rounded if it is to be."""
+        buffer = self._materialize(value)
+        return buffer if value.rounds is None else self._converted(value.node, buffer, value.rounds)
+
+    def _read_for(self, conv: Conv, node: fx.Node) -> tuple[_Buffer | None, Range | None]:
+        """What a convolution reads, and how it rounds it; without bytes of weights it reads real numbers."""
+        rank = 2 if conv.linear else 4
+        value = self._values.get(node)
+        if conv.bytes is None:
+            return self._read_real(node, rank), None
+        if value is None or value.rank != rank:
+            return self._read(node, rank), None
+        return self._materialize(value), value.rounds
+
+    def _read_real(self, node: fx.Node, rank: int) -> _Buffer | None:
+        """As `_read`, of real numbers."""
+        buffer = self._read(node, rank)
+        return None if buffer is None else self._converted(node, buffer, None)
 
     def _emit_pool(self, node: fx.Node, op: Op, one_pixel: bool) -> str | None:
         if self.nodes and op.inputs[0] not in self._values and op.inputs[0] not in self._inputs:
@@ -231,9 +317,11 @@ class Region:
         source = self._read(op.inputs[0], rank=4)
         if source is None:
             return "its input is no feature map"
-        buffer = _Buffer(None, like=source, one_pixel=one_pixel)
-        self._emitted.append(_Emitted(op.kind, node, source, buffer, pool=op.pool, mean=op.mean))
-        self._values[node] = _Value(node, 4 if op.keepdim else 2, buffer, one_pixel=one_pixel)
+        held = source.range if op.kind == "max_pool" else None
+        buffer = _Buffer(None, like=source, one_pixel=one_pixel, range=held)
+        emitted = _Emitted(op.kind, node, source, buffer, pool=op.pool, mean=op.mean)
+        self._emitted.append(emitted)
+        self._values[node] = _Value(node, 4 if op.keepdim else 2, buffer, one_pixel=one_pixel, emitted=emitted)
         return None
 
     def _elementwise(self, node: fx.Node, pending: _Pending, one_pixel: bool = False) -> None:
@@ -257,7 +345,7 @@ class Region:
         """The buffer of a node's value, computed here or brought in from outside."""
         value = self._values.get(node)
         if value is not None:
-            return self._materialize(value) if value.rank == rank else None
+            return self._rounded(value) if value.rank == rank else None
         if rank != 4:
             return None
         if node not in self._inputs:
@@ -291,21 +379,20 @@ class Region:
     def close(self) -> ProgramStep | str:
         """The program, or why these nodes make none."""
         inside = set(self.nodes)
-        outputs: list[tuple[fx.Node, _Value]] = []
+        outputs: list[tuple[fx.Node, int, _Buffer]] = []
         for node in self.nodes:
             if any(user not in inside for user in node.users):
                 value = self._values[node]
-                self._materialize(value)
-                outputs.append((node, value))
+                outputs.append((node, value.rank, self._converted(node, self._rounded(value), None)))
         if not any(e.kind in ("conv", "global_avg_pool") for e in self._emitted):
             return "no convolution beside it to be fused with"
         if any(buffer.channels is None for buffer in self._inputs.values()):
             return "the number of channels of its input is not known"
-        if any(value.buffer in self._inputs.values() for _, value in outputs):
+        if any(buffer in self._inputs.values() for _, _, buffer in outputs):
             return "hands an input through"
         return self._step(outputs)
 
-    def _step(self, outputs: list[tuple[fx.Node, _Value]]) -> ProgramStep:
+    def _step(self, outputs: list[tuple[fx.Node, int, _Buffer]]) -> ProgramStep:
         numbers: dict[_Buffer, int] = {buffer: i for i, buffer in enumerate(self._inputs.values())}
         parameters: list[Parameter] = []
         layers: list[LayerSpec] = []
@@ -314,9 +401,8 @@ class Region:
             layers.append(self._layer(emitted, numbers, parameters))
         wanted: dict[tuple[int, int], fx.Node] = {}
         aliases: list[tuple[fx.Node, fx.Node]] = []
-        for node, value in outputs:
-            assert value.buffer is not None
-            first = wanted.setdefault((numbers[value.buffer], value.rank), node)
+        for node, rank, buffer in outputs:
+            first = wanted.setdefault((numbers[buffer], rank), node)
             if first is not node:
                 aliases.append((node, first))
         spec = ProgramSpec(
@@ -343,9 +429,9 @@ class Region:
             return MaxPoolSpec(e.node.name, source, output, **e.pool)
         if e.kind == "avg_pool":
             assert e.pool is not None
-            return AvgPoolSpec(e.node.name, source, output, **e.pool)
+            return AvgPoolSpec(e.node.name, source, output, **e.pool, writes=e.writes)
         if e.kind == "global_avg_pool":
-            return GlobalAvgPoolSpec(e.node.name, source, output, e.mean)
+            return GlobalAvgPoolSpec(e.node.name, source, output, e.mean, e.writes)
         pending = e.pending
         assert pending is not None
 
@@ -369,9 +455,19 @@ class Region:
         if pending.conv is None:
             gate = None if pending.gate is None else numbers[pending.gate]
             return AffineSpec(
-                pending.name, source, output, batch_norm(), gate, residual, pending.activation, pending.slope
+                name=pending.name,
+                input=source,
+                output=output,
+                batch_norm=batch_norm(),
+                gate=gate,
+                residual=residual,
+                activation=pending.activation,
+                slope=pending.slope,
+                writes=pending.writes,
             )
         conv = pending.conv
+        # Steps come first: the type of a program's first parameter is that of all its real numbers.
+        steps = None if conv.bytes is None else place(conv.bytes.steps)
         weight_place = place(conv.weight)
         assert weight_place is not None
         return ConvSpec(
@@ -390,8 +486,19 @@ class Region:
             groups=conv.groups,
             activation=pending.activation,
             residual=residual,
-            algorithm="auto" if conv.linear else self._algorithm,
+            algorithm=self._algorithm_of(pending),
+            reads=pending.reads,
+            writes=pending.writes,
+            weight_steps=steps,
+            weight_zeros=None if conv.bytes is None else place(conv.bytes.zeros),
         )
+
+    def _algorithm_of(self, pending: _Pending) -> str:
+        conv = pending.conv
+        assert conv is not None
+        if conv.bytes is not None and pending.computes_bytes and not conv.bytes.winograd:
+            return "direct"
+        return "auto" if conv.linear else self._algorithm
 
 
 def _mode(norm: Norm | None) -> NormMode | None:

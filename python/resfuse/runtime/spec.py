@@ -33,7 +33,8 @@ class ConvSpec:
 
     ``padding`` is (top, left, bottom, right), or None for TensorFlow's "same" padding. It computes with bytes where its
     input is of bytes, or is real numbers that ``reads`` makes bytes of. ``writes`` makes bytes of its output.
-    ``weight_steps`` is the place of given steps of its weights, by output channel.
+    ``weight_steps`` and ``weight_zeros`` are the places of given steps and zero points of its weights, by output
+    channel: then the weights are of int8 or, where they have yet to be rounded to these steps, real numbers.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ConvSpec:
     reads: Range | None = None
     writes: Range | None = None
     weight_steps: int | None = None
+    weight_zeros: int | None = None
     kind: str = "conv"
 
 
@@ -158,6 +160,31 @@ class ProgramSpec:
             return self.inputs[buffer]
         layer = self.layers[buffer - len(self.inputs)]
         return layer.out_channels if isinstance(layer, ConvSpec) else self.channels(layer.input)
+
+    @functools.cached_property
+    def ranges(self) -> dict[int, Range]:
+        """The buffers that hold bytes, and what these stand for; a max-pool hands on what it reads."""
+        held: dict[int, Range] = {}
+        for layer in self.layers:
+            found = held.get(layer.input) if isinstance(layer, MaxPoolSpec) else layer.writes
+            if found is not None:
+                held[layer.output] = found
+        return held
+
+    def computes_bytes(self, layer: LayerSpec) -> bool:
+        """Whether a layer's input is bytes when it computes with it."""
+        return layer.input in self.ranges or (isinstance(layer, ConvSpec) and layer.reads is not None)
+
+    @functools.cached_property
+    def has_bytes(self) -> bool:
+        """Whether some of it computes with bytes."""
+        return bool(self.ranges) or any(self.computes_bytes(layer) for layer in self.layers)
+
+    @functools.cached_property
+    def whole_numbers(self) -> frozenset[int]:
+        """Places of parameters that are no real numbers: of quantised weights."""
+        quantized = [la for la in self.layers if isinstance(la, ConvSpec) and la.weight_zeros is not None]
+        return frozenset(place for layer in quantized for place in (layer.weight, layer.weight_zeros or 0))
 
     def with_outputs(self, outputs: Sequence[OutputSpec]) -> ProgramSpec:
         """The same program returning other buffers."""

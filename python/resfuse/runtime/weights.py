@@ -12,7 +12,7 @@ import dataclasses
 import operator
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -38,24 +38,33 @@ def _stamp(tensors: Sequence[torch.Tensor], matrices: Sequence[int]) -> Stamp:
 
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
+_WHOLE = (torch.int8, torch.int32, torch.int64)  # of quantised weights and zero points
 
 
-def require_plain(tensors: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Raises ValueError for tensors that the core cannot read, or of another type."""
-    if not all([type(t) in _PLAIN_TENSORS and t.dtype is dtype and t.is_cpu for t in tensors]):
+def require_plain(
+    tensors: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32, whole_numbers: Collection[int] = ()
+) -> None:
+    """Raises ValueError for tensors that the core cannot read, or of another type.
+
+    Those at the places ``whole_numbers`` may be of integers as well.
+    """
+    fits = [type(t) in _PLAIN_TENSORS and t.is_cpu for t in tensors]
+    fits += [t.dtype is dtype or (i in whole_numbers and t.dtype in _WHOLE) for i, t in enumerate(tensors)]
+    if not all(fits):
         raise ValueError(f"its parameters are not all plain {str(dtype).removeprefix('torch.')} tensors on the CPU")
 
 
-def _in_pairs(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of 16-bit elements as one of half as many fp32; an odd last one is left out.
+def _as_words(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a tensor of other elements as fp32; what is left of a last word is left out.
 
     One that is not dense is left out as a whole: there only version counters tell.
     """
-    pairs = tensor.numel() // 2
+    size = tensor.element_size()
+    words = tensor.numel() * size // 4
     dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
     if not dense or tensor.data_ptr() % 4:
         return torch.empty(0)
-    return tensor.detach().as_strided((2 * pairs,), (1,)).view(torch.float32)
+    return tensor.detach().as_strided((words * 4 // size,), (1,)).view(torch.float32)
 
 
 def _watched(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -63,7 +72,7 @@ def _watched(tensor: torch.Tensor) -> npt.NDArray[Any]:
     if tensor.is_neg():
         tensor = torch._neg_view(tensor)
     if tensor.dtype is not torch.float32:
-        return view(_in_pairs(tensor))
+        return view(_as_words(tensor))
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
     return view(tensor)
@@ -95,6 +104,19 @@ def fold_batch_norm(
     if beta is not None:
         shift = shift + beta
     return scale.tolist(), shift.tolist()
+
+
+def _real_weights(layer: ConvSpec, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A layer's weights as real numbers: where steps are given, multiples of these."""
+    weight = tensors[layer.weight].detach()
+    if layer.weight_steps is None:
+        return weight.float()
+    if layer.weight_zeros is not None and bool(tensors[layer.weight_zeros].any()):
+        raise ValueError(f"{layer.name}: its quantised weights have zero points, want 0")
+    steps = tensors[layer.weight_steps].detach().reshape(-1, *[1] * (weight.dim() - 1))
+    if weight.is_floating_point():
+        weight = (weight * (1.0 / steps)).round().clamp(-128, 127)
+    return weight.float() * steps
 
 
 _MOST_TRIES = 4  # where somebody keeps writing while weights are packed
@@ -155,7 +177,7 @@ class PackedWeights:
         if state is not None and state.stamp == _stamp(tensors, self._matrices) and state.holds(threads):
             return state.weights
         self._state = None  # what has changed stays so, also where packing fails now
-        require_plain(tensors, self._dtype)
+        require_plain(tensors, self._dtype, self._spec.whole_numbers)
         generation, changes = _generations[0], _changes[0]
         with self._lock:
             for _ in range(_MOST_TRIES):
@@ -175,10 +197,11 @@ class PackedWeights:
         weights = _core.WeightSet(self._program)
         for index, layer in enumerate(self._spec.layers):
             if isinstance(layer, ConvSpec):
-                weight = tensors[layer.weight].detach().float()
+                weight = _real_weights(layer, tensors)
                 if weight.dim() == 2:
                     weight = weight[:, :, None, None]
-                steps = [] if layer.weight_steps is None else tensors[layer.weight_steps].tolist()
+                given = layer.weight_steps is not None and self._spec.computes_bytes(layer)
+                steps = tensors[layer.weight_steps or 0].tolist() if given else []
                 weights.set(index, view(weight), *fold_batch_norm(layer.batch_norm, layer.bias, tensors), steps)
             elif isinstance(layer, AffineSpec):
                 weights.set_affine(index, *fold_batch_norm(layer.batch_norm, None, tensors))
