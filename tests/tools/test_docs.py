@@ -38,6 +38,8 @@ EXAMPLES = {
 def test_docs_code_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "torchvision" in block and torchvision_models() is None:
         pytest.skip("torchvision is not installed")
+    if "torchao" in block and importlib.util.find_spec("torchao") is None:
+        pytest.skip("torchao is not installed")
     monkeypatch.chdir(tmp_path)
     model = resfuse.models.resnet18().eval()
     names = {"torch": torch, "resfuse": resfuse, "model": model, "x": torch.randn(4, 3, 64, 64)}

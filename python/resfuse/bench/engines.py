@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import resfuse
 from resfuse import _core
-from resfuse.bench import int8_engines
+from resfuse.bench import int8_engines, portable_engines
 
 Array = npt.NDArray[Any]
 Runner = Callable[[], Array]
@@ -168,6 +168,7 @@ TRAINING_ENGINES: dict[str, Builder] = {
 
 
 _OPENVINO = ("openvino", "onnx", "onnxscript")
+_MNN, _NCNN = ("MNN", "onnx", "onnxscript"), ("ncnn", "pnnx")
 
 # name -> (what must be installed, how it is built); fp32 unless the name says otherwise
 ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
@@ -179,6 +180,8 @@ ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
     "openvino": (_OPENVINO, _openvino("f32")),
     "openvino bf16": (_OPENVINO, _openvino("bf16")),
     "zentorch": (("zentorch",), _zentorch),
+    "mnn": (_MNN, portable_engines.mnn),
+    "ncnn": (_NCNN, portable_engines.ncnn),
 }
 # In half precision: parameters, input and feature maps of that type, but for what is named otherwise.
 HALF_ENGINES: dict[str, dict[str, tuple[tuple[str, ...], Builder]]] = {
@@ -196,12 +199,15 @@ INT8_ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
     "resfuse fp32": ((), _resfuse),
     "openvino": ((*_OPENVINO, "nncf"), int8_engines.openvino_int8),
     "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), int8_engines.onnxruntime_int8),
+    "compile": (("torchao",), int8_engines.compile_int8),
+    "mnn fp32": (_MNN, portable_engines.mnn),
+    "ncnn fp32": (_NCNN, portable_engines.ncnn),
 }
 DTYPES = ("fp32", *HALF_ENGINES, "int8")
 # How far an engine's output may be from eager fp32's, as a share (rms): bytes lose 1 to 10 % of a network of random
 # weights, whose signal-to-noise ratio is then 20 to 40 dB.
 MOST_ERROR = {"fp32": 0.01, "bf16": 0.1, "fp16": 0.1, "int8": 0.3}
-_NEED_ONNX = ("onnxruntime", "openvino")
+_NEED_ONNX = ("onnxruntime", "openvino", "mnn")
 
 
 def engines_of(dtype: str) -> dict[str, tuple[tuple[str, ...], Builder]]:
@@ -229,6 +235,8 @@ def cpu_path(name: str) -> str:
         return "oneDNN and its own"
     if name == "onnxruntime":
         return "MLAS"
+    if name.startswith(("mnn", "ncnn")):
+        return "its own"
     return f"oneDNN, ATen {torch.backends.cpu.get_cpu_capability()}"
 
 

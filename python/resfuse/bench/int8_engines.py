@@ -79,3 +79,26 @@ def onnxruntime_int8(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
     session = ort.InferenceSession(str(quantized), options, providers=["CPUExecutionProvider"])
     feed = {name: x.numpy()}
     return lambda: session.run(None, feed)[0]
+
+
+def compile_int8(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+    """torch.compile with freezing, of what torchao's PT2E quantises for it."""
+    pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    # strict: https://github.com/pytorch/ao/issues/4478
+    prepared: Any = pt2e.prepare_pt2e(torch.export.export(model, (x,), strict=True).module(), quantizer)
+    with torch.no_grad():
+        for batch in calibration(x):
+            prepared(batch)
+    config: Any = importlib.import_module("torch._inductor.config")
+    config.freezing = True  # as an option of this one call it cannot pack the weights
+    compiled: Any = torch.compile(pt2e.convert_pt2e(prepared))
+    moved = x.to(memory_format=torch.channels_last)
+
+    def run() -> Array:
+        with torch.no_grad():
+            result: Array = compiled(moved).numpy()
+            return result
+
+    return run

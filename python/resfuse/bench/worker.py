@@ -8,6 +8,7 @@ counted, and the peak resident memory.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -74,8 +75,8 @@ def _peak_bytes() -> int:
 
 def main() -> None:
     """Answers requests until the input ends."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # engines print
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # engines print, those in C++ too
     worker = _Worker()
     for line in sys.stdin:
         request = json.loads(line)
