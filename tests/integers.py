@@ -88,6 +88,14 @@ def quantize_channels(weight: Array, steps: Array | None, limit: int | None) -> 
     return made.reshape(weight.shape).astype(np.int64), found
 
 
+def lost_means(weight: Array, integers: Array, steps: Array, means: Array, groups: int) -> Array:
+    """What rounded weights [K, C, R, S] take from the mean of each output channel."""
+    errors = weight.astype(np.float64) - steps.astype(np.float64)[:, None, None, None] * integers
+    own = np.repeat(means.astype(np.float64).reshape(groups, -1), len(weight) // groups, 0)
+    products = (errors * own[:, :, None, None]).transpose(0, 2, 3, 1).reshape(len(weight), -1)
+    return np.add.accumulate(products, 1)[:, -1]  # one by one, as the core adds them
+
+
 def _written(layer: Any, v: Array, activation: str) -> Buffer:
     """``v`` is in units of the output's steps, if it has such."""
     if layer.writes is None:
@@ -131,7 +139,11 @@ def _conv(layer: ConvSpec, buffers: list[Buffer], parameters: Sequence[torch.Ten
     folded, bias = fold_batch_norm(layer.batch_norm, layer.bias, parameters)
     units = _units(layer)
     factor = np.float64(scale) * steps.astype(np.float64) * (np.array(folded) if folded else 1.0) * units
-    added = (f32(bias).astype(np.float64) if bias else np.zeros(len(steps))) * units
+    added = f32(bias).astype(np.float64) if bias else np.zeros(len(steps))
+    if layer.input_means is not None:
+        lost = lost_means(weight, integers, steps, parameters[layer.input_means].numpy(), layer.groups)
+        added = added + (np.array(folded) if folded else 1.0) * lost
+    added = added * units
     residual = None if layer.residual is None else _residual(layer, buffers, units)
     if residual is not None:
         added = added - residual[2] * np.float64(residual[1])

@@ -49,7 +49,7 @@ struct BoundWeights {
     explicit BoundWeights(std::shared_ptr<const Program> program) : weights(std::move(program)) {}
 
     void set(std::size_t layer, const py::array& weight, std::vector<double> scale, std::vector<float> bias,
-             std::vector<float> steps) {
+             std::vector<float> steps, std::vector<float> means) {
         if (layer >= weights.program().layers().size())
             throw std::invalid_argument("layer: got " + std::to_string(layer) + ", want less than " +
                                         std::to_string(weights.program().layers().size()));
@@ -59,7 +59,8 @@ struct BoundWeights {
         if (view.shape != want)
             throw std::invalid_argument(l.name + ": weight has shape " + shape_text(view.shape) + ", want " +
                                         shape_text(want));
-        weights.set(layer, {view.floats(), view.strides, std::move(scale), std::move(bias), std::move(steps)});
+        weights.set(layer, {view.floats(), view.strides, std::move(scale), std::move(bias), std::move(steps),
+                            std::move(means)});
         keep_alive[layer] = weight;
     }
 
@@ -141,7 +142,7 @@ void register_program(py::module_& m) {
                  [](std::shared_ptr<Program> program) { return std::make_unique<BoundWeights>(std::move(program)); }),
              py::arg("program"))
         .def("set", &BoundWeights::set, py::arg("layer"), py::arg("weight"), py::arg("scale"), py::arg("bias"),
-             py::arg("steps") = std::vector<float>{})
+             py::arg("steps") = std::vector<float>{}, py::arg("means") = std::vector<float>{})
         .def("set_affine", &BoundWeights::set_affine, py::arg("layer"), py::arg("scale"), py::arg("bias"))
         .def_property_readonly("packed_bytes", [](const BoundWeights& self) { return self.weights.bytes(); });
 }

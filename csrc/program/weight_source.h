@@ -17,6 +17,7 @@ struct WeightSource {
     std::vector<double> scale;         // empty: all ones
     std::vector<float> bias;           // empty: none
     std::vector<float> steps;          // of quantised weights, by output channel; empty: as their magnitudes ask for
+    std::vector<float> means;          // of a quantised layer's input, by channel; empty: not known
 };
 
 }  // namespace resfuse

@@ -40,6 +40,18 @@ Sums quantize_channel(const std::vector<float>& weights, float step, std::int8_t
     return sums;
 }
 
+// What a channel's mean output lacks for its rounded weights, given its input's means (Nagel et al., 2019,
+// "Data-free quantization through weight equalization and bias correction", section 4.2).
+double lost_mean(const std::vector<float>& weights, const std::int8_t* rounded, float step, const float* means,
+                 index_t channels) {
+    double lost = 0.0;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+        const double error = static_cast<double>(weights[i]) - static_cast<double>(step) * rounded[i];
+        lost += error * static_cast<double>(means[i % static_cast<std::size_t>(channels)]);
+    }
+    return lost;
+}
+
 }  // namespace
 
 std::int64_t most_magnitude(const Layer& layer) {
@@ -54,7 +66,7 @@ Int8Weights quantize_weights(const Layer& layer, const WeightSource& source, int
     const std::size_t depth =
         static_cast<std::size_t>(layer.window.kernel_h * layer.window.kernel_w * layer.group_in());
     Int8Weights made{std::vector<std::int8_t>(channels * depth), std::vector<float>(channels),
-                     std::vector<std::int32_t>(channels)};
+                     std::vector<std::int32_t>(channels), std::vector<double>(channels)};
     const bool given = !source.steps.empty();
     const std::int64_t most = most_magnitude(layer);
     std::atomic<bool> finite{true}, within{true};
@@ -86,6 +98,11 @@ Int8Weights quantize_weights(const Layer& layer, const WeightSource& source, int
             }
             made.steps[k] = step;
             made.sums[k] = static_cast<std::int32_t>(sums.values);
+            if (!source.means.empty()) {
+                const index_t group = channel / (layer.out_channels / layer.groups);
+                made.lost[k] = lost_mean(weights, made.weights.data() + k * depth, step,
+                                         source.means.data() + group * layer.group_in(), layer.group_in());
+            }
         }
     }
     if (!finite)

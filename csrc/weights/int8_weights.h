@@ -14,6 +14,7 @@ struct Int8Weights {
     std::vector<std::int8_t> weights;  // [out_channels][kernel_h][kernel_w][group_in]
     std::vector<float> steps;
     std::vector<std::int32_t> sums;  // of each channel's integers
+    std::vector<double> lost;        // what rounding its weights takes from each channel's mean output
 };
 
 // Symmetric around zero and by output channel: a channel's largest magnitude becomes 127, or a little less where the

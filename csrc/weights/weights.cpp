@@ -86,6 +86,12 @@ void WeightSet::set(std::size_t index, WeightSource source) {
         if (!std::isnormal(step) || step < 0.0f)
             throw std::invalid_argument(layer.name + ": steps has " + std::to_string(step) +
                                         ", want positive, normal numbers");
+    if (!source.means.empty() && source.means.size() != static_cast<std::size_t>(layer.in_channels))
+        throw std::invalid_argument(layer.name + ": means has " + std::to_string(source.means.size()) +
+                                    " values, want " + std::to_string(layer.in_channels));
+    for (const float mean : source.means)
+        if (!std::isfinite(mean))
+            throw std::invalid_argument(layer.name + ": means has " + std::to_string(mean) + ", want finite numbers");
     Entry& entry = entries_[index];
     entry.scale = per_panel(layer, program_->kernels(), source.scale, 1.0f);
     entry.bias = per_panel(layer, program_->kernels(), source.bias, 0.0f);
@@ -141,7 +147,7 @@ void WeightSet::finish_int8(std::size_t index, const Int8Weights& weights) {
         const double added = entry.source.bias.empty() ? 0.0 : static_cast<double>(entry.source.bias[k]);
         scale.push_back(static_cast<double>(layer.reads->scale) * static_cast<double>(weights.steps[k]) * folded *
                         units);
-        bias.push_back(added * units - zero_of_residual);
+        bias.push_back((added + folded * weights.lost[k]) * units - zero_of_residual);
     }
     entry.scale = per_panel(layer, kernels, scale, 1.0f);
     entry.bias = per_panel(layer, kernels, bias, 0.0f);

@@ -72,6 +72,7 @@ class WeightSet:
         scale: Sequence[float],
         bias: Sequence[float],
         steps: Sequence[float] = (),
+        means: Sequence[float] = (),
     ) -> None: ...
     def set_affine(self, layer: int, scale: Sequence[float], bias: Sequence[float]) -> None: ...
     @property

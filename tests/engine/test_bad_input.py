@@ -22,6 +22,10 @@ def _fast() -> nn.Module:
     return resfuse.fuse(resfuse.models.ResNet("basic", [1], width=8, num_classes=5, stem="cifar").eval())
 
 
+def _program_text() -> str:
+    return _fast().fusion().binding.programs[0].text
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
@@ -53,6 +57,7 @@ def _fast() -> nn.Module:
         (lambda: _to_planes(torch.randn(1, 3, 4, 4), torch.empty(1, 3, 4, 4)), ValueError, "x: want dense"),
         (lambda: _to_planes(_last(1, 3, 4, 4), _last(1, 3, 4, 4)), ValueError, "y: want writable, contiguous"),
         (lambda: _to_planes(_last(1, 3, 4, 4).double(), torch.empty(1, 3, 4, 4)), TypeError, "x: got dtype float64"),
+        (lambda: torch.ops.resfuse.program([torch.randn(1, 3, 8, 8)], [], _program_text()), ValueError, "parameters: got 0 tensors"),
         (lambda: _core.Program("mips"), ValueError, "RESFUSE_ISA=mips"),
         (lambda: _core.Program().add_input(0), ValueError, "channels: got 0"),
         (lambda: _core.Program().add_global_avg_pool("gap", 0), ValueError, "gap: input: got buffer 0"),

@@ -55,11 +55,11 @@ def assert_same_bits(spec: ProgramSpec, isa: str, inputs: list[torch.Tensor], pa
 @given(
     isa=isas, case=convolutions(), batch=st.integers(1, 3), seed=st.integers(0, 2**31 - 1), reads=ranges,
     before=st.booleans(), residual=optional_ranges, writes=optional_ranges, relu=st.booleans(),
-    algorithm=st.sampled_from(["auto", "direct", "winograd"]), threads=st.integers(1, 3),
+    algorithm=st.sampled_from(["auto", "direct", "winograd"]), threads=st.integers(1, 3), means=st.booleans(),
 )  # fmt: skip
 def test_convolutions(
     isa: str, case: tuple[ProgramSpec, tuple[int, int], str], batch: int, seed: int, reads: Range, before: bool,
-    residual: Range | None, writes: Range | None, relu: bool, algorithm: str, threads: int,
+    residual: Range | None, writes: Range | None, relu: bool, algorithm: str, threads: int, means: bool,
 ) -> None:  # fmt: skip
     """Of real inputs or bytes, with and without a residual of either, into either."""
     spec, extent, layout = case
@@ -67,6 +67,9 @@ def test_convolutions(
     torch.set_num_threads(threads)
     conv = spec.layers[0]
     assert isinstance(conv, ConvSpec)
+    if means:
+        conv = dataclasses.replace(conv, input_means=len(parameters))
+        parameters.append(torch.randn(conv.in_channels, generator=torch.Generator().manual_seed(seed)))
     layers: list[LayerSpec] = []
     count = len(spec.inputs)
     source, added = 0, conv.residual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_a_whole_program_is_exact() -> None:
     (bound,) = quantized.fusion().binding.programs
     last = max(layer.output for layer in bound.step.spec.layers if getattr(layer, "residual", None) is not None)
     spec = bound.with_outputs([OutputSpec(last)])
-    x, parameters = batches()[0], bound.parameters()
+    x, parameters = batches()[0], [*bound.parameters(), *bound.means]
     (got,) = Executor(spec).run([x], parameters)
     keep = [layer for layer in spec.layers if layer.output <= last]
     short = type(spec)(spec.inputs, tuple(keep), spec.outputs)
@@ -186,6 +187,23 @@ def test_agreement_keeps_what_loses_most() -> None:
     assert agreement(plain) >= 0.97 or kept
 
 
+def test_biases_make_up_for_rounded_weights() -> None:
+    torch.manual_seed(0)
+    model = resfuse.models.ResNet("bottleneck", [1, 1], width=32, num_classes=10)
+    randomize_batch_norm(model)
+    model.eval()
+    fast = resfuse.quantize(model, [torch.rand(8, 3, 64, 64) for _ in range(4)], progress=False)
+    without = copy.deepcopy(fast)
+    without.quantize(dataclasses.replace(fast._resfuse_ranges, means={}))
+    x = torch.rand(32, 3, 64, 64)
+    with torch.no_grad():
+        want = model(x)
+        assert decibels(want, fast(x)) > decibels(want, without(x)) + 1
+        for parameter in model.parameters():  # what they make up for are the weights of now
+            parameter.mul_(-0.5 if parameter.dim() == 4 else 1.0)
+        torch.testing.assert_close(fast(x), copy.deepcopy(fast)(x), rtol=0, atol=0)
+
+
 def test_verify_tells_what_bytes_cost() -> None:
     model = network()
     x = batches()[0]
@@ -271,9 +289,10 @@ def test_compiled_and_exported() -> None:
     want = run(quantized, x)
     with torch.no_grad():
         assert torch.equal(torch.compile(quantized, backend="eager")(x), want)
+    (bound,) = quantized.fusion().binding.programs
     torch.library.opcheck(
         torch.ops.resfuse.program,
-        ([x], quantized.fusion().binding.programs[0].parameters(), quantized.fusion().binding.programs[0].int8_text),
+        ([x], *bound.whole([x], bound.parameters(), None)[::-1]),
         test_utils=("test_schema", "test_faketensor"),
     )
 

@@ -195,11 +195,11 @@ HALF_ENGINES: dict[str, dict[str, tuple[tuple[str, ...], Builder]]] = {
 }
 # Of bytes, but for what is named otherwise.
 INT8_ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
-    "resfuse": ((), int8_engines.resfuse_int8),
+    "resfuse": ((), int8_engines.runner(int8_engines.resfuse_int8)),
     "resfuse fp32": ((), _resfuse),
-    "openvino": ((*_OPENVINO, "nncf"), int8_engines.openvino_int8),
-    "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), int8_engines.onnxruntime_int8),
-    "compile": (("torchao",), int8_engines.compile_int8),
+    "openvino": ((*_OPENVINO, "nncf"), int8_engines.runner(int8_engines.openvino_int8)),
+    "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), int8_engines.runner(int8_engines.onnxruntime_int8)),
+    "compile": (("torchao",), int8_engines.runner(int8_engines.compile_int8)),
     "mnn fp32": (_MNN, portable_engines.mnn),
     "ncnn fp32": (_NCNN, portable_engines.ncnn),
 }

@@ -40,7 +40,7 @@ def probe(
         if any(buffer < len(spec.inputs) for buffer in extra):
             raise ValueError("wanted: an input of a program cannot be kept")
         longer = bound.with_outputs([*spec.outputs, *(OutputSpec(buffer) for buffer in extra)])
-        results = ops.run_program(inputs, parameters, longer.to_text(), (), model._resfuse_dtype)
+        results = ops.run_program(inputs, [*parameters, *bound.means], longer.to_text(), (), model._resfuse_dtype)
         by_buffer = {output.buffer: result for output, result in zip(longer.outputs, results, strict=True)}
         kept[bound.step] = {
             buffer: value if value.dim() == 4 else value[:, :, None, None]

@@ -16,7 +16,7 @@ from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
 from resfuse.capture.tracer import Output
 from resfuse.lowering.layouts import contiguous_outputs, is_blind, made_contiguous, with_plain_gradient
 from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
-from resfuse.lowering.ranges import Ranges, int8_spec
+from resfuse.lowering.ranges import Ranges, int8_spec, mean_buffers
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
 from resfuse.runtime.executor import DTYPES, executor_of
@@ -46,6 +46,7 @@ class BoundProgram:
         self.ranges: Ranges | None = None
         self.int8: ProgramSpec | None = None
         self.int8_text: str | None = None
+        self.means: list[torch.Tensor] = []
         if ranges is not None:
             self.quantize(ranges)
         self.aliases = [(node.name, other.name) for node, other in step.aliases]
@@ -74,20 +75,26 @@ class BoundProgram:
         self.ranges = ranges
         self.int8 = int8_spec(self.step.spec, self.names, ranges)
         self.int8_text = None if self.int8 is None else self.int8.to_text()
+        self.means = self.means_of(ranges)
+
+    def means_of(self, ranges: Ranges) -> list[torch.Tensor]:
+        """What stands behind the other parameters of the program of bytes that these ranges make."""
+        buffers = mean_buffers(self.step.spec, self.names, ranges)
+        return [ranges.mean_tensors[self.names[buffer]] for buffer in buffers]
 
     def with_outputs(self, outputs: Sequence[OutputSpec]) -> ProgramSpec:
         """The program that runs as a whole, returning other buffers as real numbers."""
         spec = self.step.spec.with_outputs(outputs)
         return spec if self.ranges is None else int8_spec(spec, self.names, self.ranges) or spec
 
-    def text_for(
-        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype | None
-    ) -> str:
-        """The program to run as a whole: of bytes where it was quantised and all tensors are float32."""
+    def whole(
+        self, inputs: Sequence[torch.Tensor], parameters: list[torch.Tensor], dtype: torch.dtype | None
+    ) -> tuple[str, list[torch.Tensor]]:
+        """The program to run as a whole and its parameters: of bytes where it was quantised and all is float32."""
         if self.int8_text is None or dtype not in (None, torch.float32):
-            return self.text
+            return self.text, parameters
         plain = all([x.dtype is torch.float32 for x in (*inputs, *parameters)])
-        return self.int8_text if plain else self.text
+        return (self.int8_text, [*parameters, *self.means]) if plain else (self.text, parameters)
 
     def _split(self, batch_statistics: tuple[bool, ...]) -> tuple[Block, ...]:
         self._blocks[batch_statistics] = split(self.step.spec, batch_statistics)
@@ -317,7 +324,9 @@ class Binding:
                 elif parameters and parameters[0].dtype is not inputs[0].dtype:
                     raise RefusedError(f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}")
                 planes = tuple([i for i in plain if i in step.handed_out])
-                text = step.text if autocast is not None else step.text_for(inputs, parameters, dtype)
+                text = step.text
+                if autocast is None:
+                    text, parameters = step.whole(inputs, parameters, dtype)
                 results = ops.run_program(inputs, parameters, text, planes, dtype)
                 plain = [i for i in plain if i not in planes]
                 if not torch.compiler.is_compiling():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -31,14 +32,20 @@ _MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
 class Ranges:
     """What calibration found for one module that is fused as a whole.
 
-    ``values`` are by the names of the graph's nodes. Layers named in ``keep`` compute with real numbers. ``noise`` is
-    the signal-to-noise ratio of each layer's output on the calibration data, in decibels.
+    ``values`` and ``means``, by channel, are by the names of the graph's nodes. Layers named in ``keep`` compute with
+    real numbers. ``noise`` is the signal-to-noise ratio of each layer's output on the calibration data, in decibels.
     """
 
     values: Mapping[str, Range]
     keep: tuple[str, ...] = ()
     method: str = ""
     noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    means: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def mean_tensors(self) -> Mapping[str, torch.Tensor]:
+        """The means as parameters of programs: always the same tensors."""
+        return {name: torch.tensor(values) for name, values in self.means.items()}
 
     def to_tensor(self) -> torch.Tensor:
         """As bytes: what a ``state_dict`` carries, in whatever format that is stored."""
@@ -54,7 +61,10 @@ class Ranges:
                 if not (math.isfinite(scale) and scale > 0 and 0 <= zero <= 255):
                     raise ValueError(f"{name} has scale {scale} and zero point {zero}")
             noise = {str(name): float(value) for name, value in data["noise"].items()}
-            return Ranges(values, tuple(map(str, data["keep"])), str(data["method"]), noise)
+            means = {str(name): tuple(map(float, found)) for name, found in data.get("means", {}).items()}
+            if not all(math.isfinite(mean) for found in means.values() for mean in found):
+                raise ValueError("means that are not finite")
+            return Ranges(values, tuple(map(str, data["keep"])), str(data["method"]), noise, means)
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"ranges: got a tensor that holds none ({error!r})") from error
 
@@ -89,17 +99,29 @@ def int8_spec(spec: ProgramSpec, names: Sequence[str], ranges: Ranges) -> Progra
     if not bytes_in:
         return None
     held = _buffers_of_bytes(spec, range_of, bytes_in)
+    means = {buffer: spec.parameter_count + i for i, buffer in enumerate(mean_buffers(spec, names, ranges))}
     layers: list[LayerSpec] = []
     for layer in spec.layers:
         writes = range_of(layer.output) if layer.output in held else None
         if isinstance(layer, ConvSpec):
             made_of = range_of(layer.input) if layer.output in bytes_in and layer.input not in held else None
-            layers.append(dataclasses.replace(layer, reads=made_of, writes=writes))
+            place = means.get(layer.input) if layer.output in bytes_in else None
+            layers.append(dataclasses.replace(layer, reads=made_of, writes=writes, input_means=place))
         elif isinstance(layer, MaxPoolSpec):
             layers.append(layer)  # its output is what its input is
         else:
             layers.append(dataclasses.replace(layer, writes=writes))
     return dataclasses.replace(spec, layers=tuple(layers))
+
+
+def convolution_inputs(spec: ProgramSpec) -> list[int]:
+    """The buffers that convolutions read."""
+    return list(dict.fromkeys(layer.input for layer in spec.layers if isinstance(layer, ConvSpec)))
+
+
+def mean_buffers(spec: ProgramSpec, names: Sequence[str], ranges: Ranges) -> list[int]:
+    """The buffers that convolutions read whose means are known, in the order of their means among the parameters."""
+    return [b for b in convolution_inputs(spec) if len(ranges.means.get(names[b], ())) == spec.channels(b)]
 
 
 def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]) -> set[int]:

@@ -11,8 +11,8 @@ from torch import nn
 
 from resfuse.fused.module import FusedModule
 from resfuse.lowering.binding import BoundProgram, ProgramRunner, watcher
-from resfuse.lowering.ranges import Ranges, int8_spec, observed_buffers
-from resfuse.quantization.observer import Observer
+from resfuse.lowering.ranges import Ranges, convolution_inputs, int8_spec, observed_buffers
+from resfuse.quantization.observer import ChannelMeans, Observer
 from resfuse.runtime.executor import Executor
 from resfuse.runtime.spec import OutputSpec, ProgramSpec, Range
 
@@ -62,6 +62,7 @@ class Calibration:
     def __init__(self, parts: Mapping[str, FusedModule]) -> None:
         self.parts = parts
         self.observers: dict[str, dict[str, Observer]] = {path: {} for path in parts}
+        self.means: dict[str, dict[str, ChannelMeans]] = {path: {} for path in parts}  # of what convolutions read
         self.batches: list[Batch] = []  # the first, for comparisons
         self.results: list[Any] = []  # and what real numbers gave for them
 
@@ -91,24 +92,14 @@ class Calibration:
         def observe(
             bound: BoundProgram, inputs: list[torch.Tensor], parameters: list[torch.Tensor]
         ) -> list[torch.Tensor]:
-            spec = bound.step.spec
-            wanted = observed_buffers(spec)
             if bound not in executors:
-                extra = [b for b in wanted if b >= len(spec.inputs) and b not in {o.buffer for o in spec.outputs}]
-                longer = spec.with_outputs([*spec.outputs, *(OutputSpec(buffer) for buffer in extra)])
-                executors[bound] = Executor(longer)
+                executors[bound] = Executor(_with_observed(bound.step.spec))
             executor = executors[bound]
             results = executor.run(inputs, parameters)
             values = dict(enumerate(inputs))
             values.update({o.buffer: y for o, y in zip(executor.spec.outputs, results, strict=True)})
-            observers = self.observers[self.path_of(bound)]
-            for buffer in wanted:
-                name = bound.names[buffer]
-                try:
-                    observers.setdefault(name, Observer()).add(values[buffer])
-                except ValueError as error:
-                    failures.append(f"batches: element {number}: {name} {error}")
-            return results[: len(spec.outputs)]
+            failures.extend(f"batches: element {number}: {text}" for text in self._observe(bound, values))
+            return results[: len(bound.step.spec.outputs)]
 
         for number, element in enumerate(progress(batches)):
             batch = Batch(element, number)
@@ -125,6 +116,23 @@ class Calibration:
         if not any(self.observers.values()):
             reasons = {part.fusion().native_reason for part in self.parts.values()}
             raise ValueError(f"batches: the model ran nothing fused on them ({'; '.join(map(str, reasons))})")
+
+    def _observe(self, bound: BoundProgram, values: Mapping[int, torch.Tensor]) -> Iterator[str]:
+        """Takes in what a program computed; gives what is wrong with it."""
+        path = self.path_of(bound)
+        try:
+            for buffer in observed_buffers(bound.step.spec):
+                name = bound.names[buffer]
+                self.observers[path].setdefault(name, Observer()).add(values[buffer])
+        except ValueError as error:
+            yield f"{name} {error}"
+            return
+        for buffer in convolution_inputs(bound.step.spec):
+            self.means[path].setdefault(bound.names[buffer], ChannelMeans()).add(_four_dimensional(values[buffer]))
+
+    def channel_means(self, path: str) -> dict[str, tuple[float, ...]]:
+        """Of what the convolutions of one part read, by channel."""
+        return {name: means.means() for name, means in self.means[path].items()}
 
     def ranges(self, path: str, method: str) -> dict[str, Range]:
         """Of one part's feature maps; one that was nothing but zeros has none, and what reads it stays real numbers.
@@ -144,6 +152,17 @@ class Calibration:
             raise ValueError("batches: got nothing but zeros, want data that is like that of later use")
         found = {name: observer.range(method) for name, observer in observers.items()}
         return {name: byte_range for name, byte_range in found.items() if byte_range is not None}
+
+
+def _with_observed(spec: ProgramSpec) -> ProgramSpec:
+    """A program that also returns what calibration looks at."""
+    present = {*range(len(spec.inputs)), *(output.buffer for output in spec.outputs)}
+    wanted = dict.fromkeys([*observed_buffers(spec), *convolution_inputs(spec)])
+    return spec.with_outputs([*spec.outputs, *(OutputSpec(buffer) for buffer in wanted if buffer not in present)])
+
+
+def _four_dimensional(values: torch.Tensor) -> torch.Tensor:
+    return values if values.dim() == 4 else values[:, :, None, None]
 
 
 class Trial:
@@ -172,7 +191,8 @@ class Trial:
         if bound not in self._executors:
             self._executors[bound] = Executor(self._spec(bound, path))
         executor = self._executors[bound]
-        results = executor.run(inputs, parameters)
+        means = bound.means_of(self._ranges[path]) if path in self._ranges else []
+        results = executor.run(inputs, [*parameters, *means])
         if self._inner:
             names = {layer.output: layer.name for layer in executor.spec.layers if layer.kind == "conv"}
             for output, y in zip(executor.spec.outputs, results, strict=True):

@@ -83,6 +83,26 @@ class Observer:
         return (held - _HALF + 0.5) * self._width, self._counts[held].astype(np.float64)
 
 
+class ChannelMeans:
+    """Means by channel, of every so many pixels."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(0)
+        self._batches = 0
+
+    def add(self, values: torch.Tensor) -> None:
+        """Takes in a batch [N, C, H, W]; batches count alike."""
+        pixels = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1])
+        every = max(values.numel() // _SAMPLES, 1) | 1  # odd: all columns have their turn
+        means = pixels[::every].numpy().mean(0, dtype=np.float64)
+        self._sums = means if self._batches == 0 else self._sums + means
+        self._batches += 1
+
+    def means(self) -> tuple[float, ...]:
+        """By channel, to six digits."""
+        return tuple(float(f"{value:.6g}") for value in self._sums / max(self._batches, 1))
+
+
 def range_of(low: float, high: float) -> Range:
     """Scale and zero point of bytes from ``low`` (at most 0) to ``high`` (at least 0)."""
     scale = max((high - low) / 255, float(np.finfo(np.float32).tiny) * 4)

@@ -84,7 +84,12 @@ def quantize(
         calibration.take(fast, batches, _bar(progress))
         layers = _layers(calibration, keep)
         ranges = {
-            path: Ranges(calibration.ranges(path, method), tuple(n for n in keep if (path, n) in layers), method)
+            path: Ranges(
+                calibration.ranges(path, method),
+                tuple(n for n in keep if (path, n) in layers),
+                method,
+                means=calibration.channel_means(path),
+            )
             for path in parts
             if calibration.observers[path]
         }

@@ -35,6 +35,7 @@ class ConvSpec:
     input is of bytes, or is real numbers that ``reads`` makes bytes of. ``writes`` makes bytes of its output.
     ``weight_steps`` and ``weight_zeros`` are the places of given steps and zero points of its weights, by output
     channel: then the weights are of int8 or, where they have yet to be rounded to these steps, real numbers.
+    ``input_means`` is the place of its input's means, by channel: by them its bias makes up for rounded weights.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ConvSpec:
     writes: Range | None = None
     weight_steps: int | None = None
     weight_zeros: int | None = None
+    input_means: int | None = None
     kind: str = "conv"
 
 
@@ -179,6 +181,17 @@ class ProgramSpec:
     def has_bytes(self) -> bool:
         """Whether some of it computes with bytes."""
         return bool(self.ranges) or any(self.computes_bytes(layer) for layer in self.layers)
+
+    @functools.cached_property
+    def parameter_count(self) -> int:
+        """How many parameters the layers read."""
+        places: list[int | None] = [-1]
+        for layer in self.layers:
+            if isinstance(layer, ConvSpec):
+                places += [layer.weight, layer.bias, layer.weight_steps, layer.weight_zeros, layer.input_means]
+            norm = getattr(layer, "batch_norm", None)
+            places += [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        return 1 + max(place for place in places if place is not None)
 
     @functools.cached_property
     def whole_numbers(self) -> frozenset[int]:

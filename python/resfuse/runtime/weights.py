@@ -177,6 +177,8 @@ class PackedWeights:
         if state is not None and state.stamp == _stamp(tensors, self._matrices) and state.holds(threads):
             return state.weights
         self._state = None  # what has changed stays so, also where packing fails now
+        if len(tensors) < self._spec.parameter_count:
+            raise ValueError(f"parameters: got {len(tensors)} tensors, want {self._spec.parameter_count}")
         require_plain(tensors, self._dtype, self._spec.whole_numbers)
         generation, changes = _generations[0], _changes[0]
         with self._lock:
@@ -202,7 +204,9 @@ class PackedWeights:
                     weight = weight[:, :, None, None]
                 given = layer.weight_steps is not None and self._spec.computes_bytes(layer)
                 steps = tensors[layer.weight_steps or 0].tolist() if given else []
-                weights.set(index, view(weight), *fold_batch_norm(layer.batch_norm, layer.bias, tensors), steps)
+                means = [] if layer.input_means is None else tensors[layer.input_means].tolist()
+                folded = fold_batch_norm(layer.batch_norm, layer.bias, tensors)
+                weights.set(index, view(weight), *folded, steps, means)
             elif isinstance(layer, AffineSpec):
                 weights.set_affine(index, *fold_batch_norm(layer.batch_norm, None, tensors))
         return weights
