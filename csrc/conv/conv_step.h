@@ -2,6 +2,7 @@
 #pragma once
 
 #include "plan/algorithm.h"
+#include "program/requantize.h"
 #include "weights/panels.h"
 #include "weights/weights.h"
 
@@ -15,7 +16,8 @@ class ConvStep : public Step {
           layer_(context.layers[index]),
           in_(context.buffer(layer_.input).extent),
           out_(context.buffer(layer_.output).extent),
-          grid_(panel_grid(layer_, context.kernels())) {}
+          grid_(panel_grid(layer_, context.kernels())),
+          int8_epilogue_(layer_.is_int8() ? int8_epilogue(context.program, layer_) : Int8Epilogue{}) {}
 
     index_t pixels() const { return out_.h * out_.w; }  // of an image of the output
 
@@ -35,6 +37,7 @@ class ConvStep : public Step {
     const Layer& layer_;
     const Extent in_, out_;
     const PanelGrid grid_;
+    const Int8Epilogue int8_epilogue_;  // of products of bytes
 };
 
 }  // namespace resfuse

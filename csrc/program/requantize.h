@@ -33,4 +33,14 @@ inline OutputArgs output_args(const Program& program, const Layer& layer) {
     return output;
 }
 
+// Of a convolution of bytes.
+inline Int8Epilogue int8_epilogue(const Program& program, const Layer& layer) {
+    Int8Epilogue epilogue{.output = output_args(program, layer)};
+    if (layer.residual >= 0) {
+        epilogue.residual_type = program.type(layer.residual);
+        epilogue.residual_factor = residual_factor(program, layer);
+    }
+    return epilogue;
+}
+
 }  // namespace resfuse

@@ -25,15 +25,7 @@ DirectStep::DirectStep(const StepContext& context, std::size_t index, const Conv
     : ConvStep(context, index, algorithm),
       pooled_(context.pooled[index]),
       operand_bytes_(layer_.is_int8() ? context.kernels().int8.operand_bytes : 4),
-      weight_bytes_(operand_bytes_),
-      in_place_(has_operands_in_place(context, layer_)) {
-    if (!layer_.is_int8()) return;
-    output_ = output_args(context.program, layer_);
-    if (layer_.residual >= 0) {
-        residual_type_ = context.buffer(layer_.residual).type;
-        residual_factor_ = residual_factor(context.program, layer_);
-    }
-}
+      in_place_(has_operands_in_place(context, layer_)) {}
 
 index_t DirectStep::padded_row(index_t operands) const {
     if (!layer_.is_int8()) return padded_pixel(operands);
@@ -58,7 +50,7 @@ void DirectStep::gather_rows(const Wave& wave, Range rows, void* to, index_t pit
     });
 }
 
-index_t DirectStep::panel_bytes() const { return grid_.reduction * grid_.tile_cols * weight_bytes_; }
+index_t DirectStep::panel_bytes() const { return grid_.reduction * grid_.tile_cols * operand_bytes_; }
 
 Range DirectStep::chunk_from(index_t panel, index_t end) const {
     constexpr index_t kChunkBytes = 384 * 1024;
@@ -88,9 +80,7 @@ void DirectStep::multiply(const GemmArgs& g, index_t panel, DType type, const Wa
     if (layer_.is_int8())
         return wave.kernels.int8.gemm({.product = g,
                                        .offset = wave.weights.offset(index_) + panel * grid_.tile_cols,
-                                       .residual_type = residual_type_,
-                                       .residual_factor = residual_factor_,
-                                       .output = output_});
+                                       .epilogue = int8_epilogue_});
     const ElementKernels& kernels = kernels_of(wave.kernels, type);
     kernels.gemm(g);
     if (activates_apart(layer_))

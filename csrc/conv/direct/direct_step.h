@@ -54,12 +54,8 @@ class DirectStep : public ConvStep {
 
     index_t panel_bytes() const;
 
-    const index_t operand_bytes_, weight_bytes_;
+    const index_t operand_bytes_;  // and of weights
     const bool in_place_;
-    // Of products of bytes.
-    OutputArgs output_{};
-    DType residual_type_ = DType::fp32;
-    float residual_factor_ = 0.0f;
 };
 
 // One product over the pixels of the wave, or over their windows (direct_flat_step.cpp).

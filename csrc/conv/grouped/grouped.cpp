@@ -46,6 +46,21 @@ void pack_groups(const PackCall& call, index_t points, void (*pack_panel)(const 
     }
 }
 
+// The same of quantised weights.
+void pack_whole_numbers(const PackCall& call, index_t points) {
+    const Layer& layer = call.layer;
+    const index_t group = layer.group_in(), vector = call.kernels.vector_floats;
+    float* packed = call.floats();
+    for (index_t k = 0; k < layer.out_channels; k += vector)
+        for (index_t point = 0; point < points; ++point)
+            for (index_t i = 0; i < group; ++i)
+                for (index_t lane = 0; lane < vector; ++lane) {
+                    const index_t channel = k + lane;
+                    const bool there = channel < layer.out_channels;
+                    *packed++ = there ? call.int8[(channel * points + point) * group + (lane ^ i) % group] : 0.0f;
+                }
+}
+
 class Grouped final : public ConvAlgorithm {
   public:
     const char* name() const override { return "grouped"; }
@@ -66,7 +81,10 @@ class Grouped final : public ConvAlgorithm {
         return bytes_of(layer, points(layer), kernels);
     }
 
-    void pack(const PackCall& call) const override { pack_groups(call, points(call.layer), call.kernels.pack_direct); }
+    void pack(const PackCall& call) const override {
+        if (call.layer.is_int8()) return pack_whole_numbers(call, points(call.layer));
+        pack_groups(call, points(call.layer), call.kernels.pack_direct);
+    }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
         return make_grouped_step(context, layer, *this);
@@ -83,8 +101,8 @@ class GroupedF2 final : public ConvAlgorithm {
 
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
         const Window& w = layer.window;
-        return has_small_groups(layer, kernels) && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 &&
-               w.stride_w == 1 && !w.is_dilated();
+        return has_small_groups(layer, kernels) && !layer.is_int8() && w.kernel_h == 3 && w.kernel_w == 3 &&
+               w.stride_h == 1 && w.stride_w == 1 && !w.is_dilated();
     }
 
     double cycles(const ConvCall& call) const override {

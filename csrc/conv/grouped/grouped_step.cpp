@@ -38,26 +38,31 @@ class GroupedStep final : public ConvStep {
         const Tensor& y = wave.tensors[layer_.output];
         const Residual residual = residual_at(wave, layer_, image, 0, 0);
         const index_t begin = vectors.begin * vector_, end = std::min(vectors.end * vector_, layer_.out_channels);
-        const auto kernel = f2_ ? reads(wave).grouped_f2 : reads(wave).grouped;
-        kernel({.image = image_view(wave.tensors[layer_.input], image, in_),
-                .channels = layer_.out_channels,
-                .group = layer_.group_in(),
-                .window = w.args(),
-                .weight = weights(wave),
-                .scale = scale(wave),
-                .bias = bias(wave),
-                .y = y.at(image * y.image),
-                .y_pixel = y.pixel,
-                .out_width = out_.w,
-                .out_row_begin = rows.begin,
-                .out_row_end = rows.end,
-                .channel_begin = begin,
-                .channel_end = end,
-                .residual = residual.data,
-                .residual_pixel = residual.pixel,
-                .floor = activation_floor(layer_.activation),
-                .activation = rounded_activation(layer_),
-                .rows = static_cast<float*>(scratch)});
+        const GroupedArgs args{.image = image_view(wave.tensors[layer_.input], image, in_),
+                               .channels = layer_.out_channels,
+                               .group = layer_.group_in(),
+                               .window = w.args(),
+                               .weight = weights(wave),
+                               .scale = scale(wave),
+                               .bias = bias(wave),
+                               .y = y.at(image * y.image),
+                               .y_pixel = y.pixel,
+                               .out_width = out_.w,
+                               .out_row_begin = rows.begin,
+                               .out_row_end = rows.end,
+                               .channel_begin = begin,
+                               .channel_end = end,
+                               .residual = residual.data,
+                               .residual_pixel = residual.pixel,
+                               .floor = activation_floor(layer_.activation),
+                               .activation = rounded_activation(layer_),
+                               .rows = static_cast<float*>(scratch)};
+        if (layer_.is_int8())
+            return wave.kernels.int8.grouped({.grouped = args,
+                                              .type = wave.tensors[layer_.input].type,
+                                              .range = *layer_.reads,
+                                              .epilogue = int8_epilogue_});
+        (f2_ ? reads(wave).grouped_f2 : reads(wave).grouped)(args);
         if (activates_apart(layer_))
             for (index_t pixel = rows.begin * out_.w; pixel < rows.end * out_.w; ++pixel)
                 writes(wave).activate({layer_.activation, layer_.slope},

@@ -56,11 +56,6 @@ class WinogradStep final : public ConvStep {
         const index_t map = pools_ ? (pixels() + 1) * grid_.tile_cols : 0;
         thread_scratch = map_ + float_bytes(map);
         if (!layer_.is_int8()) return;
-        output_ = output_args(context.program, layer_);
-        if (layer_.residual >= 0) {
-            residual_type_ = context.buffer(layer_.residual).type;
-            residual_factor_ = residual_factor(context.program, layer_);
-        }
         zero_bytes_.assign(static_cast<std::size_t>(depth_), static_cast<std::uint8_t>(layer_.reads->zero_point));
     }
 
@@ -281,9 +276,7 @@ class WinogradStep final : public ConvStep {
                      .centre = wave.weights.centre(index_) + panel * grid_.tile_cols,
                      .offset = wave.weights.offset(index_) + panel * grid_.tile_cols,
                      .scale = scale(wave, panel * grid_.tile_cols),
-                     .residual_type = residual_type_,
-                     .residual_factor = residual_factor_,
-                     .output = output_});
+                     .epilogue = int8_epilogue_});
             } else {
                 writes(wave).winograd[kernels_.number].output[c.row_kind][c.col_kind](args);
             }
@@ -308,9 +301,6 @@ class WinogradStep final : public ConvStep {
     std::vector<TileClass> classes_;
     std::size_t v_ = 0;  // where V is in the thread's scratch, of the fused form
     // Of bytes.
-    OutputArgs output_{};
-    DType residual_type_ = DType::fp32;
-    float residual_factor_ = 0.0f;
     std::vector<std::uint8_t> zero_bytes_;  // as many as a pixel has
     std::size_t map_ = 0;                   // offset of one panel's feature map, to be pooled, in the thread's scratch
 };

@@ -27,19 +27,58 @@ struct RowRing {
     float* row(index_t y) const { return data + y % rows * cols * kVectorFloats; }
 };
 
-// `Whole`: all lanes are channels.
-template <class E, bool Whole>
-inline void copy_pixels_of(const typename E::Storage* from, index_t pixel, index_t ahead, index_t pixels, index_t lanes,
+// Feature maps of elements of one type: how a convolution in groups reads them, and how its results become them.
+template <class E>
+class GroupedElements {
+  public:
+    using Storage = typename E::Storage;
+
+    explicit GroupedElements(const GroupedArgs& g) : g_(g) {}
+
+    // A vector from element `i` of the image on. `Whole`: all lanes are channels.
+    template <bool Whole>
+    [[gnu::always_inline]] Vec read(index_t i, index_t lanes) const {
+        const Storage* const from = static_cast<const Storage*>(g_.image.data) + i;
+        return Whole ? E::load(from) : E::load_first(from, lanes);
+    }
+    void prefetch(index_t i) const { __builtin_prefetch(static_cast<const Storage*>(g_.image.data) + i); }
+    void prefetch_result(index_t i) const { __builtin_prefetch(static_cast<const Storage*>(g_.y) + i, 1); }
+
+    // Writes one vector of channels of some pixels.
+    struct Results {
+        GroupEpilogue<E> epilogue;
+        const Storage* residual;
+        Storage* y;
+        index_t residual_pixel, y_pixel;
+
+        [[gnu::always_inline]] void operator()(Vec sum, index_t pixel) const {
+            epilogue.finish(sum, residual ? residual + pixel * residual_pixel : nullptr, y + pixel * y_pixel);
+        }
+    };
+    [[gnu::always_inline]] Results results(index_t first_pixel, index_t channel, index_t lanes) const {
+        const auto* const residual = static_cast<const Storage*>(g_.residual);
+        return {GroupEpilogue<E>(g_, channel, lanes),
+                residual ? residual + first_pixel * g_.residual_pixel + channel : nullptr,
+                static_cast<Storage*>(g_.y) + first_pixel * g_.y_pixel + channel, g_.residual_pixel, g_.y_pixel};
+    }
+
+  private:
+    const GroupedArgs& g_;
+};
+
+template <bool Whole, class Maps>
+inline void copy_pixels_of(const Maps& maps, index_t from, index_t pixel, index_t ahead, index_t pixels, index_t lanes,
                            float* to) {
     for (index_t x = 0; x < pixels; ++x, from += pixel, to += kVectorFloats) {
         // The same channels of a row to come: a line of each pixel, too far apart for the hardware to see.
-        __builtin_prefetch(from + ahead);
-        store(to, Whole ? E::load(from) : E::load_first(from, lanes));
+        maps.prefetch(from + ahead);
+        store(to, maps.template read<Whole>(from, lanes));
     }
 }
 
-template <class E>
-void copy_row(const GroupedArgs& g, const RowRing& ring, index_t padded_y, index_t channel, index_t lanes) {
+template <class Maps>
+void copy_row(const Maps& maps, const GroupedArgs& g, const RowRing& ring, index_t padded_y, index_t channel,
+              index_t lanes) {
     float* const to = ring.row(padded_y);
     const index_t y = padded_y - g.window.pad_top;
     const index_t first = ring.first_col - g.window.pad_left;
@@ -48,27 +87,25 @@ void copy_row(const GroupedArgs& g, const RowRing& ring, index_t padded_y, index
     const index_t inside = at_most(g.image.width - first, ring.cols);
     if (y < 0 || y >= g.image.height || inside <= left) return fill_zeros<Fp32>(to, ring.cols * kVectorFloats);
     fill_zeros<Fp32>(to, left * kVectorFloats);
-    const auto* const from = static_cast<const typename E::Storage*>(g.image.data) + y * g.image.row +
-                             (first + left) * g.image.pixel + channel;
+    const index_t from = y * g.image.row + (first + left) * g.image.pixel + channel;
     const index_t ahead = g.window.stride_h * g.image.row;
     if (lanes == kVectorFloats) {
-        copy_pixels_of<E, true>(from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
+        copy_pixels_of<true>(maps, from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
     } else {
-        copy_pixels_of<E, false>(from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
+        copy_pixels_of<false>(maps, from, g.image.pixel, ahead, inside - left, lanes, to + left * kVectorFloats);
     }
     fill_zeros<Fp32>(to + inside * kVectorFloats, (ring.cols - inside) * kVectorFloats);
 }
 
 // `strip` is the strip's first output column. Stride 0 stands for one that is known at run time only.
-template <class E, int Group, int Stride, int Pixels>
-inline void grouped_tile(const GroupedArgs& g, const RowRing& ring, const float* weight, index_t oy, index_t ox,
-                         index_t strip, index_t channel, index_t lanes) {
+template <int Group, int Stride, int Pixels, class Maps>
+inline void grouped_tile(const Maps& maps, const GroupedArgs& g, const RowRing& ring, const float* weight, index_t oy,
+                         index_t ox, index_t strip, index_t channel, index_t lanes) {
     const index_t step = (Stride > 0 ? Stride : g.window.stride_w) * kVectorFloats;
-    using Storage = typename E::Storage;
-    Storage* const y = static_cast<Storage*>(g.y) + (oy * g.out_width + ox) * g.y_pixel + channel;
+    const index_t pixel = oy * g.out_width + ox;
     // A line of each pixel, too far apart for the hardware to see.
 #pragma GCC unroll 14
-    for (int p = 0; p < Pixels; ++p) __builtin_prefetch(y + p * g.y_pixel, 1);
+    for (int p = 0; p < Pixels; ++p) maps.prefetch_result((pixel + p) * g.y_pixel + channel);
     Vec acc[Pixels];
 #pragma GCC unroll 14
     for (int p = 0; p < Pixels; ++p) acc[p] = zero();
@@ -82,27 +119,23 @@ inline void grouped_tile(const GroupedArgs& g, const RowRing& ring, const float*
             weight += Group * kVectorFloats;
         }
     }
-    const GroupEpilogue<E> epilogue(g, channel, lanes);
-    const Storage* const residual =
-        g.residual ? static_cast<const Storage*>(g.residual) + (oy * g.out_width + ox) * g.residual_pixel + channel
-                   : nullptr;
+    const auto result = maps.results(pixel, channel, lanes);
 #pragma GCC unroll 14
-    for (int p = 0; p < Pixels; ++p)
-        epilogue.finish(acc[p], residual ? residual + p * g.residual_pixel : nullptr, y + p * g.y_pixel);
+    for (int p = 0; p < Pixels; ++p) result(acc[p], p);
 }
 
-template <class E, int Group, int Stride>
-void grouped_strip(const GroupedArgs& g, const RowRing& ring, Interval cols, index_t channel) {
+template <int Group, int Stride, class Maps>
+void grouped_strip(const Maps& maps, const GroupedArgs& g, const RowRing& ring, Interval cols, index_t channel) {
     const float* weight = g.weight + channel * g.window.kernel_h * g.window.kernel_w * Group;
     const index_t lanes = at_most(kVectorFloats, g.channels - channel);
     index_t copied = g.out_row_begin * g.window.stride_h;  // rows of the padded image before this one are in the ring
     for (index_t oy = g.out_row_begin; oy < g.out_row_end; ++oy) {
         const index_t first = oy * g.window.stride_h;
         if (copied < first) copied = first;
-        for (; copied < first + ring.rows; ++copied) copy_row<E>(g, ring, copied, channel, lanes);
+        for (; copied < first + ring.rows; ++copied) copy_row(maps, g, ring, copied, channel, lanes);
         const auto tiles = [&]<int Pixels>(index_t ox) {
             for (; ox + Pixels <= cols.end; ox += Pixels)
-                grouped_tile<E, Group, Stride, Pixels>(g, ring, weight, oy, ox, cols.begin, channel, lanes);
+                grouped_tile<Group, Stride, Pixels>(maps, g, ring, weight, oy, ox, cols.begin, channel, lanes);
             return ox;
         };
         index_t ox = tiles.template operator()<kGroupedPixels>(cols.begin);
@@ -112,8 +145,8 @@ void grouped_strip(const GroupedArgs& g, const RowRing& ring, Interval cols, ind
     }
 }
 
-template <class E, int Group, int Stride>
-void grouped_rows(const GroupedArgs& g) {
+template <int Group, int Stride, class Maps>
+void grouped_rows(const Maps& maps, const GroupedArgs& g) {
     const index_t span_h = (g.window.kernel_h - 1) * g.window.dilation_h + 1,
                   span_w = (g.window.kernel_w - 1) * g.window.dilation_w + 1;
     // A strip is as wide as L1 holds, in whole tiles.
@@ -124,21 +157,21 @@ void grouped_rows(const GroupedArgs& g) {
             const index_t end = at_most(strip + width, g.out_width);
             const RowRing ring{g.rows, span_h, strip * g.window.stride_w,
                                (end - 1 - strip) * g.window.stride_w + span_w};
-            grouped_strip<E, Group, Stride>(g, ring, {strip, end}, c);
+            grouped_strip<Group, Stride>(maps, g, ring, {strip, end}, c);
         }
 }
 
-template <class E, int Group>
-void grouped_of(const GroupedArgs& g) {
-    if (g.window.stride_w == 1) return grouped_rows<E, Group, 1>(g);
-    if (g.window.stride_w == 2) return grouped_rows<E, Group, 2>(g);
-    grouped_rows<E, Group, 0>(g);
+template <int Group, class Maps>
+void grouped_of(const Maps& maps, const GroupedArgs& g) {
+    if (g.window.stride_w == 1) return grouped_rows<Group, 1>(maps, g);
+    if (g.window.stride_w == 2) return grouped_rows<Group, 2>(maps, g);
+    grouped_rows<Group, 0>(maps, g);
 }
 
 // Any kernel, stride and dilation.
 template <class E>
 void grouped(const GroupedArgs& g) {
-    with_group(g.group, [&]<int Group>() { grouped_of<E, Group>(g); });
+    with_group(g.group, [&]<int Group>() { grouped_of<Group>(GroupedElements<E>(g), g); });
 }
 
 }  // namespace

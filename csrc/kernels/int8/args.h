@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/gemm/args.h"
+#include "kernels/grouped/args.h"
 #include "kernels/layout/args.h"
 #include "kernels/pool/args.h"
 #include "kernels/types.h"
@@ -20,6 +21,13 @@ struct OutputArgs {
     int zero_point = 0;
 };
 
+// What becomes of a convolution's sums once they are scaled: a residual is added, times a factor.
+struct Int8Epilogue {
+    DType residual_type = DType::fp32;
+    float residual_factor = 0.0f;
+    OutputArgs output{};
+};
+
 // What is added to outputs, in the units that these come in: bytes or floats, times a factor.
 struct AddendArgs {
     const void* data = nullptr;  // null: nothing
@@ -32,9 +40,7 @@ struct AddendArgs {
 struct Int8GemmArgs {
     GemmArgs product;
     const std::int32_t* offset;  // tile_cols a panel
-    DType residual_type;
-    float residual_factor;
-    OutputArgs output;
+    Int8Epilogue epilogue;
 };
 
 // One panel of quantised weights [cols][depth], taps of segments next to each other: a segment is padded with zeros to
@@ -46,6 +52,15 @@ struct PackInt8Args {
     index_t cols;
     void* packed;
 };
+
+// A convolution in groups of few channels; weights are whole numbers.
+struct Int8GroupedArgs {
+    GroupedArgs grouped;
+    DType type;  // of the image: real numbers are made bytes of `range`
+    Quantization range;
+    Int8Epilogue epilogue;
+};
+constexpr int kMostChannelsOfByteGroups = 4;  // larger groups are products of panels
 
 // A copy (BandArgs) as bytes or words, real numbers by `range`; what lies outside the image stands for zero.
 struct Int8BandArgs {
@@ -87,9 +102,7 @@ struct Int8WinogradOutputArgs {
     const std::int32_t* centre;  // of each channel's possible sums
     const std::int32_t* offset;
     const float* scale;
-    DType residual_type;
-    float residual_factor;
-    OutputArgs output;
+    Int8Epilogue epilogue;
 };
 
 // By the kinds of a tile's rows and columns, as WinogradTransforms.
@@ -106,6 +119,7 @@ struct Int8Kernels {
     index_t (*packed_bytes)(index_t segments, index_t segment_length);  // of a panel
     void (*copy_floats)(const Int8BandArgs&);                           // real numbers to operands
     void (*copy_bytes)(const Int8BandArgs&);                            // bytes to operands
+    void (*grouped)(const Int8GroupedArgs&);
     void (*avg_pool)(const Int8AvgPoolArgs&);
     void (*mean)(const Int8MeanArgs&);
     void (*affine)(const Int8AffineArgs&);

@@ -128,7 +128,7 @@ template <class W, class R>
 inline void finish_int8_rows(const Int8GemmArgs& g, const std::uint32_t* sums, index_t rows, index_t cols,
                              index_t column, index_t first_row, const W& write, R) {
     const GemmArgs& p = g.product;
-    const Vec factor = broadcast(g.residual_factor);
+    const Vec factor = broadcast(g.epilogue.residual_factor);
     index_t at = first_row * p.ldc + column, add = first_row * p.ldr + column;
     const auto value = [&](const std::uint32_t* sum, Vec scale, Vec bias, index_t k, index_t n) {
         const Vec v = multiply_add(to_floats((VecInt)load_raw<VecBits>(sum + k)), scale, bias);
@@ -169,8 +169,8 @@ inline void int8_gemm_block(const Int8GemmArgs& g, index_t begin, index_t end) {
                                 .accumulate = false,
                                 .offset = g.offset + column},
                                p.segments, p.segment_length, end - begin, cols <= kVectorFloats);
-        with_writer(g.output, [&](const auto& write) {
-            with_reader(p.residual != nullptr, g.residual_type, [&](auto reader) {
+        with_writer(g.epilogue.output, [&](const auto& write) {
+            with_reader(p.residual != nullptr, g.epilogue.residual_type, [&](auto reader) {
                 finish_int8_rows(g, sums, end - begin, cols, column, begin, write, reader);
             });
         });

@@ -164,14 +164,14 @@ void int8_winograd_input(const WinogradInputArgs& g) {
 template <class R, class C>
 void int8_winograd_output(const Int8WinogradOutputArgs& args) {
     const WinogradOutputArgs& g = args.tiles;
-    with_writer(args.output, [&](const auto& write) {
-        with_reader(g.residual != nullptr, args.residual_type, [&](auto reader) {
+    with_writer(args.epilogue.output, [&](const auto& write) {
+        with_reader(g.residual != nullptr, args.epilogue.residual_type, [&](auto reader) {
             using Reads = decltype(reader);
             transform_output_tiles<VecBits, I4x4, R, C>(g, [&](index_t k, index_t n) {
                 const VecBits centre = load_raw<VecBits>(args.centre + k);
                 const VecBits shift = centre << kPowerOfTwo, offset = centre + load_raw<VecBits>(args.offset + k);
                 const Vec scale = load(args.scale + k), bias = load(g.bias + k),
-                          factor = broadcast(args.residual_factor);
+                          factor = broadcast(args.epilogue.residual_factor);
                 return [=, &g, &write](VecBits y, index_t pixel, index_t) {
                     const VecInt sum = ((VecInt)(y * kInverseOf9 - shift) >> kPowerOfTwo) + (VecInt)offset;
                     Vec v = multiply_add(to_floats(sum), scale, bias);

@@ -3,6 +3,7 @@
 
 #include "kernels/int8/copy.h"
 #include "kernels/int8/gemm.h"
+#include "kernels/int8/grouped.h"
 #include "kernels/int8/pools.h"
 #include "kernels/int8/winograd.h"
 #include "kernels/isa/int8.h"
@@ -19,6 +20,7 @@ constexpr ByteKernels make_byte_kernels() {
              .packed_bytes = int8_packed_bytes,
              .copy_floats = copy_int8_band<QuantizeMove<Operand>>,
              .copy_bytes = copy_int8_band<ByteMove<Operand>>,
+             .grouped = int8_grouped,
              .avg_pool = int8_avg_pool,
              .mean = int8_mean,
              .affine = int8_affine,
