@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     options = parser.parse_args(arguments)
     table = Table("task", "network", "engine", "top-1", "against fp32", "same answers")
-    for problem in (photograph_problem(160), photograph_problem(112), digit_problem(1.0)):
+    for problem in (photograph_problem(160), photograph_problem(112), digit_problem(0.8)):
         for name, model in networks(problem.classes, options.width).items():
             torch.manual_seed(0)
             train(model, problem, options.images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -11,6 +13,12 @@ from resfuse import _core
 
 hypothesis.settings.register_profile("resfuse", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("resfuse")
+
+
+def examples(count: int) -> int:
+    """How many examples a test takes: of so many, the share RESFUSE_EXAMPLES; sanitizers are slow and need fewer."""
+    return max(round(count * float(os.environ.get("RESFUSE_EXAMPLES", "1"))), 1)
+
 
 ISAS = [isa for isa in _core.available_isas() if isa != "avx512_bf16"]  # that level adds no fp32 kernel
 

@@ -19,7 +19,7 @@ from resfuse.runtime.spec import (
     OutputSpec,
     ProgramSpec,
 )
-from tests.conftest import ISAS
+from tests.conftest import ISAS, examples
 from tests.programs import LAYOUTS, check, isas, make_input, program_of
 from tests.reference import assert_accurate
 
@@ -32,7 +32,7 @@ def test_empty_batch(isa: str) -> None:
 
 
 @given(isas, st.data())
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_residual_stage(isa: str, data: st.DataObject) -> None:
     """Blocks with shared buffers, several batch sizes (waves) and every buffer as an output too."""
     channels, size, batch = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 17)), data.draw(st.integers(1, 40))
@@ -118,7 +118,7 @@ def test_sums_that_overwrite_residuals_take_less_memory() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @given(n=st.integers(1, 3), c=st.integers(1, 40), h=st.integers(1, 12), w=st.integers(1, 12), threads=st.integers(1, 3))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_copies_to_planes(isa: str, n: int, c: int, h: int, w: int, threads: int) -> None:
     memory = torch.arange(n * h * w * c + 1).float()
     x = memory[1:].view(n, h, w, c).permute(0, 3, 1, 2)

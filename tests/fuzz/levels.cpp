@@ -73,7 +73,9 @@ void add_layer(Bytes& bytes, Program& program, const std::string& algorithm) {
         layer.out_channels = kChannels[bytes.byte() % 8];
         if (bytes.byte() % 4 == 0) {
             layer.out_channels = program.channels(input);
-            layer.groups = bytes.flag() || layer.out_channels % 2 != 0 ? layer.out_channels : layer.out_channels / 2;
+            constexpr std::array<index_t, 4> kGroups = {1, 2, 4, 8};
+            const index_t group = kGroups[bytes.byte() % 4];
+            layer.groups = layer.out_channels % group == 0 ? layer.out_channels / group : layer.out_channels;
         }
         layer.activation = make_activation(bytes);
         if (bytes.flag()) layer.residual = any_like(bytes, program, layer.out_channels);

@@ -15,6 +15,7 @@ from resfuse.runtime.spec import (
     OutputSpec,
     ProgramSpec,
 )
+from tests.conftest import examples
 from tests.programs import LAYOUTS, check, check_three_by_three, isas, make_tensors, program_of
 from tests.reference import assert_accurate
 
@@ -32,7 +33,7 @@ from tests.reference import assert_accurate
     st.sampled_from(LAYOUTS),
     st.integers(0, 2**31 - 1),
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_pointwise_algorithms(
     isa: str,
     algorithm: str,

@@ -15,6 +15,7 @@ from resfuse.runtime.spec import (
     OutputSpec,
     ProgramSpec,
 )
+from tests.conftest import examples
 from tests.programs import LAYOUTS, check, check_three_by_three, isas, make_input, make_tensors, program_of
 
 
@@ -79,7 +80,7 @@ def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
 
 
 @given(isas, convolutions(), st.sampled_from([1, 2, 3, 5]), st.integers(0, 2**31 - 1))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_convolution(isa: str, case: tuple[ProgramSpec, tuple[int, int], str], batch: int, seed: int) -> None:
     spec, extent, layout = case
     layer = spec.layers[0]
@@ -115,7 +116,7 @@ def test_residual_layer_shapes_are_within_four_times_the_error_of_torch(
     st.sampled_from(LAYOUTS),
     st.sampled_from(["auto", "direct"]),
 )
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_convolution_and_max_pool(
     isa, in_channels, channels, convolution, kernel, stride, pad, ceil_mode, extent, layout, algorithm
 ) -> None:
@@ -149,7 +150,7 @@ def test_convolution_and_max_pool(
     st.sampled_from(LAYOUTS),
     st.integers(0, 2**31 - 1),
 )
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_stem(
     isa, in_channels, channels, kernel_and_stride, extent, padding, activation, residual, layout, seed
 ) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from resfuse import _core
 from resfuse.runtime.pooling import _DTYPES
-from tests.conftest import ISAS
+from tests.conftest import ISAS, examples
 
 # Half a unit in the last place of each type, relative.
 DTYPES = list(_DTYPES)
@@ -66,7 +66,7 @@ def spread_on(isa: str, grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 @given(st.sampled_from(ISAS), shapes, st.sampled_from(LAYOUTS), st.sampled_from(DTYPES), st.integers(0, 2**31 - 1))
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_mean_is_exact_but_for_one_rounding(isa, shape, layout, dtype, seed) -> None:
     x = make_images(shape, layout, dtype, seed)
     exact = x.double().mean((2, 3))
@@ -92,7 +92,7 @@ def test_error_is_not_above_torch(isa: str, shape: tuple[int, ...], dtype: torch
 
 
 @given(st.sampled_from(ISAS), shapes, st.sampled_from(LAYOUTS), st.sampled_from(DTYPES))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_gradient_of_every_pixel(isa, shape, layout, dtype) -> None:
     x = make_images(shape, layout, dtype, 0)
     for grad in (torch.randn(shape[:2]).to(dtype), torch.randn(shape[0], 1).to(dtype).expand(shape[:2])):
@@ -103,7 +103,7 @@ def test_gradient_of_every_pixel(isa, shape, layout, dtype) -> None:
 
 
 @given(shapes, st.sampled_from(["contiguous", "channels_last", "sliced"]), st.sampled_from(DTYPES))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_same_bits_on_any_number_of_threads(shape, layout, dtype) -> None:
     x = make_images(shape, layout, dtype, 3)
     one = pool_on(ISAS[-1], x, threads=1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from resfuse.runtime.executor import Executor
 from resfuse.runtime.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec
+from tests.conftest import examples
 from tests.engine.specs import program_specs
 from tests.kernels.test_convolutions import convolutions
 from tests.programs import LAYOUTS, isas, make_input, make_tensors
@@ -27,7 +28,7 @@ def assert_rounded(got: torch.Tensor, exact: torch.Tensor) -> None:
     assert bool(((got.double() - exact).abs() <= allowed).all())
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(isa=isas, dtype=dtypes, case=convolutions(), batch=st.integers(1, 3), seed=st.integers(0, 2**31 - 1))
 def test_convolutions_round_once(
     isa: str, dtype: torch.dtype, case: tuple[ProgramSpec, tuple[int, int], str], batch: int, seed: int
@@ -41,7 +42,7 @@ def test_convolutions_round_once(
     assert_rounded(got, exact)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     isa=isas, dtype=dtypes, spec=program_specs(), size=st.integers(1, 33), batch=st.integers(1, 3),
     layout=st.sampled_from(LAYOUTS),

@@ -26,6 +26,7 @@ from resfuse.runtime.spec import (
     ProgramSpec,
     Range,
 )
+from tests.conftest import examples
 from tests.engine.specs import program_specs
 from tests.integers import run_integers
 from tests.kernels.test_convolutions import convolutions
@@ -51,7 +52,7 @@ def assert_same_bits(spec: ProgramSpec, isa: str, inputs: list[torch.Tensor], pa
         np.testing.assert_array_equal(g.numpy(), w)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     isa=isas, case=convolutions(), batch=st.integers(1, 3), seed=st.integers(0, 2**31 - 1), reads=ranges,
     before=st.booleans(), residual=optional_ranges, writes=optional_ranges, relu=st.booleans(),
@@ -88,7 +89,7 @@ def test_convolutions(
     assert_same_bits(chain(*layers, channels=spec.inputs), isa, inputs, parameters)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     isa=isas, channels=st.integers(1, 70), extent=st.tuples(st.integers(1, 12), st.integers(1, 40)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), stride=st.integers(1, 3), padding=st.integers(0, 2),
@@ -114,7 +115,7 @@ def test_pools(
     assert_same_bits(chain(AffineSpec("bytes", 0, 1, writes=reads), pool, channels=(channels,)), isa, [x], [])
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     isa=isas, channels=st.integers(1, 70), extent=st.tuples(st.integers(1, 9), st.integers(1, 9)), reads=optional_ranges,
     added=optional_ranges, writes=ranges, norm=st.booleans(), residual=st.booleans(), relu=st.booleans(),
@@ -174,7 +175,7 @@ def ranges_of(spec: ProgramSpec, inputs: list[torch.Tensor], parameters: list[to
     return Ranges(found)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     isa=isas, spec=program_specs(), size=st.integers(2, 33), batch=st.integers(1, 3), layout=st.sampled_from(LAYOUTS),
     kept=st.booleans(), threads=st.integers(1, 3),

@@ -18,6 +18,7 @@ from resfuse.runtime.spec import (
     OutputSpec,
     ProgramSpec,
 )
+from tests.conftest import examples
 from tests.programs import LAYOUTS, check, isas, make_input
 from tests.reference import run_reference
 
@@ -32,7 +33,7 @@ from tests.reference import run_reference
     st.booleans(),
     st.sampled_from(LAYOUTS),
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_max_pool(isa, channels, kernel, stride, dilation, pad, ceil_mode, layout) -> None:
     padding = (kernel[0] // 2, kernel[1] // 2) * 2 if pad else (0, 0, 0, 0)
     layer = MaxPoolSpec("pool", 0, 1, kernel, stride, (dilation, dilation), padding, ceil_mode)
@@ -45,7 +46,7 @@ def test_max_pool(isa, channels, kernel, stride, dilation, pad, ceil_mode, layou
 @given(
     isas, st.integers(1, 70), st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 3]), st.sampled_from(LAYOUTS)
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_global_avg_pool_and_linear(isa, channels, height, width, batch, layout) -> None:
     layers = (GlobalAvgPoolSpec("pool", 0, 1), ConvSpec("fc", 1, 2, channels, 7, 0, 1, activation="tanh"))
     spec = ProgramSpec((channels,), layers, (OutputSpec(1, rank=2), OutputSpec(2, rank=2)))
@@ -83,7 +84,7 @@ def test_nan_and_inf_propagate_as_in_torch(isa: str) -> None:
     st.sampled_from(LAYOUTS),
     st.integers(0, 2**31 - 1),
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_elementwise(
     isa: str, channels: int, extent: tuple[int, int], scaled: str, residual: bool, activation: str, batch: int,
     layout: str, seed: int,
@@ -112,7 +113,7 @@ def test_elementwise(
     st.sampled_from(LAYOUTS),
     st.integers(0, 2**31 - 1),
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_avg_pool(
     isa: str, channels: int, kernel: tuple[int, int], stride: tuple[int, int], ceil_mode: bool, counts: bool,
     data: st.DataObject, layout: str, seed: int,

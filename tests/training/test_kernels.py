@@ -15,7 +15,7 @@ from resfuse.runtime.memory import empty
 from resfuse.runtime.spec import ConvSpec, MaxPoolSpec
 from resfuse.training import batch_norm, convolution, pooling
 from resfuse.training.batch_norm import Norm
-from tests.conftest import ISAS
+from tests.conftest import ISAS, examples
 from tests.reference import rms
 
 # --- the kernels, on every instruction set -------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def convolutions(draw: st.DrawFn) -> tuple[ConvSpec, tuple[int, int, int, int], 
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@hypothesis.settings(max_examples=120)
+@hypothesis.settings(max_examples=examples(120))
 @hypothesis.given(case=convolutions(), accumulate=st.booleans())
 def test_training_convolution_gradients(isa: str, case, accumulate: bool) -> None:
     """Weight and input gradients against fp64, on odd shapes, strides, dilations and paddings."""
@@ -70,7 +70,7 @@ def test_training_convolution_gradients(isa: str, case, accumulate: bool) -> Non
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@hypothesis.settings(max_examples=120)
+@hypothesis.settings(max_examples=examples(120))
 @hypothesis.given(
     shape=st.tuples(st.integers(1, 4), st.sampled_from([1, 3, 16, 19, 40, 64]), st.integers(1, 12), st.integers(2, 40)),
     relu=st.booleans(),
@@ -120,7 +120,7 @@ def test_training_batch_norm_kernels(isa, shape, relu, with_residual, batch_stat
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@hypothesis.settings(max_examples=120)
+@hypothesis.settings(max_examples=examples(120))
 @hypothesis.given(
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
