@@ -19,7 +19,7 @@ from resfuse.bench.models import randomize_batch_norm
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused.module import FusedModule
 from resfuse.lowering.ranges import Ranges
-from resfuse.quantization.observer import METHODS, Observer, range_of
+from resfuse.quantization.observer import METHODS, ChannelMeans, Observer, range_of
 from resfuse.quantization.sensitivity import decibels
 from resfuse.runtime.executor import Executor
 from resfuse.runtime.spec import OutputSpec
@@ -383,3 +383,18 @@ def test_ranges_as_tensors() -> None:
             Ranges.from_tensor(torch.frombuffer(bytearray(text), dtype=torch.uint8))
     assert range_of(0.0, 255.0) == (1.0, 0)
     assert range_of(-128.0, 127.0) == (1.0, 128)
+
+
+@pytest.mark.parametrize("shape", [(64, 512, 7, 7), (32, 64, 14, 28), (64, 96, 9, 11)])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_samples_reach_all_channels_rows_and_columns(shape: tuple[int, ...], axis: int) -> None:
+    size = shape[axis]
+    values = torch.arange(1.0, size + 1).reshape(*[size if i == axis else 1 for i in range(4)]).expand(shape)
+    values = values.contiguous(memory_format=torch.channels_last)
+    observer, means = Observer(), ChannelMeans()
+    observer.add(values)
+    means.add(values)
+    _, counts = observer.histogram()
+    assert len(counts) == size
+    assert counts.min() > 0.7 * counts.mean()
+    np.testing.assert_allclose(means.means(), values.mean((0, 2, 3)), rtol=0.05)

@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 
 _HALF = 2048  # bins on either side of zero
 _SAMPLES = 1 << 16  # of each batch
+_LEAST_PIXELS = 1024  # of each batch, that means are taken of
 _CANDIDATES = np.linspace(0.25, 1.0, 76)  # shares of the extremes
 _TAIL = 5e-5
 
@@ -54,7 +55,7 @@ class Observer:
         self._widen(max(-low, high))
         if self._width == 0.0:
             return  # nothing but zeros so far
-        every = max(flat.numel() // _SAMPLES, 1) | 1  # odd: all channels have their turn
+        every = _every(flat.numel(), _SAMPLES, flat.numel() // len(values))
         bins = np.floor(flat[::every].numpy() / self._width).astype(np.int64) + _HALF
         self._counts += np.bincount(bins, minlength=2 * _HALF)
 
@@ -93,7 +94,8 @@ class ChannelMeans:
     def add(self, values: torch.Tensor) -> None:
         """Takes in a batch [N, C, H, W]; batches count alike."""
         pixels = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1])
-        every = max(values.numel() // _SAMPLES, 1) | 1  # odd: all columns have their turn
+        wanted = max(_SAMPLES // values.shape[1], _LEAST_PIXELS)
+        every = _every(len(pixels), wanted, len(pixels) // len(values))
         means = pixels[::every].numpy().mean(0, dtype=np.float64)
         self._sums = means if self._batches == 0 else self._sums + means
         self._batches += 1
@@ -101,6 +103,16 @@ class ChannelMeans:
     def means(self) -> tuple[float, ...]:
         """By channel, to six digits."""
         return tuple(float(f"{value:.6g}") for value in self._sums / max(self._batches, 1))
+
+
+def _every(count: int, wanted: int, image: int) -> int:
+    """Of how many elements to take one, to have about so many: all channels, rows and columns of an image have their
+    turn, as its size and this number have no divisor in common.
+    """
+    every = max(count // wanted, 1)
+    while math.gcd(every, image) > 1:
+        every += 1
+    return every
 
 
 def range_of(low: float, high: float) -> Range:
