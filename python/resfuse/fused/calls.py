@@ -71,7 +71,7 @@ def train_program(
     bound: BoundProgram, inputs: list[torch.Tensor], parameters: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     """Runs a program block by block, with autograd; raises RefusedError for one of bytes, which nothing learns."""
-    if bound.step.spec.has_bytes:
+    if bound.has_bytes:
         raise RefusedError("gradients are asked for, and its graph is quantised")
     return run_training(bound.step.spec, bound.blocks(), inputs, parameters, bound.norms(parameters))
 

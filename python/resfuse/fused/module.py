@@ -184,7 +184,7 @@ class FusedModule(nn.Module):
                 binding = graph.binding
                 if binding is not None and graph.key == key and graph.unchanged():
                     learns = torch.is_grad_enabled() or binding.trains()
-                    if learns and any([bound.step.spec.has_bytes for bound in binding.programs]):
+                    if learns and any([bound.has_bytes for bound in binding.programs]):
                         break
                     return binding.run(self, inputs, train_program if learns else None, self._resfuse_dtype)
         return self.native_forward(*args, **kwargs)

@@ -139,7 +139,7 @@ Results = tuple[Any, Any, Any]  # of fp64, eager fp32 and fused
 
 def _is_quantized_graph(part: FusedModule) -> bool:
     """Whether its graph was quantised by others: torch's operators for that take fp32 alone."""
-    return any(bound.step.spec.has_bytes for bound in part.fusion().binding.programs)
+    return any(bound.has_bytes for bound in part.fusion().binding.programs)
 
 
 def _as_a_whole(

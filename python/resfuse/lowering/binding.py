@@ -38,6 +38,7 @@ class BoundProgram:
     def __init__(self, step: ProgramStep, model: nn.Module, ranges: Ranges | None = None) -> None:
         self.step = step
         self.text = step.text
+        self.has_bytes = step.spec.has_bytes  # of the graph's own
         self.inputs = [node.name for node in step.inputs]
         self.outputs = [node.name for node in step.outputs]
         self.last_plan: _core.Plan | None = None  # of the last call as a whole

@@ -73,7 +73,7 @@ def quantize(
             raise ValueError(f"model: {name} is {parameter.dtype}, want float32")
     fast = fuse(model, inplace=inplace)
     parts = require_fused("model", fast)
-    if any(bound.step.spec.has_bytes for part in parts.values() for bound in part.fusion().binding.programs):
+    if any(bound.has_bytes for part in parts.values() for bound in part.fusion().binding.programs):
         raise ValueError(
             f"model: the graph of {type(model).__name__} is quantised already; resfuse.fuse takes it as it is"
         )
