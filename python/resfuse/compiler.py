@@ -22,11 +22,9 @@ from resfuse.fused.calls import (
 )
 from resfuse.fused.fuse import ALGORITHMS
 from resfuse.lowering.binding import Binding
-from resfuse.lowering.lower import drop_identities, lower_graph
+from resfuse.lowering.lower import join_nodes, lower_graph
 from resfuse.lowering.op import GIVEN, value_of
-from resfuse.lowering.quantized_graphs import join_quantized
 from resfuse.lowering.steps import Lowered, NativeStep, NodeParameter, ProgramStep, Step
-from resfuse.lowering.written_norms import join_written_norms
 
 Compiled = Callable[..., Any]
 FALLBACKS = ("eager", "inductor")
@@ -51,9 +49,7 @@ def resfuse(
     """
     algorithm, fallback = _options(options or {})
     _fix_numbers(graph_module.graph)
-    drop_identities(graph_module.graph, graph_module)
-    join_written_norms(graph_module.graph, graph_module)
-    join_quantized(graph_module.graph)
+    join_nodes(graph_module.graph, graph_module)
     with _given(graph_module.graph, example_inputs):
         steps = lower_graph(graph_module.graph, graph_module, algorithm)
         if not any(isinstance(step, ProgramStep) and _is_float32(step, graph_module) for step in steps):

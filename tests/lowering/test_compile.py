@@ -26,20 +26,6 @@ def _no_graphs_left():
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[CompiledGraph]:
-    """The fused graphs that a test makes."""
-    made: list[CompiledGraph] = []
-    original = CompiledGraph.__init__
-
-    def init(self: CompiledGraph, *args: Any) -> None:
-        original(self, *args)
-        made.append(self)
-
-    monkeypatch.setattr(CompiledGraph, "__init__", init)
-    return made
-
-
 def _seed(**options: Any) -> nn.Module:
     model = resfuse.models.ResNet("basic", [1, 1], width=8, num_classes=5, stem="cifar", **options)
     randomize_batch_norm(model)

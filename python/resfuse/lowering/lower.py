@@ -33,13 +33,18 @@ def lower(
     """
     traced = trace(model, is_leaf, args, kwargs)
     with traced.recorder.watching():  # what decides here is assumed as well
-        drop_identities(traced.graph, model)
-        join_written_norms(traced.graph, model)
-        join_quantized(traced.graph)
+        join_nodes(traced.graph, model)
         return Lowered(traced.graph, lower_graph(traced.graph, model, algorithm), traced)
 
 
-def drop_identities(graph: fx.Graph, model: nn.Module) -> None:
+def join_nodes(graph: fx.Graph, model: nn.Module) -> None:
+    """Makes one node of each group that programs know as one, and none of what does nothing."""
+    _drop_identities(graph, model)
+    join_written_norms(graph, model)
+    join_quantized(graph)
+
+
+def _drop_identities(graph: fx.Graph, model: nn.Module) -> None:
     """Joins what goes into a node that does nothing with what reads it."""
     for node in list(graph.nodes):
         op = None if node.op in _PASSIVE else describe(node, model)
