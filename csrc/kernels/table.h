@@ -86,6 +86,7 @@ struct KernelTable {
 KernelTable generic_kernels();
 #if defined(RESFUSE_X86)
 KernelTable avx2_kernels();
+KernelTable avx2_vnni_kernels();
 KernelTable avx512_kernels();
 KernelTable avx512_vnni_kernels();
 KernelTable zen4_kernels();

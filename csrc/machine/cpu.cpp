@@ -2,6 +2,10 @@
 
 #include <unistd.h>
 
+#if defined(RESFUSE_X86)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <fstream>
@@ -21,23 +25,41 @@ bool is_zen4() {
 #endif
 }
 
+#if defined(RESFUSE_X86)
+// GCC 12 does not know its name. Intel, Software Developer's Manual, vol. 2, CPUID: leaf 7, subleaf 1, EAX bit 4.
+bool has_avx_vnni() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
+}
+#endif
+
 }  // namespace
 
-Isa detect_isa() {
+bool has_isa(Isa isa) {
 #if defined(RESFUSE_X86)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512vl");
-    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    if (vnni && is_zen4()) return Isa::zen4;
-    if (vnni && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
-    if (vnni) return Isa::avx512_vnni;
-    if (avx512) return Isa::avx512;
-    if (avx2) return Isa::avx2;
+    switch (isa) {
+        case Isa::generic:
+            return true;
+        case Isa::avx2:
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+        case Isa::avx2_vnni:
+            return has_isa(Isa::avx2) && has_avx_vnni();
+        case Isa::avx512:
+            return has_isa(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vl");
+        case Isa::avx512_vnni:
+            return has_isa(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+        case Isa::avx512_bf16:
+            return has_isa(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
+        case Isa::zen4:
+            return has_isa(Isa::avx512_bf16) && is_zen4();
+    }
+    return false;
+#else
+    return isa == Isa::generic;
 #endif
-    return Isa::generic;
 }
 
 // Zen 4 computes vectors of 512 bits in two halves.

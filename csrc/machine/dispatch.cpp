@@ -1,37 +1,11 @@
 #include "machine/dispatch.h"
 
-#include <array>
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <stdexcept>
 
 namespace resfuse {
-
-namespace {
-constexpr std::array<const char*, 6> kNames = {"generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "zen4"};
-}
-
-const char* isa_name(Isa isa) { return kNames[static_cast<std::size_t>(isa)]; }
-
-Isa parse_isa(const std::string& name) {
-    for (std::size_t i = 0; i < kNames.size(); ++i) {
-        if (name != kNames[i]) continue;
-        const Isa isa = static_cast<Isa>(i);
-        if (isa > detect_isa())
-            throw std::invalid_argument("RESFUSE_ISA=" + name + ": this CPU has only " + isa_name(detect_isa()) +
-                                        " and what is below it");
-        return isa;
-    }
-    throw std::invalid_argument("RESFUSE_ISA=" + name +
-                                ": want one of generic, avx2, avx512, avx512_vnni, avx512_bf16, zen4");
-}
-
-Isa active_isa() {
-    static const Isa isa = [] {
-        const char* forced = std::getenv("RESFUSE_ISA");
-        return forced && *forced ? parse_isa(forced) : detect_isa();
-    }();
-    return isa;
-}
 
 namespace {
 
@@ -42,30 +16,65 @@ const KernelTable& table_of() {
     return table;
 }
 
+struct Level {
+    Isa isa;
+    const char* name;
+    const KernelTable& (*kernels)();
+};
+
+// As Isa is ordered, without the levels of other processors.
+constexpr Level kLevels[] = {
+    {Isa::generic, "generic", table_of<generic_kernels>},
+#if defined(RESFUSE_X86)
+    {Isa::avx2, "avx2", table_of<avx2_kernels>},
+    {Isa::avx2_vnni, "avx2_vnni", table_of<avx2_vnni_kernels>},
+    {Isa::avx512, "avx512", table_of<avx512_kernels>},
+    {Isa::avx512_vnni, "avx512_vnni", table_of<avx512_vnni_kernels>},
+    {Isa::avx512_bf16, "avx512_bf16", table_of<avx512_vnni_kernels>},  // adds no kernel yet
+    {Isa::zen4, "zen4", table_of<zen4_kernels>},
+#endif
+};
+
+const Level& level_of(Isa isa) {
+    return *std::find_if(std::begin(kLevels), std::end(kLevels), [&](const Level& level) { return level.isa == isa; });
+}
+
+std::string listed(const std::vector<std::string>& names) {
+    std::string list;
+    for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+    return list;
+}
+
 }  // namespace
 
-const KernelTable& kernels_of(Isa isa) {
-    switch (isa) {
-#if defined(RESFUSE_X86)
-        case Isa::zen4:
-            return table_of<zen4_kernels>();
-        case Isa::avx512_bf16:  // adds no kernel yet
-        case Isa::avx512_vnni:
-            return table_of<avx512_vnni_kernels>();
-        case Isa::avx512:
-            return table_of<avx512_kernels>();
-        case Isa::avx2:
-            return table_of<avx2_kernels>();
-#endif
-        default:
-            return table_of<generic_kernels>();
-    }
-}
+const char* isa_name(Isa isa) { return level_of(isa).name; }
+
+const KernelTable& kernels_of(Isa isa) { return level_of(isa).kernels(); }
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
-    for (int i = 0; i <= static_cast<int>(detect_isa()); ++i) names.emplace_back(kNames[static_cast<std::size_t>(i)]);
+    for (const Level& level : kLevels)
+        if (has_isa(level.isa)) names.emplace_back(level.name);
     return names;
+}
+
+Isa parse_isa(const std::string& name) {
+    std::vector<std::string> known;
+    for (const Level& level : kLevels) {
+        known.emplace_back(level.name);
+        if (name != level.name) continue;
+        if (has_isa(level.isa)) return level.isa;
+        throw std::invalid_argument("RESFUSE_ISA=" + name + ": this CPU has only " + listed(available_isas()));
+    }
+    throw std::invalid_argument("RESFUSE_ISA=" + name + ": want one of " + listed(known));
+}
+
+Isa active_isa() {
+    static const Isa isa = [] {
+        const char* forced = std::getenv("RESFUSE_ISA");
+        return parse_isa(forced && *forced ? forced : available_isas().back());
+    }();
+    return isa;
 }
 
 namespace {

@@ -18,6 +18,8 @@ struct Words {
     [[gnu::always_inline]] static VecBits add_products(VecBits sum, VecBits operands, VecBits weights) {
 #if defined(__AVX512VNNI__)
         return (VecBits)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)operands, (__m512i)weights);
+#elif defined(__AVXVNNI__)
+        return (VecBits)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)operands, (__m256i)weights);
 #elif defined(__AVX512BW__)
         return sum + (VecBits)_mm512_madd_epi16((__m512i)operands, (__m512i)weights);
 #elif defined(__AVX2__)
@@ -31,7 +33,7 @@ struct Words {
     }
 };
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 // Four bytes, u8 times s8, in one instruction. Without it, the one that multiplies bytes cuts their sums to 16 bits;
 // weights of seven bits would get around that, at the price of other results on other CPUs. Words are as fast as those
 // were (AVX2 on Zen; on older Intel cores three quarters of that), so bytes are multiplied as words there.
@@ -41,7 +43,11 @@ struct Bytes {
     static constexpr index_t kUnit = 4;
 
     [[gnu::always_inline]] static VecBits add_products(VecBits sum, VecBits operands, VecBits weights) {
+#if defined(__AVX512VNNI__)
         return (VecBits)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)operands, (__m512i)weights);
+#else
+        return (VecBits)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)operands, (__m256i)weights);
+#endif
     }
 };
 using DirectDot = Bytes;

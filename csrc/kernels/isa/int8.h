@@ -13,6 +13,7 @@ struct ByteKernels {
 ByteKernels generic_byte_kernels();
 #if defined(RESFUSE_X86)
 ByteKernels avx2_byte_kernels();
+ByteKernels avx2_vnni_byte_kernels();
 ByteKernels avx512_byte_kernels();
 ByteKernels avx512_vnni_byte_kernels();
 #endif
