@@ -24,26 +24,30 @@ using MaybeArray = std::optional<py::array>;
 
 const KernelTable& kernels_by_name(const Isa_& isa) { return kernels_of(isa ? parse_isa(*isa) : active_isa()); }
 
-// The pixels of a dense channels_last array.
-Pixels pixels_of(const py::array& array, const std::string& what, float*& data) {
-    const Array4 view = array4(array, what);
+// Dense channels_last feature maps.
+struct FeatureMaps {
+    void* data;
+    Pixels pixels;
+};
+FeatureMaps feature_maps(const py::array& array, const std::string& what) {
+    const Array4 view = feature_map(array, what);
     if (!is_dense_nhwc(view)) throw py::value_error(what + ": want dense channels_last memory");
     if (view.shape[0] * view.shape[2] * view.shape[3] == 0) throw py::value_error(what + ": has no pixels");
-    data = view.floats();
-    return {view.shape[0] * view.shape[2] * view.shape[3], view.shape[1]};
+    return {view.data, {view.shape[0] * view.shape[2] * view.shape[3], view.shape[1], view.type}};
 }
 
-// Another one of the same size.
-float* same_pixels(const py::array& array, Pixels want, const std::string& what) {
-    float* data = nullptr;
-    const Pixels got = pixels_of(array, what, data);
+// Others of the same size and type.
+void* same_maps(const py::array& array, Pixels want, const std::string& what) {
+    const auto [data, got] = feature_maps(array, what);
     if (got.rows != want.rows || got.channels != want.channels)
         throw py::value_error(what + ": has another size than x");
+    if (got.type != want.type)
+        throw py::type_error(what + ": is of " + type_name(got.type) + ", x is of " + type_name(want.type));
     return data;
 }
 
-float* same_pixels(const MaybeArray& array, Pixels want, const std::string& what) {
-    return array ? same_pixels(*array, want, what) : nullptr;
+void* same_maps(const MaybeArray& array, Pixels want, const std::string& what) {
+    return array ? same_maps(*array, want, what) : nullptr;
 }
 
 float* maybe_vector(const MaybeArray& array, index_t size, const std::string& what) {
@@ -52,8 +56,7 @@ float* maybe_vector(const MaybeArray& array, index_t size, const std::string& wh
 
 void norm_statistics_of(const py::array& x, const py::array& mean, const py::array& variance, int threads,
                         const Isa_& isa) {
-    float* data = nullptr;
-    const Pixels pixels = pixels_of(x, "x", data);
+    const auto [data, pixels] = feature_maps(x, "x");
     float* const m = vector_data(mean, pixels.channels, "mean");
     float* const v = vector_data(variance, pixels.channels, "variance");
     const py::gil_scoped_release release;
@@ -62,13 +65,12 @@ void norm_statistics_of(const py::array& x, const py::array& mean, const py::arr
 
 void norm_forward_of(const py::array& x, const MaybeArray& residual, const py::array& mean, const py::array& scale,
                      const py::array& bias, bool relu, const py::array& y, int threads, const Isa_& isa) {
-    float* data = nullptr;
-    const Pixels pixels = pixels_of(x, "x", data);
-    const float* const r = same_pixels(residual, pixels, "residual");
+    const auto [data, pixels] = feature_maps(x, "x");
+    const void* const r = same_maps(residual, pixels, "residual");
     const float* const m = vector_data(mean, pixels.channels, "mean");
     const float* const s = vector_data(scale, pixels.channels, "scale");
     const float* const b = vector_data(bias, pixels.channels, "bias");
-    float* const out = same_pixels(y, pixels, "y");
+    void* const out = same_maps(y, pixels, "y");
     const py::gil_scoped_release release;
     norm_forward(kernels_by_name(isa), data, r, pixels, m, s, b, relu, out, threads);
 }
@@ -77,10 +79,9 @@ void norm_backward_of(const py::array& grad, const MaybeArray& y, const MaybeArr
                       const py::array& x, const py::array& mean, const py::array& inverse_deviation,
                       const MaybeArray& weight, bool batch_statistics, const py::array& dx, const MaybeArray& dresidual,
                       const MaybeArray& dweight, const MaybeArray& dbias, int threads, const Isa_& isa) {
-    float* data = nullptr;
-    const Pixels pixels = pixels_of(x, "x", data);
-    const NormBackward g{.grad = same_pixels(grad, pixels, "grad"),
-                         .y = same_pixels(y, pixels, "y"),
+    const auto [data, pixels] = feature_maps(x, "x");
+    const NormBackward g{.grad = same_maps(grad, pixels, "grad"),
+                         .y = same_maps(y, pixels, "y"),
                          .scale = maybe_vector(scale, pixels.channels, "scale"),
                          .bias = maybe_vector(bias, pixels.channels, "bias"),
                          .x = data,
@@ -88,8 +89,8 @@ void norm_backward_of(const py::array& grad, const MaybeArray& y, const MaybeArr
                          .inverse_deviation = vector_data(inverse_deviation, pixels.channels, "inverse_deviation"),
                          .weight = maybe_vector(weight, pixels.channels, "weight"),
                          .batch_statistics = batch_statistics,
-                         .dx = same_pixels(dx, pixels, "dx"),
-                         .dresidual = same_pixels(dresidual, pixels, "dresidual"),
+                         .dx = same_maps(dx, pixels, "dx"),
+                         .dresidual = same_maps(dresidual, pixels, "dresidual"),
                          .dweight = maybe_vector(dweight, pixels.channels, "dweight"),
                          .dbias = maybe_vector(dbias, pixels.channels, "dbias")};
     const py::gil_scoped_release release;
@@ -134,6 +135,7 @@ Shapes shapes_of(const std::string& what, const Array4& x, const Array4& grad, c
         throw py::value_error(what + ": got input " + shape_text(x.shape) + ", output " + shape_text(grad.shape) +
                               " and weight " + shape_text(weight.shape) + ", which are of no one convolution");
     if (!is_dense_nhwc(x) || !is_dense_nhwc(grad)) throw py::value_error(what + ": want dense channels_last memory");
+    if (x.type != grad.type) throw py::type_error(what + ": input and output are of different types");
     return s;
 }
 
@@ -141,7 +143,7 @@ void weight_gradient_of(const py::array& x, const py::array& grad, const py::arr
                         const std::array<index_t, 2>& stride, const std::array<index_t, 2>& dilation,
                         const std::array<index_t, 4>& padding, const std::string& algorithm, int threads,
                         const Isa_& isa) {
-    const Array4 in = array4(x, "x"), out = array4(grad, "grad"), weight = array4(dw, "dw");
+    const Array4 in = feature_map(x, "x"), out = feature_map(grad, "grad"), weight = array4(dw, "dw");
     const Shapes s = shapes_of("weight_gradient", in, out, weight, stride, dilation, padding, algorithm);
     const WeightGradient g{.layer = s.layer,
                            .in = s.in,
@@ -158,7 +160,7 @@ void weight_gradient_of(const py::array& x, const py::array& grad, const py::arr
 void input_gradient_of(const py::array& grad, const py::array& weight, const py::array& dx, bool accumulate,
                        const std::array<index_t, 2>& stride, const std::array<index_t, 4>& padding, int threads,
                        const Isa_& isa) {
-    const Array4 in = array4(dx, "dx"), out = array4(grad, "grad"), w = array4(weight, "weight");
+    const Array4 in = feature_map(dx, "dx"), out = feature_map(grad, "grad"), w = array4(weight, "weight");
     const Shapes s = shapes_of("input_gradient", in, out, w, stride, {1, 1}, padding, "direct");
     const InputGradient g{.layer = s.layer,
                           .in = s.in,
@@ -166,8 +168,8 @@ void input_gradient_of(const py::array& grad, const py::array& weight, const py:
                           .batch = s.batch,
                           .weight = w.floats(),
                           .strides = w.strides,
-                          .grad = out.floats(),
-                          .dx = in.floats(),
+                          .grad = to_tensor(out),
+                          .dx = to_tensor(in),
                           .accumulate = accumulate};
     const py::gil_scoped_release release;
     input_gradient(kernels_by_name(isa), g, threads);
@@ -187,7 +189,8 @@ PoolShape pool_shape(const Array4& x, const Array4& y, const std::array<index_t,
                 .in = {x.shape[2], x.shape[3]},
                 .out = {y.shape[2], y.shape[3]},
                 .batch = x.shape[0],
-                .channels = x.shape[1]};
+                .channels = x.shape[1],
+                .type = x.type};
     s.window.ceil_mode = ceil_mode;
     const Extent expected = window_extent(s.window, s.in, "max_pool");
     if (y.shape[0] != s.batch || y.shape[1] != s.channels || expected.h != s.out.h || expected.w != s.out.w)
@@ -195,6 +198,7 @@ PoolShape pool_shape(const Array4& x, const Array4& y, const std::array<index_t,
                               ", which do not fit the window");
     if (kernel[0] > 8 || kernel[1] > 8) throw py::value_error("max_pool: want a kernel of at most 8 x 8");
     if (!is_dense_nhwc(x) || !is_dense_nhwc(y)) throw py::value_error("max_pool: want dense channels_last memory");
+    if (x.type != y.type) throw py::type_error("max_pool: input and output are of different types");
     return s;
 }
 
@@ -203,31 +207,32 @@ using Four = std::array<index_t, 4>;
 
 void max_pool_forward_of(const py::array& x, const py::array& y, const py::array& taps, const Pair& kernel,
                          const Pair& stride, const Four& padding, bool ceil_mode, int threads, const Isa_& isa) {
-    const Array4 in = array4(x, "x"), out = array4(y, "y");
+    const Array4 in = feature_map(x, "x"), out = feature_map(y, "y");
     const PoolShape shape = pool_shape(in, out, kernel, stride, padding, ceil_mode);
     std::uint8_t* const to = taps_data(taps, out);
     const py::gil_scoped_release release;
-    max_pool_forward(kernels_by_name(isa), shape, in.floats(), out.floats(), to, threads);
+    max_pool_forward(kernels_by_name(isa), shape, in.data, out.data, to, threads);
 }
 
 void max_pool_backward_of(const py::array& grad, const py::array& taps, const py::array& dx, const Pair& kernel,
                           const Pair& stride, const Four& padding, bool ceil_mode, int threads, const Isa_& isa) {
-    const Array4 in = array4(dx, "dx"), out = array4(grad, "grad");
+    const Array4 in = feature_map(dx, "dx"), out = feature_map(grad, "grad");
     const PoolShape shape = pool_shape(in, out, kernel, stride, padding, ceil_mode);
     const std::uint8_t* const from = taps_data(taps, out);
     const py::gil_scoped_release release;
-    max_pool_backward(kernels_by_name(isa), shape, out.floats(), from, in.floats(), threads);
+    max_pool_backward(kernels_by_name(isa), shape, out.data, from, in.data, threads);
 }
 
 // An uninitialised [N, C, H, W] array in channels_last memory that goes back to the heap when nobody holds it.
-py::array empty(const Four& shape) {
+py::array empty(const Four& shape, index_t item_bytes) {
     const auto [n, c, h, w] = shape;
     if (std::min({n, c, h, w}) < 0) throw py::value_error("shape: got " + shape_text(shape));
-    void* const data = Heap::global().take(static_cast<std::size_t>(n * c * h * w) * sizeof(float));
+    if (item_bytes != 2 && item_bytes != 4)
+        throw py::value_error("item_bytes: got " + std::to_string(item_bytes) + ", want 2 or 4");
+    void* const data = Heap::global().take(static_cast<std::size_t>(n * c * h * w * item_bytes));
     const py::capsule owner(data, [](void* block) { Heap::global().give_back(block); });
-    constexpr index_t item = sizeof(float);
-    return py::array_t<float>({n, c, h, w}, {h * w * c * item, item, w * c * item, c * item}, static_cast<float*>(data),
-                              owner);
+    const Four strides = {h * w * c * item_bytes, item_bytes, w * c * item_bytes, c * item_bytes};
+    return py::array(py::dtype(item_bytes == 4 ? "f4" : "i2"), shape, strides, data, owner);
 }
 
 }  // namespace
@@ -254,6 +259,7 @@ void register_training(py::module_& m) {
     m.def("max_pool_backward", &max_pool_backward_of, py::arg("grad"), py::arg("taps"), py::arg("dx"),
           py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("ceil_mode"), py::arg("threads"),
           py::arg("isa") = py::none(), "Writes the gradient of the pool's input to dx.");
-    m.def("empty", &empty, py::arg("shape"),
-          "An uninitialised float32 [N, C, H, W] array in channels_last memory, from memory that is mapped already.");
+    m.def("empty", &empty, py::arg("shape"), py::arg("item_bytes") = 4,
+          "An uninitialised [N, C, H, W] array of float32, or of int16 for items of 2 bytes, in channels_last memory, from "
+          "memory that is mapped already.");
 }

@@ -19,9 +19,22 @@ float* vector_data(const py::array& array, index_t size, const std::string& what
     return static_cast<float*>(const_cast<void*>(array.data()));
 }
 
+namespace {
+
+// NumPy's names of element types.
+constexpr std::array<const char*, kDTypes> kNames = {"float32", "float64", "uint16", "float16", "uint8"};
+
+}  // namespace
+
+Array4 feature_map(const py::array& array, const std::string& what) {
+    const std::string got = py::str(array.dtype());
+    for (const DType type : {DType::bf16, DType::fp16})
+        if (got == kNames[static_cast<std::size_t>(type)]) return array4(array, what, type);
+    return array4(array, what, DType::fp32);
+}
+
 Array4 array4(const py::array& array, const std::string& what, DType type) {
-    const std::array<const char*, kDTypes> names = {"float32", "float64", "uint16", "float16", "uint8"};
-    const char* const want = names[static_cast<std::size_t>(type)];
+    const char* const want = kNames[static_cast<std::size_t>(type)];
     const std::string got = py::str(array.dtype());
     if (got != want) throw py::type_error(what + ": got dtype " + got + ", want " + want);
     if (array.ndim() != 4)

@@ -26,6 +26,9 @@ std::string shape_text(const std::array<resfuse::index_t, 4>& shape);
 // ValueError that names `what`.
 Array4 array4(const pybind11::array& array, const std::string& what, resfuse::DType type = resfuse::DType::fp32);
 
+// The same of an array of any of these types.
+Array4 feature_map(const pybind11::array& array, const std::string& what);
+
 // Whether an [N, C, H, W] array lies in memory as dense NHWC.
 bool is_dense_nhwc(const Array4& array);
 

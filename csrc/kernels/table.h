@@ -34,6 +34,14 @@ struct ElementKernels {
     void (*max_pool)(const MaxPoolArgs&);
     void (*avg_pool)(const AvgPoolArgs&);
     void (*activate)(ActivationArgs, void*, index_t);  // in place, for activations that are not a clamp
+    // Training.
+    void (*norm_sums)(const NormSumsArgs&);
+    void (*norm_grad_sums)(const NormGradSumsArgs&);
+    void (*norm_grad)(const NormGradArgs&);
+    void (*copy_windows)(const CopyWindowsArgs&);
+    void (*pack_rows)(const PackRowsArgs&);
+    void (*max_pool_index)(const MaxPoolIndexArgs&);
+    void (*max_pool_grad)(const MaxPoolGradArgs&);
     // Global average pooling.
     void (*pool_sum)(const PoolSumArgs&);
     void (*pool_mean)(const PoolMeanArgs&);
@@ -57,7 +65,6 @@ struct KernelTable {
     WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
     void (*winograd_products)(const WinogradProductsArgs&);
     void (*winograd_row_input)(const WinogradRowInputArgs&);
-    void (*copy_windows)(const CopyWindowsArgs&);
 
     // Weights.
     void (*pack_direct)(const PackPanelArgs&);
@@ -68,14 +75,7 @@ struct KernelTable {
     void (*column_squares)(const float* panel, index_t depth, double* squares);  // of each output channel's weights
     void (*step_squares)(const float* panel, index_t depth, const float* powers, float* squares);  // divided by powers
 
-    // Training, in fp32.
-    void (*norm_sums)(const NormSumsArgs&);
-    void (*norm_grad_sums)(const NormGradSumsArgs&);
-    void (*norm_grad)(const NormGradArgs&);
-    void (*outer_product)(const OuterProductArgs&);
-    void (*pack_rows)(const PackRowsArgs&);
-    void (*max_pool_index)(const MaxPoolIndexArgs&);
-    void (*max_pool_grad)(const MaxPoolGradArgs&);
+    void (*outer_product)(const OuterProductArgs&);  // of their gradients
 
     // The machine's own limits.
     std::uint32_t (*read_all)(const void*, index_t bytes);  // a checksum of every byte

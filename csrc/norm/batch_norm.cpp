@@ -46,50 +46,65 @@ std::vector<double> total(Pixels pixels, int threads, F sum_part) {
 
 }  // namespace
 
-void norm_statistics(const KernelTable& kernels, const float* x, Pixels pixels, float* mean, float* variance,
+void norm_statistics(const KernelTable& kernels, const void* x, Pixels pixels, float* mean, float* variance,
                      int threads) {
-    // The first pixel is within a few deviations of the mean, mostly.
+    const ElementKernels& elements = kernels_of(kernels, pixels.type);
     const index_t channels = pixels.channels;
+    // The first pixel is within a few deviations of the mean, mostly.
+    std::vector<float> shift(static_cast<std::size_t>(channels));
+    elements.copy_band({.image = x,
+                        .height = 1,
+                        .width = 1,
+                        .channels = channels,
+                        .stride_c = 1,
+                        .rows = 1,
+                        .cols = 1,
+                        .band = shift.data(),
+                        .pixel = channels});
     const std::vector<double> sums = total(pixels, threads, [&](Range rows, float* scratch, double* part_sums) {
-        kernels.norm_sums({x + rows.begin * channels, rows.size(), channels, x, scratch, part_sums});
+        elements.norm_sums({element_at(x, rows.begin * channels, pixels.type), rows.size(), channels, shift.data(),
+                            scratch, part_sums});
     });
     const double count = static_cast<double>(pixels.rows);
     for (index_t c = 0; c < channels; ++c) {
         const double offset = sums[static_cast<std::size_t>(c)] / count;
         const double square = sums[static_cast<std::size_t>(channels + c)] / count;
-        mean[c] = static_cast<float>(static_cast<double>(x[c]) + offset);
+        mean[c] = static_cast<float>(static_cast<double>(shift[static_cast<std::size_t>(c)]) + offset);
         variance[c] = static_cast<float>(std::max(square - offset * offset, 0.0));
     }
 }
 
-void norm_forward(const KernelTable& kernels, const float* x, const float* residual, Pixels pixels, const float* mean,
-                  const float* scale, const float* bias, bool relu, float* y, int threads) {
+void norm_forward(const KernelTable& kernels, const void* x, const void* residual, Pixels pixels, const float* mean,
+                  const float* scale, const float* bias, bool relu, void* y, int threads) {
     const float floor = activation_floor(relu ? Activation::relu : Activation::none);
     for_each_part(pixels, parts_of(pixels), threads, [&](index_t, Range rows) {
-        const index_t at = rows.begin * pixels.channels;
-        kernels_of(kernels, DType::fp32)
-            .norm_apply({x + at, residual ? residual + at : nullptr, rows.size(), pixels.channels, mean, scale, bias,
-                         floor, y + at});
+        const auto at = [&](auto* data) { return element_at(data, rows.begin * pixels.channels, pixels.type); };
+        kernels_of(kernels, pixels.type)
+            .norm_apply({at(x), residual ? at(residual) : nullptr, rows.size(), pixels.channels, mean, scale, bias,
+                         floor, at(y)});
     });
 }
 
 // With g the gradient behind the ReLU, n pixels and d the inverse deviation: dbias = sum g, dweight = d sum g (x -
 // mean), dx = weight d (g - dbias / n - (x - mean) d dweight / n) (the paper's section 3, with the sums written out).
 void norm_backward(const KernelTable& kernels, const NormBackward& g, Pixels pixels, int threads) {
+    const ElementKernels& elements = kernels_of(kernels, pixels.type);
     const index_t channels = pixels.channels;
+    const auto rows_at = [&](auto* data, Range rows) {
+        return data ? element_at(data, rows.begin * channels, pixels.type) : nullptr;
+    };
     const auto rows_of = [&](Range rows) {
-        const index_t at = rows.begin * channels;
-        return NormGrad{.grad = g.grad + at,
-                        .y = g.y ? g.y + at : nullptr,
+        return NormGrad{.grad = rows_at(g.grad, rows),
+                        .y = rows_at(g.y, rows),
                         .scale = g.scale,
                         .bias = g.bias,
-                        .x = g.x + at,
+                        .x = rows_at(g.x, rows),
                         .mean = g.mean,
                         .rows = rows.size(),
                         .channels = channels};
     };
     const std::vector<double> sums = total(pixels, threads, [&](Range rows, float* scratch, double* part_sums) {
-        kernels.norm_grad_sums({rows_of(rows), scratch, part_sums});
+        elements.norm_grad_sums({rows_of(rows), scratch, part_sums});
     });
     std::vector<float> coefficients(static_cast<std::size_t>(3 * channels));
     float* const of_grad = coefficients.data();
@@ -108,9 +123,8 @@ void norm_backward(const KernelTable& kernels, const NormBackward& g, Pixels pix
         constant[c] = g.batch_statistics ? static_cast<float>(-scale * dbias / count) : 0.0f;
     }
     for_each_part(pixels, parts_of(pixels), threads, [&](index_t, Range rows) {
-        const index_t at = rows.begin * channels;
-        kernels.norm_grad(
-            {rows_of(rows), of_grad, of_x, constant, g.dx + at, g.dresidual ? g.dresidual + at : nullptr});
+        elements.norm_grad(
+            {rows_of(rows), of_grad, of_x, constant, rows_at(g.dx, rows), rows_at(g.dresidual, rows)});
     });
 }
 

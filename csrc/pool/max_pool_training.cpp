@@ -18,17 +18,19 @@ void for_each_band(index_t batch, index_t height, int threads, F run) {
 
 }  // namespace
 
-void max_pool_forward(const KernelTable& kernels, const PoolShape& shape, const float* x, float* y, std::uint8_t* taps,
+void max_pool_forward(const KernelTable& kernels, const PoolShape& shape, const void* x, void* y, std::uint8_t* taps,
                       int threads) {
     const Window& w = shape.window;
+    const ElementKernels& elements = kernels_of(kernels, shape.type);
     const index_t row = shape.in.w * shape.channels, y_row = shape.out.w * shape.channels;
     for_each_band(shape.batch, shape.out.h, threads, [&](index_t image, Range rows) {
         const index_t at = (image * shape.out.h + rows.begin) * y_row;
-        kernels.max_pool_index(
-            {.pool = {.image = {x + image * shape.in.h * row, shape.in.h, shape.in.w, row, shape.channels},
+        elements.max_pool_index(
+            {.pool = {.image = {element_at(x, image * shape.in.h * row, shape.type), shape.in.h, shape.in.w, row,
+                                shape.channels},
                       .channels = shape.channels,
                       .window = w.args(),
-                      .y = y + at,
+                      .y = element_at(y, at, shape.type),
                       .y_row = y_row,
                       .out_width = shape.out.w,
                       .out_row_begin = rows.begin,
@@ -37,21 +39,23 @@ void max_pool_forward(const KernelTable& kernels, const PoolShape& shape, const 
     });
 }
 
-void max_pool_backward(const KernelTable& kernels, const PoolShape& shape, const float* grad, const std::uint8_t* taps,
-                       float* dx, int threads) {
+void max_pool_backward(const KernelTable& kernels, const PoolShape& shape, const void* grad, const std::uint8_t* taps,
+                       void* dx, int threads) {
     const Window& w = shape.window;
-    const index_t image_floats = shape.out.h * shape.out.w * shape.channels;
+    const ElementKernels& elements = kernels_of(kernels, shape.type);
+    const index_t out_image = shape.out.h * shape.out.w * shape.channels;
     for_each_band(shape.batch, shape.in.h, threads, [&](index_t image, Range rows) {
-        kernels.max_pool_grad({.grad = grad + image * image_floats,
-                               .taps = taps + image * image_floats,
-                               .out_height = shape.out.h,
-                               .out_width = shape.out.w,
-                               .channels = shape.channels,
-                               .window = w.args(),
-                               .dx = dx + (image * shape.in.h + rows.begin) * shape.in.w * shape.channels,
-                               .width = shape.in.w,
-                               .row_begin = rows.begin,
-                               .row_end = rows.end});
+        const index_t row = image * shape.in.h + rows.begin;
+        elements.max_pool_grad({.grad = element_at(grad, image * out_image, shape.type),
+                                .taps = taps + image * out_image,
+                                .out_height = shape.out.h,
+                                .out_width = shape.out.w,
+                                .channels = shape.channels,
+                                .window = w.args(),
+                                .dx = element_at(dx, row * shape.in.w * shape.channels, shape.type),
+                                .width = shape.in.w,
+                                .row_begin = rows.begin,
+                                .row_end = rows.end});
     });
 }
 

@@ -1,9 +1,10 @@
 // Fuzz target: bytes become a Program of any layers, a Plan and inputs; what the engine computes must be what the
-// definition says, or building it must have thrown. Layers, windows, groups, strides of memory, batch, threads and
-// instruction set all come from the bytes.
+// definition says, or building it must have thrown. Layers, windows, groups, strides of memory, element type, batch,
+// threads and instruction set all come from the bytes.
 #include "program/program.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include <thread>
 
 #include "bytes.h"
+#include "elements.h"
 #include "plan/run.h"
 #include "reference.h"
 #include "weights/weights.h"
@@ -21,6 +23,7 @@ namespace {
 
 using namespace resfuse;
 using fuzz::Bytes;
+using fuzz::Elements;
 using fuzz::Images;
 using fuzz::LayerWeights;
 using fuzz::Noise;
@@ -111,22 +114,20 @@ bool is_small(const Plan& plan) {
     return plan.workspace().bytes < (std::size_t{64} << 20);
 }
 
-// An input in memory of its own, no float more than its strides reach: a read behind it is found.
+// An input in memory of its own.
 struct Input {
-    std::vector<float> memory;
+    Elements memory;
     Tensor tensor;
 };
 
-std::byte* bytes_of(std::vector<float>& memory) { return reinterpret_cast<std::byte*>(memory.data()); }
-
-Tensor dense_tensor(std::vector<float>& memory, const Images& images) {
+Tensor dense_tensor(Elements& memory, const Images& images, DType type) {
     const index_t row = images.width * images.channels;
-    return {bytes_of(memory), images.height * row, row, images.channels, 1};
+    return {memory.data(), images.height * row, row, images.channels, 1, type};
 }
 
-Tensor planes_tensor(std::vector<float>& memory, const Images& images) {
+Tensor planes_tensor(Elements& memory, const Images& images, DType type) {
     const index_t plane = images.height * images.width;
-    return {bytes_of(memory), plane * images.channels, images.width, 1, plane};
+    return {memory.data(), plane * images.channels, images.width, 1, plane, type};
 }
 
 // Where channel c of the pixel lies that has so many others before it in all images.
@@ -135,21 +136,21 @@ std::size_t in_planes(index_t pixel, index_t c, const Images& images) {
     return static_cast<std::size_t>((pixel / plane * images.channels + c) * plane + pixel % plane);
 }
 
-Input lay_out(Images& images, bool dense) {
-    Input input;
-    if (dense) {
-        input.memory.assign(images.values.begin(), images.values.end());
-        input.tensor = dense_tensor(input.memory, images);
-        return input;
-    }
-    input.memory.resize(images.values.size());
-    input.tensor = planes_tensor(input.memory, images);
+// The images become what their elements hold.
+Input lay_out(Images& images, bool dense, DType type) {
+    Input input{Elements(images.values.size(), type), {}};
+    input.tensor = dense ? dense_tensor(input.memory, images, type) : planes_tensor(input.memory, images, type);
     for (std::size_t i = 0; i < images.values.size(); ++i) {
         const index_t place = static_cast<index_t>(i), pixel = place / images.channels;
-        input.memory[in_planes(pixel, place % images.channels, images)] = static_cast<float>(images.values[i]);
+        const std::size_t at = dense ? i : in_planes(pixel, place % images.channels, images);
+        input.memory.set(at, images.values[i]);
+        images.values[i] = input.memory.get(at);
     }
     return input;
 }
+
+// What may come of rounding each value of up to five layers, beside the largest one.
+double tolerance(DType type) { return type == DType::bf16 ? 5e-2 : type == DType::fp16 ? 1e-2 : 1e-3; }
 
 LayerWeights make_weights(const Layer& layer, Noise& noise, Bytes& bytes) {
     LayerWeights weights;
@@ -195,31 +196,33 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
         images = {plan.batch(), extent.h, extent.w, program->channels(b), {}};
         const std::vector<float> values = noise.take(plan.batch() * extent.h * extent.w * images.channels);
         images.values.assign(values.begin(), values.end());
-        inputs.push_back(lay_out(images, dense[i]));
+        inputs.push_back(lay_out(images, dense[i], program->type(b)));
     }
     fuzz::evaluate(plan, weights, buffers);
 
     std::vector<Tensor> in, out;
-    std::vector<std::vector<float>> results;
+    const DType type = program->type(0);
+    std::vector<Elements> results;
     for (const Input& input : inputs) in.push_back(input.tensor);
     for (std::size_t o = 0; o < program->outputs().size(); ++o) {
         const Images& images = buffers[static_cast<std::size_t>(program->outputs()[o])];
-        results.emplace_back(images.values.size(), std::nanf(""));
-        out.push_back(plan.in_planes(o) ? planes_tensor(results.back(), images) : dense_tensor(results.back(), images));
+        results.emplace_back(images.values.size(), type);
+        out.push_back(plan.in_planes(o) ? planes_tensor(results.back(), images, type)
+                                        : dense_tensor(results.back(), images, type));
     }
     const auto call = [&](const std::vector<Tensor>& to) {
         set.prepare(plan.algorithms(), plan.threads());
         run(plan, set, in, to);
     };
     if (bytes.byte() % 8 == 0) {  // two callers at once, who must get the same bits
-        std::vector<std::vector<float>> others = results;
+        std::vector<Elements> others = results;
         std::vector<Tensor> other = out;
-        for (std::size_t o = 0; o < others.size(); ++o) other[o].data = bytes_of(others[o]);
+        for (std::size_t o = 0; o < others.size(); ++o) other[o].data = others[o].data();
         std::thread second([&] { call(other); });
         call(out);
         second.join();
         for (std::size_t o = 0; o < results.size(); ++o)
-            if (std::memcmp(results[o].data(), others[o].data(), results[o].size() * sizeof(float)) != 0) {
+            if (results[o].memory() != others[o].memory()) {
                 std::fprintf(stderr, "output %zu: two callers got different numbers\n", o);
                 std::abort();
             }
@@ -233,13 +236,13 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
             if (std::isfinite(value)) largest = std::max(largest, std::fabs(value));
     for (std::size_t o = 0; o < results.size(); ++o) {
         const Images& want = buffers[static_cast<std::size_t>(program->outputs()[o])];
-        for (std::size_t i = 0; i < results[o].size(); ++i) {
+        for (std::size_t i = 0; i < want.values.size(); ++i) {
             const index_t place = static_cast<index_t>(i);
             const std::size_t at =
                 plan.in_planes(o) ? in_planes(place / want.channels, place % want.channels, want) : i;
-            const double got = static_cast<double>(results[o][at]), exact = want.values[i];
+            const double got = results[o].get(at), exact = want.values[i];
             const bool same_infinity = std::isinf(exact) && got == exact;
-            if (same_infinity || (std::isnan(exact) && std::isnan(got)) || std::fabs(got - exact) <= 1e-3 * largest)
+            if (same_infinity || (std::isnan(exact) && std::isnan(got)) || std::fabs(got - exact) <= tolerance(type) * largest)
                 continue;
             std::fprintf(stderr, "output %zu, element %zu: got %g, want %g\n", o, i, got, exact);
             for (std::size_t l = 0; l < plan.layers().size(); ++l)
@@ -254,8 +257,11 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
 void try_program(Bytes& bytes) {
     std::vector<Isa> isas;
     for (const std::string& name : available_isas()) isas.push_back(parse_isa(name));
-    const auto program = std::make_shared<Program>(isas[bytes.byte() % isas.size()]);
-    for (index_t i = bytes.between(1, 2); i > 0; --i) program->add_input(bytes.wild(1, 40));
+    constexpr std::array<DType, 4> kTypes = {DType::fp32, DType::bf16, DType::fp16, DType::fp32};
+    const std::uint8_t first = bytes.byte();
+    const auto program = std::make_shared<Program>(isas[first % isas.size()]);
+    const DType type = kTypes[first / isas.size() % kTypes.size()];
+    for (index_t i = bytes.between(1, 2); i > 0; --i) program->add_input(bytes.wild(1, 40), type);
     for (index_t l = bytes.between(1, 5); l > 0; --l) add_layer(bytes, *program);
     for (index_t o = bytes.between(0, 1); o > 0; --o) program->add_output(any_buffer(bytes, *program));
     if (std::find(program->outputs().begin(), program->outputs().end(), program->buffers() - 1) ==

@@ -18,6 +18,16 @@ from resfuse.training.batch_norm import Norm
 from tests.conftest import ISAS, examples
 from tests.reference import rms
 
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def assert_rounded_once(got: torch.Tensor, exact: torch.Tensor, slack: float, name: str = "") -> None:
+    """Within half a unit in the last place of fp64's result, and what fp32 arithmetic may lose."""
+    kind = torch.finfo(got.dtype)
+    allowed = exact.abs() * kind.eps * 0.51 + slack + kind.smallest_normal * kind.eps
+    error = (got.double() - exact).abs()
+    assert (error <= allowed).all(), f"{name}: {float((error / allowed).max()):.2f} x what is allowed"
+
 # --- the kernels, on every instruction set -------------------------------------------------------------------------
 
 
@@ -67,6 +77,33 @@ def test_training_convolution_gradients(isa: str, case, accumulate: bool) -> Non
         # What sums of so many products of size 1 may lose; eager may be lucky where there are few results.
         terms = {y: weight[0].numel(), dx: weight[:, 0].numel(), dw: y[:, 0].numel()}[got]
         assert rms(got.double() - exact) <= max(4 * rms(eager.double() - exact), 1e-6 * terms**0.5)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("isa", ISAS)
+@hypothesis.settings(max_examples=examples(60))
+@hypothesis.given(case=convolutions(), accumulate=st.booleans())
+def test_training_convolution_gradients_of_halves(isa: str, dtype: torch.dtype, case, accumulate: bool) -> None:
+    """Of feature maps of 16 bits and fp32 weights: results in the same types, each value rounded once."""
+    torch.manual_seed(0)
+    layer, pads, shape = case
+    top, left, bottom, right = pads
+    x, weight = torch.randn(shape).relu().to(dtype), torch.randn(layer.out_channels, layer.in_channels, *layer.kernel_size)
+    xs, ws = x.double().requires_grad_(), weight.double().requires_grad_()
+    want = F.conv2d(F.pad(xs, (left, right, top, bottom)), ws, None, layer.stride, 0, layer.dilation)
+    grad = torch.randn(want.shape).to(dtype)
+    want_dx, want_dw = torch.autograd.grad(want, (xs, ws), grad.double())
+    more = torch.randn(shape).to(dtype) if accumulate else None
+    with _isa(isa):
+        dw = convolution.weight_gradient(grad, x, weight, layer, pads)
+        dx = convolution.input_gradient(grad, weight, layer, pads, x, None if more is None else more.clone())
+        y = convolution.forward(x, weight, None, layer, pads)
+    assert (y.dtype, dx.dtype, dw.dtype) == (dtype, dtype, torch.float32)
+    slacks = {"y": weight[0].numel(), "dx": weight[:, 0].numel(), "dw": want[:, 0].numel()}
+    slack = {name: 1e-5 * terms**0.5 for name, terms in slacks.items()}
+    assert_rounded_once(y, want.detach(), slack["y"], "y")
+    assert_rounded_once(dx, want_dx if more is None else want_dx + more, slack["dx"], "dx")
+    assert (dw.double() - want_dw).abs().max() <= slack["dw"]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -119,6 +156,58 @@ def test_training_batch_norm_kernels(isa, shape, relu, with_residual, batch_stat
         assert torch.equal(overwritten.residual, g.residual)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("isa", ISAS)
+@hypothesis.settings(max_examples=examples(60))
+@hypothesis.given(
+    shape=st.tuples(st.integers(1, 4), st.sampled_from([1, 3, 16, 19, 40, 64]), st.integers(1, 12), st.integers(2, 40)),
+    relu=st.booleans(),
+    with_residual=st.booleans(),
+    batch_statistics=st.booleans(),
+    offset=st.sampled_from([0.0, 10.0]),
+)
+def test_training_batch_norm_kernels_of_halves(
+    isa, dtype, shape, relu, with_residual, batch_statistics, offset
+) -> None:
+    """Feature maps of 16 bits; statistics, parameters and their gradients in fp32."""
+    torch.manual_seed(0)
+    channels = shape[1]
+    x, grad = (torch.randn(shape) + offset).to(dtype), torch.randn(shape).to(dtype)
+    residual = torch.randn(shape).to(dtype) if with_residual else None
+    weight, bias = torch.randn(channels), torch.randn(channels)
+    with _isa(isa):
+        mean, var = batch_norm.statistics(x)
+    exact_mean, exact_var = x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), correction=0)
+    assert mean.dtype is var.dtype is torch.float32
+    assert (mean - exact_mean).abs().max() <= 1e-6 * (1 + offset)
+    assert ((var - exact_var).abs() <= 1e-5 * exact_var + 1e-6).all()
+    norm = Norm(mean, var, weight, bias, 1e-3, batch_statistics)
+    with _isa(isa):
+        y = batch_norm.apply(x, residual, norm, relu)
+        g = batch_norm.backward(grad, x, None if residual is None else y, norm, relu, with_residual, False)
+    row = [t.double()[None, :, None, None] for t in (mean, (var.double() + 1e-3).rsqrt(), weight, bias)]
+    normal = (x.double() - row[0]) * row[1]
+    want = normal * row[2] + row[3] + (0 if residual is None else residual.double())
+    slack = 2e-5 * (1 + offset)
+    assert_rounded_once(y, want.relu() if relu else want, slack, "y")
+    # A ReLU's sign is that of what was stored, or computed in fp32.
+    if relu and residual is None and (want.abs() < 1e-4 * (1 + offset)).any():
+        return
+    behind = torch.where((y if residual is not None else want) <= 0, 0.0, grad.double()) if relu else grad.double()
+    dbias, dweight = behind.sum((0, 2, 3)), (behind * normal).sum((0, 2, 3))
+    dx, count = behind, x.numel() // channels
+    if batch_statistics:
+        dx = behind - (dbias[None, :, None, None] + normal * dweight[None, :, None, None]) / count
+    scale = (row[1] * row[2]).abs().max().item()
+    assert_rounded_once(g.x, dx * row[1] * row[2], slack * 10 * max(scale, 1.0), "dx")
+    assert (g.weight - dweight).abs().max() <= 1e-5 * (1 + offset) * max(1.0, float(dweight.abs().max()), count**0.5)
+    assert (g.bias - dbias).abs().max() <= 1e-5 * max(1.0, float(dbias.abs().max()), count**0.5)
+    if with_residual:
+        assert g.residual is not None
+        assert torch.equal(g.residual.double(), behind)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("isa", ISAS)
 @hypothesis.settings(max_examples=examples(120))
 @hypothesis.given(
@@ -128,20 +217,20 @@ def test_training_batch_norm_kernels(isa, shape, relu, with_residual, batch_stat
     ceil_mode=st.booleans(),
     ties=st.booleans(),
 )
-def test_training_max_pool_kernels(isa, kernel, stride, shape, ceil_mode, ties) -> None:
+def test_training_max_pool_kernels(isa, dtype, kernel, stride, shape, ceil_mode, ties) -> None:
     """Values and gradients are torch's own, also where values are equal."""
     torch.manual_seed(0)
-    x = torch.randint(0, 3, shape).float() if ties else torch.randn(shape)
+    x = (torch.randint(0, 3, shape).float() if ties else torch.randn(shape)).to(dtype)
     padding = (kernel[0] // 2, kernel[1] // 2)
-    xs = x.clone().requires_grad_()
+    xs = x.double().requires_grad_()
     want = F.max_pool2d(xs, kernel, stride, padding, 1, ceil_mode)
-    grad = torch.randn(want.shape)
+    grad = torch.randn(want.shape).to(dtype)
     layer = MaxPoolSpec("", 0, 1, kernel, stride, (1, 1), (*padding, *padding), ceil_mode)
     with _isa(isa):
         y, taps = pooling.forward(x, layer, layer.padding, tuple(want.shape[2:]))
         dx = pooling.backward(grad, taps, layer, layer.padding, x)
-    assert torch.equal(y, want)
-    torch.testing.assert_close(dx, torch.autograd.grad(want, xs, grad)[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(y.double(), want)
+    assert_rounded_once(dx, torch.autograd.grad(want, xs, grad.double())[0], 1e-6)
 
 
 def test_training_max_pool_keeps_nan() -> None:

@@ -38,7 +38,11 @@ Phase phase_of(index_t number, index_t size, index_t kernel, index_t stride, ind
 class StridedGradient {
   public:
     StridedGradient(const KernelTable& kernels, const InputGradient& g)
-        : kernels_(kernels), g_(g), channels_(g.layer.in_channels), gradients_(g.layer.out_channels) {
+        : kernels_(kernels),
+          elements_(kernels_of(kernels, g.dx.type)),
+          g_(g),
+          channels_(g.layer.in_channels),
+          gradients_(g.layer.out_channels) {
         panels_ = ceil_div(channels_, kernels.tile_cols);
         const Window& w = g.layer.window;
         for (index_t y = 0; y < w.stride_h; ++y)
@@ -114,7 +118,7 @@ class StridedGradient {
         const Range range = resfuse::part(pixels(part), block, blocks);
         if (part.depth == 0) {
             for (index_t i = range.begin; i < range.end; ++i)
-                std::memset(pixel_of(part, i), 0, static_cast<std::size_t>(channels_) * sizeof(float));
+                std::memset(channels_at(part, i, 0), 0, bytes(channels_));
             return;
         }
         for (index_t i = range.begin; i < range.end; ++i)
@@ -132,19 +136,18 @@ class StridedGradient {
             gemm.b = weights_ + part.weights + p * part.depth * cols();
             gemm.c = results;
             gemm.ldc = kPanelGroup * cols();
+            if (g_.accumulate) {
+                for (index_t i = range.begin; i < range.end; ++i)
+                    std::memcpy(result(results, i - range.begin), channels_at(part, i, first), bytes(count));
+                gemm.residual = results;
+                gemm.ldr = gemm.ldc;
+            }
             gemm.rows = range.size();
             gemm.cols = count;
             gemm.floor = activation_floor(Activation::none);
-            kernels_of(kernels_, DType::fp32).gemm(gemm);
-            for (index_t i = range.begin; i < range.end; ++i) {
-                const float* const from = results + (i - range.begin) * gemm.ldc;
-                float* const to = pixel_of(part, i) + first;
-                if (g_.accumulate) {
-                    for (index_t c = 0; c < count; ++c) to[c] += from[c];
-                } else {
-                    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
-                }
-            }
+            elements_.gemm(gemm);
+            for (index_t i = range.begin; i < range.end; ++i)
+                std::memcpy(channels_at(part, i, first), result(results, i - range.begin), bytes(count));
         }
     }
 
@@ -157,30 +160,41 @@ class StridedGradient {
         return {i / per_image, i % per_image / part.cols.pixels, i % part.cols.pixels};
     }
 
-    float* pixel_of(const Part& part, index_t i) const {
+    std::size_t bytes(index_t elements) const {
+        return static_cast<std::size_t>(elements) * element_bytes(g_.dx.type);
+    }
+    // Channels of pixel i of a phase, and of those in scratch.
+    void* channels_at(const Part& part, index_t i, index_t first) const {
         const Window& w = g_.layer.window;
         const auto [image, row, col] = place(part, i);
         const index_t y = part.rows.first_pixel + row * w.stride_h, x = part.cols.first_pixel + col * w.stride_w;
-        return g_.dx + ((image * g_.in.h + y) * g_.in.w + x) * channels_;
+        return g_.dx.at(((image * g_.in.h + y) * g_.in.w + x) * channels_ + first);
+    }
+    void* result(float* results, index_t i) const {
+        return element_at(results, i * kPanelGroup * cols(), g_.dx.type);
     }
 
     void gather(const Part& part, index_t i, float* to) const {
         const auto [image, row, col] = place(part, i);
         const index_t y0 = part.rows.position + row - (part.rows.taps - 1);
         const index_t x0 = part.cols.position + col - (part.cols.taps - 1);
-        for (index_t y = y0; y < y0 + part.rows.taps; ++y)
-            for (index_t x = x0; x < x0 + part.cols.taps; ++x, to += gradients_) {
-                const bool inside = y >= 0 && y < g_.out.h && x >= 0 && x < g_.out.w;
-                if (inside) {
-                    std::memcpy(to, g_.grad + ((image * g_.out.h + y) * g_.out.w + x) * gradients_,
-                                static_cast<std::size_t>(gradients_) * sizeof(float));
-                } else {
-                    std::memset(to, 0, static_cast<std::size_t>(gradients_) * sizeof(float));
-                }
-            }
+        elements_.copy_band({.image = g_.grad.at(image * g_.out.h * g_.out.w * gradients_),
+                             .height = g_.out.h,
+                             .width = g_.out.w,
+                             .channels = gradients_,
+                             .stride_h = g_.out.w * gradients_,
+                             .stride_w = gradients_,
+                             .stride_c = 1,
+                             .y0 = y0,
+                             .rows = part.rows.taps,
+                             .x0 = x0,
+                             .cols = part.cols.taps,
+                             .band = to,
+                             .pixel = gradients_});
     }
 
     const KernelTable& kernels_;
+    const ElementKernels& elements_;
     const InputGradient& g_;
     index_t channels_, gradients_, panels_;
     std::vector<Part> parts_;

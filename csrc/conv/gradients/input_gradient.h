@@ -5,7 +5,7 @@
 
 namespace resfuse {
 
-// grad [batch, out_channels, ...] and dx [batch, in_channels, ...] in dense NHWC; weight[k][c][r][s] with `strides` in
+// grad [batch, out_channels, ...] and dx [batch, in_channels, ...] of one type, in dense NHWC; fp32 weight[k][c][r][s] with `strides` in
 // floats. One group, dilation 1. (At stride 1 the gradient is a convolution, and a Program computes it.)
 struct InputGradient {
     Layer layer;  // window with its paddings resolved
@@ -13,8 +13,7 @@ struct InputGradient {
     index_t batch;
     const float* weight;
     std::array<index_t, 4> strides;
-    const float* grad;
-    float* dx;
+    Tensor grad, dx;
     bool accumulate;  // add to dx
 };
 

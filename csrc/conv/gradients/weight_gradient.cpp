@@ -25,7 +25,11 @@ constexpr index_t kTasks = 16;         // at least, where there are pixels enoug
 class DirectGradient {
   public:
     DirectGradient(const KernelTable& kernels, const WeightGradient& g)
-        : kernels_(kernels), g_(g), w_(g.layer.window), channels_(g.layer.in_channels) {
+        : kernels_(kernels),
+          elements_(kernels_of(kernels, g.x.type)),
+          g_(g),
+          w_(g.layer.window),
+          channels_(g.layer.in_channels) {
         rows_ = g.layer.out_channels;
         columns_ = w_.kernel_h * w_.kernel_w * channels_;
         panels_ = ceil_div(columns_, kernels.tile_cols);
@@ -57,11 +61,11 @@ class DirectGradient {
     }
 
   private:
-    // Operands that a task reads whole are read in place, where they lie in one piece: the next block's can be fetched
-    // meanwhile. Others are copied.
-    bool grads_in_place() const { return row_blocks_ == 1; }
+    // Floats that a task reads whole are read in place, where they lie in one piece: the next block's can be fetched
+    // meanwhile. Others are copied, and other types widened.
+    bool grads_in_place() const { return g_.grad.type == DType::fp32 && row_blocks_ == 1; }
     bool windows_in_place() const {
-        return w_.is_pointwise() && panel_blocks_ == 1 && channels_ % kernels_.tile_cols == 0;
+        return g_.x.type == DType::fp32 && w_.is_pointwise() && panel_blocks_ == 1 && channels_ % kernels_.tile_cols == 0;
     }
     index_t grad_pitch() const { return kBlockRows + kLineFloats; }
 
@@ -75,11 +79,7 @@ class DirectGradient {
         for (index_t t = pixels.begin; t < pixels.end; t += kBlockPixels) {
             const index_t count = std::min(kBlockPixels, pixels.end - t);
             const index_t next = std::min(kBlockPixels, pixels.end - t - count);
-            OuterProductArgs g{.a = g_.grad.floats() + t * rows_,
-                               .lda = rows_,
-                               .b = g_.x.floats() + t * channels_,
-                               .b_panel = kernels_.tile_cols,
-                               .ldb = channels_,
+            OuterProductArgs g{.b_panel = kernels_.tile_cols,
                                .c = c,
                                .c_panel = kernels_.tile_cols,
                                .ldc = cols,
@@ -88,16 +88,27 @@ class DirectGradient {
                                .steps = count,
                                .accumulate = t > pixels.begin};
             if (grads_in_place()) {
+                g.a = g_.grad.floats() + t * rows_;
+                g.lda = rows_;
                 g.next_a = g.a + count * rows_;
                 g.next_a_floats = next * rows_;
             } else {
-                for (index_t i = 0; i < count; ++i)
-                    std::memcpy(grads + i * grad_pitch(), g.a + i * rows_ + rows.begin,
-                                static_cast<std::size_t>(rows.size()) * sizeof(float));
+                elements_.copy_band({.image = g_.grad.at(t * rows_ + rows.begin),
+                                     .height = 1,
+                                     .width = count,
+                                     .channels = rows.size(),
+                                     .stride_w = rows_,
+                                     .stride_c = 1,
+                                     .rows = 1,
+                                     .cols = count,
+                                     .band = grads,
+                                     .pixel = grad_pitch()});
                 g.a = grads;
                 g.lda = grad_pitch();
             }
             if (windows_in_place()) {
+                g.b = g_.x.floats() + t * channels_;
+                g.ldb = channels_;
                 g.next_b = g.b + count * channels_;
                 g.next_b_floats = next * channels_;
             } else {
@@ -120,19 +131,19 @@ class DirectGradient {
                           .panels = packed,
                           .panel_stride = kBlockPixels * kernels_.tile_cols};
         if (w_.is_pointwise()) {
-            pack.x = g_.x.floats() + pixels.begin * channels_ + first;
+            pack.x = g_.x.at(pixels.begin * channels_ + first);
             pack.pixel = channels_;
         } else if (w_.kernel_h == 1 && w_.kernel_w == 1 && !w_.has_padding()) {
             return pack_strided_pixels(pixels, pack, first);
         } else {
             for (index_t i = pixels.begin; i < pixels.end;) {
-                float* const to = windows + (i - pixels.begin) * pack.pixel;
+                void* const to = element_at(windows, (i - pixels.begin) * pack.pixel, g_.x.type);
                 const index_t inside = first == 0 && end == columns_ ? copy_whole_windows({i, pixels.end}, to) : 0;
                 if (inside == 0) copy_window_part(i, first, end, to);
                 i += std::max<index_t>(inside, 1);
             }
         }
-        kernels_.pack_rows(pack);
+        elements_.pack_rows(pack);
     }
 
     // Pixels of a strided 1 x 1 convolution, output row by output row.
@@ -143,14 +154,14 @@ class DirectGradient {
             const index_t row = i / g_.out.w, column = i % g_.out.w;  // of all images
             const index_t y = row % g_.out.h * w_.stride_h, image = row / g_.out.h;
             pack.rows = std::min(g_.out.w - column, pixels.end - i);
-            pack.x = g_.x.floats() + ((image * g_.in.h + y) * g_.in.w + column * w_.stride_w) * channels_ + first;
+            pack.x = g_.x.at(((image * g_.in.h + y) * g_.in.w + column * w_.stride_w) * channels_ + first);
             pack.panels = panels + (i - pixels.begin) * kernels_.tile_cols;
-            kernels_.pack_rows(pack);
+            elements_.pack_rows(pack);
         }
     }
 
     // The windows of the pixels from the first on that lie in one row and wholly inside the image; returns how many.
-    index_t copy_whole_windows(Range pixels, float* to) const {
+    index_t copy_whole_windows(Range pixels, void* to) const {
         if (w_.dilation_w != 1) return 0;
         const index_t in_image = pixels.begin % (g_.out.h * g_.out.w), oy = in_image / g_.out.w;
         const index_t ox = in_image % g_.out.w;
@@ -160,45 +171,47 @@ class DirectGradient {
         const index_t fit = (g_.in.w - w_.kernel_w - x0) / w_.stride_w + 1;
         const index_t count = std::min({fit, g_.out.w - ox, pixels.size()});
         const index_t row = g_.in.w * channels_, image = pixels.begin / (g_.out.h * g_.out.w);
-        kernels_.copy_windows({.x = g_.x.floats() + (image * g_.in.h + y0) * row + x0 * channels_,
-                               .pixel = w_.stride_w * channels_,
-                               .row = w_.dilation_h * row,
-                               .pixels = count,
-                               .rows = w_.kernel_h,
-                               .floats = w_.kernel_w * channels_,
-                               .to = to,
-                               .pitch = widest_ + kLineFloats});
+        elements_.copy_windows({.x = g_.x.at((image * g_.in.h + y0) * row + x0 * channels_),
+                                .pixel = w_.stride_w * channels_,
+                                .row = w_.dilation_h * row,
+                                .pixels = count,
+                                .rows = w_.kernel_h,
+                                .run = w_.kernel_w * channels_,
+                                .to = to,
+                                .pitch = widest_ + kLineFloats});
         return count;
     }
 
-    // Floats [first, end) of one pixel's window.
-    void copy_window_part(index_t pixel, index_t first, index_t end, float* to) const {
+    // Elements [first, end) of one pixel's window.
+    void copy_window_part(index_t pixel, index_t first, index_t end, void* to) const {
         const index_t image = pixel / (g_.out.h * g_.out.w), in_image = pixel % (g_.out.h * g_.out.w);
         const index_t y0 = in_image / g_.out.w * w_.stride_h - w_.pad_top;
         const index_t x0 = in_image % g_.out.w * w_.stride_w - w_.pad_left;
-        const float* const data = g_.x.floats() + image * g_.in.h * g_.in.w * channels_;
-        const index_t row_floats = w_.kernel_w * channels_;
+        const DType type = g_.x.type;
+        const void* const data = g_.x.at(image * g_.in.h * g_.in.w * channels_);
+        const index_t row_run = w_.kernel_w * channels_;
         const bool whole_rows = w_.dilation_w == 1 && x0 >= 0 && x0 + w_.kernel_w <= g_.in.w;
         while (first < end) {
-            const index_t r = first / row_floats, y = y0 + r * w_.dilation_h;
+            const index_t r = first / row_run, y = y0 + r * w_.dilation_h;
             const bool row_inside = y >= 0 && y < g_.in.h;
-            index_t until = (r + 1) * row_floats, at = 0;
+            index_t until = (r + 1) * row_run, at = 0;
             bool inside = row_inside;
             if (row_inside && whole_rows) {
-                at = (y * g_.in.w + x0) * channels_ + first % row_floats;
+                at = (y * g_.in.w + x0) * channels_ + first % row_run;
             } else if (row_inside) {
-                const index_t s = first % row_floats / channels_, x = x0 + s * w_.dilation_w;
-                until = r * row_floats + (s + 1) * channels_;
+                const index_t s = first % row_run / channels_, x = x0 + s * w_.dilation_w;
+                until = r * row_run + (s + 1) * channels_;
                 inside = x >= 0 && x < g_.in.w;
                 at = (y * g_.in.w + x) * channels_ + first % channels_;
             }
             const index_t n = std::min(until, end) - first;
+            const std::size_t bytes = static_cast<std::size_t>(n) * element_bytes(type);
             if (inside) {
-                std::memcpy(to, data + at, static_cast<std::size_t>(n) * sizeof(float));
+                std::memcpy(to, element_at(data, at, type), bytes);
             } else {
-                std::memset(to, 0, static_cast<std::size_t>(n) * sizeof(float));
+                std::memset(to, 0, bytes);
             }
-            to += n;
+            to = element_at(to, n, type);
             first += n;
         }
     }
@@ -222,6 +235,7 @@ class DirectGradient {
     }
 
     const KernelTable& kernels_;
+    const ElementKernels& elements_;
     const WeightGradient& g_;
     const Window& w_;
     index_t channels_;

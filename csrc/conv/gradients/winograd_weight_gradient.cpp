@@ -163,9 +163,8 @@ class WinogradGradient {
         for (index_t t = tiles.begin; t < tiles.end;) {
             const index_t image = t / per_image, tile = t % per_image;
             const index_t count = std::min(tiles.end - t, per_image - tile);
-            kernels_of(kernels_, DType::fp32)
-                .winograd[winograd_.number]
-                .input[0][0]({.image = image_view(g_.x, image, g_.in),
+            const WinogradTransforms& transforms = kernels_of(kernels_, g_.x.type).winograd[winograd_.number];
+            transforms.input[0][0]({.image = image_view(g_.x, image, g_.in),
                               .channels = channels_,
                               .pad_top = w.pad_top,
                               .pad_left = w.pad_left,
@@ -176,8 +175,8 @@ class WinogradGradient {
                               .frequency_stride = to.capacity * channels_,
                               .zeros = zeros_});
             ImageView grad = image_view(g_.grad, image, g_.out);
-            grad.data = static_cast<const float*>(grad.data) + channel;
-            winograd_.gradient(
+            grad.data = element_at(grad.data, channel, g_.grad.type);
+            transforms.gradient(
                 {.image = grad,
                  .channels = std::min(panels.size() * kernels_.tile_cols, g_.layer.out_channels - channel),
                  .tiles_per_row = cols_,
@@ -197,7 +196,7 @@ class WinogradGradient {
         for (index_t f = 0; f < frequencies_; ++f) {
             const float* const v = from.v + f * from.capacity * channels_ + channels.begin;
             if (slice)
-                kernels_.pack_rows({.x = v,
+                kernels_of(kernels_, DType::fp32).pack_rows({.x = v,
                                     .pixel = channels_,
                                     .rows = tiles,
                                     .channels = channels.size(),

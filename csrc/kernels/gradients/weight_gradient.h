@@ -101,28 +101,35 @@ inline void outer_product(const OuterProductArgs& g) {
     }
 }
 
-// Rows of channels into panels of tile_cols columns, zeros past the last channel.
-inline void pack_rows(const PackRowsArgs& g) {
+// Rows of channels, as fp32, into panels of tile_cols columns, zeros past the last channel.
+template <class E>
+void pack_rows(const PackRowsArgs& g) {
+    const auto* const x = static_cast<const typename E::Storage*>(g.x);
     for (index_t row = 0; row < g.rows; ++row)
         for (index_t k = 0; k < g.channels; k += kTileCols) {
             float* to = g.panels + k / kTileCols * g.panel_stride + row * kTileCols;
             for (index_t j = 0; j < kTileCols; j += kVectorFloats) {
                 const index_t left = g.channels - k - j, n = left < 0 ? 0 : at_most(left, kVectorFloats);
-                store(to + j, load_first(g.x + row * g.pixel + k + j, n));
+                store(to + j, n > 0 ? E::load_first(x + row * g.pixel + k + j, n) : zero());
             }
         }
 }
 
-inline void copy_windows(const CopyWindowsArgs& g) {
+// A move to fp32 and back changes no element.
+template <class E>
+void copy_windows(const CopyWindowsArgs& g) {
+    const auto* const x = static_cast<const typename E::Storage*>(g.x);
+    auto* const to = static_cast<typename E::Storage*>(g.to);
     for (index_t i = 0; i < g.pixels; ++i)
         for (index_t r = 0; r < g.rows; ++r)
-            move_elements<Fp32, Fp32>(g.to + i * g.pitch + r * g.floats, g.x + i * g.pixel + r * g.row, g.floats);
+            move_elements<E, E>(to + i * g.pitch + r * g.run, x + i * g.pixel + r * g.row, g.run);
 }
 
 // The adjoint of the output transform: A dy A^T, tile by tile, into panels.
-template <class F>
+template <class E, class F>
 void winograd_gradient(const WinogradGradientArgs& g) {
     using D = typename F::Full;
+    const auto* const image = static_cast<const typename E::Storage*>(g.image.data);
     for (index_t t = 0; t < g.tiles; ++t) {
         const index_t tile = g.first_tile + t;
         const index_t y0 = tile / g.tiles_per_row * D::out, x0 = tile % g.tiles_per_row * D::out;
@@ -135,9 +142,7 @@ void winograd_gradient(const WinogradGradientArgs& g) {
 #pragma GCC unroll 4
                 for (int i = 0; i < D::out; ++i) {
                     const bool inside = y0 + i < g.image.height && x0 + j < g.image.width;
-                    dy[i] = inside ? load_first(static_cast<const float*>(g.image.data) + (y0 + i) * g.image.row +
-                                                    (x0 + j) * g.image.pixel + k,
-                                                n)
+                    dy[i] = inside ? E::load_first(image + (y0 + i) * g.image.row + (x0 + j) * g.image.pixel + k, n)
                                    : zero();
                 }
                 D::gradient(dy, 1, column);

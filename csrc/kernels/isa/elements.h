@@ -13,6 +13,7 @@
 #include "kernels/pool/global_avg_pool.h"
 #include "kernels/pool/global_avg_pool_backward.h"
 #include "kernels/pool/max_pool.h"
+#include "kernels/pool/max_pool_training.h"
 #include "kernels/strassen/strassen.h"
 #include "kernels/table.h"
 #include "kernels/winograd/winograd_rows.h"
@@ -31,6 +32,7 @@ constexpr ElementKernels element_kernels() {
     kernels.gemm = gemm<Product<Form::plain, E>>;
     kernels.winograd[0] = {{{winograd_input<E, F2x2, F2, F2>}}, {{winograd_output<E, F2x2, F2, F2>}}};
     kernels.winograd[1] = transforms_with_edges<E, F4x4>();
+    kernels.winograd[1].gradient = winograd_gradient<E, F4x4>;
     kernels.winograd[2] = transforms_with_edges<E, H4x4>();
     kernels.winograd_row_output = winograd_row_output<E>;
     if constexpr (std::is_same_v<E, Fp32>) {
@@ -46,6 +48,13 @@ constexpr ElementKernels element_kernels() {
     kernels.max_pool = max_pool<E>;
     kernels.avg_pool = avg_pool<E>;
     kernels.activate = activate<E>;
+    kernels.norm_sums = norm_sums<E>;
+    kernels.norm_grad_sums = norm_grad_sums<E>;
+    kernels.norm_grad = norm_grad<E>;
+    kernels.copy_windows = copy_windows<E>;
+    kernels.pack_rows = pack_rows<E>;
+    kernels.max_pool_index = max_pool_index<E>;
+    kernels.max_pool_grad = max_pool_grad<E>;
     return kernels;
 }
 

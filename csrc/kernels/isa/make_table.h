@@ -8,7 +8,6 @@
 #include "kernels/isa/elements.h"
 #include "kernels/isa/halves.h"
 #include "kernels/isa/int8.h"
-#include "kernels/pool/max_pool_training.h"
 
 namespace resfuse {
 namespace {
@@ -26,7 +25,6 @@ constexpr KernelTable make_table(const char* name, const HalfKernels& halves, co
         .winograd = {f2x2_kernels(), winograd_kernels<F4x4>(1), winograd_kernels<H4x4>(2)},
         .winograd_products = winograd_products,
         .winograd_row_input = winograd_row_input,
-        .copy_windows = copy_windows,
         .pack_direct = pack_direct,
         .pack_winograd_rows = pack_winograd_rows,
         .pack_strassen = pack_strassen,
@@ -34,13 +32,7 @@ constexpr KernelTable make_table(const char* name, const HalfKernels& halves, co
         .paired_matrix_rows = nullptr,
         .column_squares = nullptr,
         .step_squares = nullptr,
-        .norm_sums = norm_sums,
-        .norm_grad_sums = norm_grad_sums,
-        .norm_grad = norm_grad,
         .outer_product = outer_product,
-        .pack_rows = pack_rows,
-        .max_pool_index = max_pool_index,
-        .max_pool_grad = max_pool_grad,
         .read_all = read_all,
         .multiply_adds_at_peak = multiply_adds_at_peak,
     };

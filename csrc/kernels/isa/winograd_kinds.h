@@ -37,7 +37,6 @@ constexpr WinogradKernels winograd_kernels(int number) {
     if constexpr (F::stride == 2) {
         kernels.kind_points[1] = points_of_kinds<typename A::Odd, typename B::Odd, typename C::Odd>();
     } else {
-        kernels.gradient = winograd_gradient<F>;
         kernels.weight_gradient = winograd_weight_gradient<F>;
     }
     return kernels;

@@ -31,23 +31,23 @@ struct TransposeArgs {
     index_t y_pitch;
 };
 
-// Rows of channels into panels of tile_cols columns, zeros past the last channel.
+// Rows of channels, as fp32, into panels of tile_cols columns, zeros past the last channel.
 struct PackRowsArgs {
-    const float* x;
-    index_t pixel;  // floats between rows
+    const void* x;
+    index_t pixel;  // elements between rows
     index_t rows, channels;
     float* panels;
     index_t panel_stride;
 };
 
-// Windows of `pixels` output pixels, each `rows` runs of `floats` contiguous floats, one after the other in `to`.
+// Windows of `pixels` output pixels, each `rows` runs of `run` contiguous elements, one after the other in `to`.
 struct CopyWindowsArgs {
-    const float* x;
-    index_t pixel;  // floats between windows
+    const void* x;
+    index_t pixel;  // elements between windows
     index_t row;    // between the runs of one
-    index_t pixels, rows, floats;
-    float* to;
-    index_t pitch;  // floats between windows in `to`
+    index_t pixels, rows, run;
+    void* to;
+    index_t pitch;  // elements between windows in `to`
 };
 
 }  // namespace resfuse

@@ -8,7 +8,7 @@ namespace resfuse {
 
 // Batch normalisation in training. Tensors are rows of channels, dense: the pixels of channels_last images.
 struct NormSumsArgs {
-    const float* x;
+    const void* x;
     index_t rows, channels;
     const float* shift;  // per channel, near its mean
     float* scratch;      // 2 * channels
@@ -29,10 +29,11 @@ struct NormApplyArgs {
 
 // The gradient behind a ReLU: that of its output, where the output is positive.
 struct NormGrad {
-    const float* grad;
-    const float* y;             // the ReLU's output, or null
+    const void* grad;
+    const void* y;              // the ReLU's output, or null
     const float *scale, *bias;  // else what it is computed from; null: there is no ReLU
-    const float *x, *mean;
+    const void* x;
+    const float* mean;
     index_t rows, channels;
 };
 
@@ -46,8 +47,8 @@ struct NormGradSumsArgs {
 struct NormGradArgs {
     NormGrad g;
     const float *of_grad, *of_x, *constant;
-    float* dx;
-    float* dresidual;  // or null
+    void* dx;
+    void* dresidual;  // or null
 };
 
 }  // namespace resfuse

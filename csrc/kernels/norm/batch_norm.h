@@ -57,16 +57,21 @@ inline void sum_rows(const Terms& terms, index_t rows, index_t channels, float* 
     }
 }
 
+template <class E>
+[[gnu::always_inline]] inline Vec load_at(const void* data, index_t at, index_t n) {
+    return E::load_first(static_cast<const typename E::Storage*>(data) + at, n);
+}
+
 // How a ReLU's gradient is found: from its output, from what its output is computed from, or there is none.
 enum class Relu { kept, computed, none };
 
 // NaN outputs let the gradient pass, as in torch.
-template <Relu relu>
+template <class E, Relu relu>
 inline Vec masked(const NormGrad& g, index_t at, index_t c, index_t n, Vec centred) {
-    const Vec grad = load_first(g.grad + at, n);
+    const Vec grad = load_at<E>(g.grad, at, n);
     if constexpr (relu == Relu::none) return grad;
-    const Vec y =
-        relu == Relu::kept ? load_first(g.y + at, n) : centred * load_first(g.scale + c, n) + load_first(g.bias + c, n);
+    const Vec y = relu == Relu::kept ? load_at<E>(g.y, at, n)
+                                     : centred * load_first(g.scale + c, n) + load_first(g.bias + c, n);
     return y <= zero() ? zero() : grad;
 }
 
@@ -82,24 +87,26 @@ inline void for_relu_of(const NormGrad& g, F f) {
 }
 
 // Sums of x - shift and of its square.
-inline void norm_sums(const NormSumsArgs& g) {
+template <class E>
+void norm_sums(const NormSumsArgs& g) {
     sum_rows(
         [&](index_t row, index_t c, index_t n, Vec& first, Vec& second) __attribute__((always_inline)) {
-            first = load_first(g.x + row * g.channels + c, n) - load_first(g.shift + c, n);
+            first = load_at<E>(g.x, row * g.channels + c, n) - load_first(g.shift + c, n);
             second = first * first;
         },
         g.rows, g.channels, g.scratch, g.sums);
 }
 
 // Sums of the gradient behind the activation and of its products with x - mean.
-inline void norm_grad_sums(const NormGradSumsArgs& args) {
+template <class E>
+void norm_grad_sums(const NormGradSumsArgs& args) {
     const NormGrad& g = args.g;
     for_relu_of(g, [&](auto relu) {
         sum_rows(
             [&](index_t row, index_t c, index_t n, Vec& first, Vec& second) __attribute__((always_inline)) {
                 const index_t at = row * g.channels + c;
-                const Vec centred = load_first(g.x + at, n) - load_first(g.mean + c, n);
-                first = masked<relu.value>(g, at, c, n, centred);
+                const Vec centred = load_at<E>(g.x, at, n) - load_first(g.mean + c, n);
+                first = masked<E, relu.value>(g, at, c, n, centred);
                 second = first * centred;
             },
             g.rows, g.channels, args.scratch, args.sums);
@@ -110,33 +117,34 @@ template <class E>
 void norm_apply(const NormApplyArgs& g) {
     using Storage = typename E::Storage;
     const Vec floor = broadcast(g.floor);
-    const Storage* const x = static_cast<const Storage*>(g.x);
-    const Storage* const residual = static_cast<const Storage*>(g.residual);
     Storage* const y = static_cast<Storage*>(g.y);
     for (index_t row = 0; row < g.rows; ++row)
         for (index_t c = 0; c < g.channels; c += kVectorFloats) {
             const index_t n = at_most(kVectorFloats, g.channels - c), at = row * g.channels + c;
-            Vec v = (E::load_first(x + at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
+            Vec v = (load_at<E>(g.x, at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
                     load_first(g.bias + c, n);
-            if (residual) v += E::load_first(residual + at, n);
+            if (g.residual) v += load_at<E>(g.residual, at, n);
             v = clamp_below(v, floor);
             if constexpr (!std::is_same_v<E, Fp32>) v = activated(g.activation, v);
             E::store_first(y + at, v, n);
         }
 }
 
-inline void norm_grad(const NormGradArgs& args) {
+template <class E>
+void norm_grad(const NormGradArgs& args) {
+    using Storage = typename E::Storage;
     const NormGrad& g = args.g;
+    Storage* const dx = static_cast<Storage*>(args.dx);
+    Storage* const dresidual = static_cast<Storage*>(args.dresidual);
     for_relu_of(g, [&](auto relu) {
         for (index_t row = 0; row < g.rows; ++row)
             for (index_t c = 0; c < g.channels; c += kVectorFloats) {
                 const index_t n = at_most(kVectorFloats, g.channels - c), at = row * g.channels + c;
-                const Vec centred = load_first(g.x + at, n) - load_first(g.mean + c, n);
-                const Vec grad = masked<relu.value>(g, at, c, n, centred);
-                const Vec dx = load_first(args.of_grad + c, n) * grad +
-                               (load_first(args.of_x + c, n) * centred + load_first(args.constant + c, n));
-                if (args.dresidual) store_first(args.dresidual + at, grad, n);
-                store_first(args.dx + at, dx, n);
+                const Vec centred = load_at<E>(g.x, at, n) - load_first(g.mean + c, n);
+                const Vec grad = masked<E, relu.value>(g, at, c, n, centred);
+                const Vec of_x = load_first(args.of_x + c, n) * centred + load_first(args.constant + c, n);
+                if (dresidual) E::store_first(dresidual + at, grad, n);
+                E::store_first(dx + at, load_first(args.of_grad + c, n) * grad + of_x, n);
             }
     });
 }

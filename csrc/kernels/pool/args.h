@@ -64,11 +64,11 @@ struct MaxPoolIndexArgs {
 // Its gradient, without dilation, for rows [row_begin, row_end) of the input: each pixel gathers from the windows whose
 // maximum it was.
 struct MaxPoolGradArgs {
-    const float* grad;         // dense
+    const void* grad;          // dense
     const std::uint8_t* taps;  // dense
     index_t out_height, out_width, channels;
     WindowArgs window;
-    float* dx;  // of row `row_begin`, dense
+    void* dx;  // of row `row_begin`, dense
     index_t width, row_begin, row_end;
 };
 

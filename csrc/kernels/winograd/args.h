@@ -121,6 +121,7 @@ using WinogradPoints = std::array<std::uint32_t, 3>;
 struct WinogradTransforms {
     void (*input[3][3])(const WinogradInputArgs&);
     void (*output[3][3])(const WinogradOutputArgs&);
+    void (*gradient)(const WinogradGradientArgs&);  // of whole tiles at stride 1, for the weights' gradient; or null
 };
 
 // One kind of Winograd tile. A dimension of a tile is whole, or one of two edges with 3 and 2 outputs.
@@ -134,9 +135,7 @@ struct WinogradKernels {
     index_t weight_points;          // rows of transformed weights in one dimension
     index_t chunk;                  // of its products, shorter where the output transform magnifies their errors most
     WinogradPoints kind_points[2];  // of even phases, the only ones at stride 1, and odd ones
-    // For the weights' gradient at stride 1; null elsewhere.
-    void (*gradient)(const WinogradGradientArgs&);
-    void (*weight_gradient)(const WinogradWeightGradientArgs&);
+    void (*weight_gradient)(const WinogradWeightGradientArgs&);  // at stride 1; null elsewhere
     void (*pack)(const PackPanelArgs&);  // packs [weight_points * weight_points][channels][tile_cols]
 };
 constexpr int kWinogradKinds = 3;

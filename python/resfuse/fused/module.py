@@ -31,8 +31,6 @@ from resfuse.fused.graphs import Graph, Graphs
 from resfuse.lowering.binding import Binding, ProgramRunner, watcher
 from resfuse.lowering.ranges import Ranges
 from resfuse.lowering.steps import Lowered
-from resfuse.runtime.executor import DTYPES
-from resfuse.runtime.weights import require_plain
 
 _RUNTIME = "_resfuse_runtime"
 RANGES_KEY = "resfuse_ranges"  # of a state_dict
@@ -91,10 +89,7 @@ def fusion_reason(graph: Graph) -> str | None:
         return f"nothing of it can be fused now ({natives[0].reason})" if natives else "nothing of it can be fused now"
     try:
         for bound in graph.binding.programs:
-            parameters = bound.parameters()
-            half = bool(parameters) and parameters[0].dtype in DTYPES
-            whole_numbers = bound.step.spec.whole_numbers
-            require_plain(parameters, parameters[0].dtype if half else torch.float32, whole_numbers)
+            bound.require_parameters()
     except (ValueError, KeyError) as error:
         return str(error)
     return None
@@ -103,8 +98,8 @@ def fusion_reason(graph: Graph) -> str | None:
 class FusedModule(nn.Module):
     """Mixed into a module's class: ``forward`` runs the fused programs, ``native_forward`` the original code.
 
-    In fp32 on the CPU everything that was lowered runs fused: as whole programs in eval mode where no gradient is asked
-    for, block by block with autograd otherwise. What runs natively is named by `resfuse.report`.
+    On the CPU, in fp32, bf16 and fp16, everything that was lowered runs fused: as whole programs in eval mode where no
+    gradient is asked for, block by block with autograd otherwise. What runs natively is named by `resfuse.report`.
     """
 
     _resfuse_algorithm = "auto"
@@ -147,13 +142,9 @@ class FusedModule(nn.Module):
             trains = fusion.graphs.trains(graph, state)
             try:
                 runner = self._runner(binding, tensors, trains)
-                if runner is not None and autocast_dtype() is not None:
-                    reason = "autocast is enabled, and block by block only float32 runs fused"
-                elif runner is not None and any([t.dtype is not torch.float32 for t in tensors]):
-                    reason = "block by block only float32 runs fused"
-                elif runner is not None:  # a whole program's weights are checked when they are packed
+                if runner is not None:  # a whole program's weights are checked when they are packed
                     for bound in binding.programs:
-                        require_plain(bound.parameters(), whole_numbers=bound.step.spec.whole_numbers)
+                        bound.require_parameters()
             except (ValueError, KeyError) as error:
                 reason = str(error)
         if reason is not None:
@@ -186,7 +177,8 @@ class FusedModule(nn.Module):
                     learns = torch.is_grad_enabled() or binding.trains()
                     if learns and any([bound.has_bytes for bound in binding.programs]):
                         break
-                    return binding.run(self, inputs, train_program if learns else None, self._resfuse_dtype)
+                    runner = train_program if learns else None
+                    return binding.run(self, inputs, runner, self._resfuse_dtype, autocast_dtype())
         return self.native_forward(*args, **kwargs)
 
     def _runner(self, binding: Binding, tensors: list[torch.Tensor], trains: bool) -> ProgramRunner | None:

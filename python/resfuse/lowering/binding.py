@@ -21,6 +21,7 @@ from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPa
 from resfuse.runtime import ops
 from resfuse.runtime.executor import DTYPES, executor_of
 from resfuse.runtime.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec
+from resfuse.runtime.weights import require_plain
 from resfuse.training.batch_norm import CalledNorm, RunningNorm
 from resfuse.training.split import Block, reads, split
 
@@ -148,7 +149,21 @@ class BoundProgram:
             raise RefusedError("elementwise layers keep an input's strides, which are in no dense memory format")
         return found
 
-    def cast(
+    def operands(
+        self, inputs: list[torch.Tensor], parameters: Sequence[torch.Tensor], autocast: torch.dtype | None
+    ) -> list[torch.Tensor]:
+        """The inputs in the type that the program computes in.
+
+        Raises:
+            RefusedError: it cannot compute these with these parameters as torch does.
+        """
+        if autocast is not None:
+            return self._cast(inputs, parameters, autocast)
+        if parameters and parameters[0].dtype is not inputs[0].dtype:
+            raise RefusedError(f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}")
+        return inputs
+
+    def _cast(
         self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype
     ) -> list[torch.Tensor]:
         """The inputs as autocast hands them to the program's convolutions.
@@ -162,6 +177,12 @@ class BoundProgram:
             if x.dtype is not dtype and not (feeds_convolutions and x.dtype is torch.float32):
                 raise RefusedError("under autocast a layer that is no convolution reads float32")
         return [x.to(dtype) for x in inputs]
+
+    def require_parameters(self) -> None:
+        """Raises ValueError where the core cannot read the parameters, KeyError where one is missing."""
+        parameters = self.parameters()
+        half = bool(parameters) and parameters[0].dtype in DTYPES
+        require_plain(parameters, parameters[0].dtype if half else torch.float32, self.step.spec.whole_numbers)
 
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
@@ -319,11 +340,9 @@ class Binding:
             plain: list[int] = []
             if step.returns_feature_maps and all([x.dim() == 4 for x in inputs]):
                 plain = step.contiguous_outputs(inputs, [name in contiguous for name in step.inputs], parameters)
+            inputs = step.operands(inputs, parameters, autocast)
             if run_program is None:
-                if autocast is not None:
-                    inputs, dtype = step.cast(inputs, parameters, autocast), None
-                elif parameters and parameters[0].dtype is not inputs[0].dtype:
-                    raise RefusedError(f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}")
+                dtype = dtype if autocast is None else None
                 planes = tuple([i for i in plain if i in step.handed_out])
                 text = step.text
                 if autocast is None:

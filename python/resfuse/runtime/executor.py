@@ -195,10 +195,10 @@ class Executor:
         return outputs
 
     def run_once(self, inputs: Sequence[torch.Tensor], weight: npt.NDArray[Any], bias: Sequence[float]) -> torch.Tensor:
-        """A program of one convolution with weights [K, C, R, S] of any strides that are packed for this call alone."""
+        """A program of one convolution with fp32 weights [K, C, R, S] of any strides, packed for this call alone."""
         _check_kinds(self.spec, inputs, self.dtype)
         call = self._call(inputs)
-        y = empty(call.outputs[0])
+        y = empty(call.outputs[0], self.dtype)
         if inputs[0].shape[0] > 0:
             weights = _core.WeightSet(self._program)
             weights.set(0, weight, [], bias)

@@ -9,12 +9,12 @@ import torch
 from resfuse import _core
 
 
-def empty(shape: Sequence[int]) -> torch.Tensor:
-    """An uninitialised float32 [N, C, H, W] tensor in channels_last memory.
+def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """An uninitialised [N, C, H, W] tensor of float32, bfloat16 or float16 in channels_last memory.
 
     It comes from the core's heap, whose pages are mapped already: fresh memory costs several times what writing does.
     """
-    return torch.from_numpy(_core.empty(shape))
+    return torch.from_numpy(_core.empty(shape, dtype.itemsize)).view(dtype)
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:

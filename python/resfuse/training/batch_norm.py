@@ -1,6 +1,6 @@
 """Batch norm, residual sum and ReLU in one pass each way (Ioffe & Szegedy, "Batch Normalization", 2015).
 
-float32 runs on the core, other types on torch.
+float32, bfloat16 and float16 run on the core, other types on torch. Statistics of 16-bit feature maps are float32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from resfuse import _core
+from resfuse.runtime.executor import DTYPES
 from resfuse.runtime.memory import dense, empty
 from resfuse.runtime.views import view
 from resfuse.runtime.weights import note_change
@@ -69,8 +70,13 @@ def values_per_channel(shape: Sequence[Any]) -> int:
     return count
 
 
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the statistics of feature maps of a type, and of what they are normalised with."""
+    return torch.float32 if dtype in DTYPES else dtype
+
+
 def _on_core(x: torch.Tensor) -> bool:
-    return x.dtype is torch.float32 and x.numel() > 0
+    return x.dtype in DTYPES and x.numel() > 0
 
 
 def _row(x: torch.Tensor) -> torch.Tensor:
@@ -79,10 +85,11 @@ def _row(x: torch.Tensor) -> torch.Tensor:
 
 def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of each channel."""
+    dtype = statistics_dtype(x.dtype)
     if not _on_core(x):
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(x.to(dtype), (0, 2, 3), correction=0)
         return mean, variance
-    mean, variance = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    mean, variance = x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
     _core.norm_statistics(view(dense(x)), view(mean), view(variance), torch.get_num_threads())
     return mean, variance
 
@@ -97,8 +104,9 @@ def update_running_statistics(
         # torch's own batch norm does not count this either: a call of it may have saved these tensors for its backward.
         note_change(running_mean, running_var)
         running_mean, running_var = running_mean.data, running_var.data
-    running_mean.mul_(1 - factor).add_(mean, alpha=factor)
-    running_var.mul_(1 - factor).add_(variance, alpha=factor * count / (count - 1))
+    # Rounded once, also where they are of 16 bits.
+    running_mean.copy_((running_mean.to(mean.dtype) * (1 - factor)).add_(mean, alpha=factor))
+    running_var.copy_((running_var.to(mean.dtype) * (1 - factor)).add_(variance, alpha=factor * count / (count - 1)))
 
 
 def apply(x: torch.Tensor, residual: Maybe, norm: Norm, relu: bool) -> torch.Tensor:
@@ -107,7 +115,7 @@ def apply(x: torch.Tensor, residual: Maybe, norm: Norm, relu: bool) -> torch.Ten
         y = (x - _row(norm.mean)) * _row(norm.scale) + _row(norm.shift)
         y = y if residual is None else y + residual
         return y.relu() if relu else y
-    y = empty(x.shape)
+    y = empty(x.shape, x.dtype)
     _core.norm_forward(
         view(dense(x)),
         None if residual is None else view(dense(residual)),
@@ -123,7 +131,7 @@ def apply(x: torch.Tensor, residual: Maybe, norm: Norm, relu: bool) -> torch.Ten
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """Of the input, the residual (None where not wanted), the weight and the bias."""
+    """Of the input, the residual (None where not wanted), the weight and the bias, these in the statistics' type."""
 
     x: torch.Tensor
     residual: Maybe
@@ -151,8 +159,8 @@ def backward(
     computed = relu and y is None
     residual = None
     if wants_residual:
-        residual = grad if overwrite or not relu else empty(x.shape)
-    dx = grad if overwrite and residual is not grad else empty(x.shape)
+        residual = grad if overwrite or not relu else empty(x.shape, x.dtype)
+    dx = grad if overwrite and residual is not grad else empty(x.shape, x.dtype)
     _core.norm_backward(
         view(grad),
         view(dense(y)) if relu and y is not None else None,

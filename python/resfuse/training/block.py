@@ -33,14 +33,22 @@ def _extent(x: torch.Tensor) -> tuple[int, int]:
 
 
 def _norm(
-    layer: ConvSpec, parameters: Sequence[torch.Tensor], statistics: tuple[torch.Tensor, torch.Tensor] | None
+    layer: ConvSpec,
+    parameters: Sequence[torch.Tensor],
+    statistics: tuple[torch.Tensor, torch.Tensor] | None,
+    dtype: torch.dtype,
 ) -> Norm:
+    """``dtype``: of the feature maps."""
     spec = layer.batch_norm
     assert spec is not None
+
+    def parameter(place: int) -> torch.Tensor:
+        return parameters[place].to(batch_norm.statistics_dtype(dtype))
+
     if statistics is None:
-        statistics = parameters[spec.running_mean], parameters[spec.running_var]
-    weight = None if spec.weight is None else parameters[spec.weight]
-    bias = None if spec.bias is None else parameters[spec.bias]
+        statistics = parameter(spec.running_mean), parameter(spec.running_var)
+    weight = None if spec.weight is None else parameter(spec.weight)
+    bias = None if spec.bias is None else parameter(spec.bias)
     return Norm(*statistics, weight, bias, spec.eps, takes_batch_statistics(layer))
 
 
@@ -91,7 +99,7 @@ def _conv_forward(
         saved[Saved(index, "mean")], saved[Saved(index, "variance")] = statistics
     if not computes_again(layer):
         saved[Saved(index, "product")] = product
-    return batch_norm.apply(product, residual, _norm(layer, parameters, statistics), relu)
+    return batch_norm.apply(product, residual, _norm(layer, parameters, statistics, product.dtype), relu)
 
 
 class Backward:
@@ -154,8 +162,9 @@ class Backward:
             index = self._makers[buffer]
             layer = self._spec.layers[index]
             assert isinstance(layer, ConvSpec)
-            norm = _norm(layer, self._parameters, self._statistics(index))
-            self._values[buffer] = batch_norm.apply(self._product(index), None, norm, layer.activation == "relu")
+            product = self._product(index)
+            norm = _norm(layer, self._parameters, self._statistics(index), product.dtype)
+            self._values[buffer] = batch_norm.apply(product, None, norm, layer.activation == "relu")
         return self._values[buffer]
 
     def _product(self, index: int) -> torch.Tensor:
@@ -182,7 +191,7 @@ class Backward:
 
     def _want(self, place: int | None, grad: torch.Tensor) -> None:
         if place is not None and self._wanted[place]:
-            self._of_parameters[place] = grad
+            self._of_parameters[place] = grad.to(self._parameters[place].dtype)
 
     def _max_pool(self, index: int, layer: MaxPoolSpec, grad: torch.Tensor) -> None:
         like = self._like(layer.input, grad)
@@ -197,7 +206,7 @@ class Backward:
                 grad,
                 self._product(index),
                 None if layer.residual is None else self._values[layer.output],
-                _norm(layer, self._parameters, self._statistics(index)),
+                _norm(layer, self._parameters, self._statistics(index), grad.dtype),
                 relu,
                 wants_residual,
                 owned,

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from resfuse import _core
-from resfuse.runtime.executor import Executor
+from resfuse.runtime.executor import DTYPES, Executor
 from resfuse.runtime.memory import dense, empty
 from resfuse.runtime.spec import ConvSpec, OutputSpec, ProgramSpec
 from resfuse.runtime.views import view
@@ -25,24 +25,24 @@ Pads = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, bias: Maybe, layer: ConvSpec, padding: Pads) -> torch.Tensor:
-    """The convolution alone, without the layer's epilogue; channels_last memory for float32."""
-    if x.dtype is not torch.float32:
+    """The convolution alone, without the layer's epilogue; in channels_last memory where the core computes it."""
+    if x.dtype not in DTYPES:
         x = _pad(x, padding)
         return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
     executor = _executor(
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups,
-        layer.algorithm, bias is not None, False,
+        layer.algorithm, bias is not None, False, x.dtype,
     )  # fmt: skip
-    return executor.run_once([x], view(weight), [] if bias is None else bias.tolist())
+    return executor.run_once([x], view(weight.float()), [] if bias is None else bias.tolist())
 
 
 def weight_gradient(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, layer: ConvSpec, padding: Pads
 ) -> torch.Tensor:
-    """The gradient of the weights, in their memory format."""
-    if grad.dtype is not torch.float32 or layer.groups > 1 or grad.numel() == 0:
+    """The gradient of the weights, in their memory format; float32 where the core computes it."""
+    if grad.dtype not in DTYPES or layer.groups > 1 or grad.numel() == 0:
         return _torch_backward(grad, x, weight, layer, padding, 1)
-    dw = torch.empty_like(weight)
+    dw = torch.empty_like(weight, dtype=torch.float32)
     _core.weight_gradient(
         view(dense(x)), view(dense(grad)), view(dw), layer.stride, layer.dilation, padding, layer.algorithm,
         torch.get_num_threads(),
@@ -54,23 +54,23 @@ def input_gradient(
     grad: torch.Tensor, weight: torch.Tensor, layer: ConvSpec, padding: Pads, like: torch.Tensor, more: Maybe
 ) -> torch.Tensor:
     """The gradient of an input of ``like``'s shape, plus ``more`` (whose memory may be the result's)."""
-    if grad.dtype is torch.float32 and layer.groups == 1 and layer.dilation == (1, 1) and layer.stride != (1, 1):
-        dx = empty(like.shape) if more is None else dense(more)
+    if grad.dtype in DTYPES and layer.groups == 1 and layer.dilation == (1, 1) and layer.stride != (1, 1):
+        dx = empty(like.shape, grad.dtype) if more is None else dense(more)
         _core.input_gradient(
-            view(dense(grad)), view(weight), view(dx), more is not None, layer.stride, padding,
+            view(dense(grad)), view(weight.float()), view(dx), more is not None, layer.stride, padding,
             torch.get_num_threads(),
         )  # fmt: skip
         return dx
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     pads = (spans[0] - padding[0], spans[1] - padding[1], spans[0] - padding[2], spans[1] - padding[3])
-    if grad.dtype is not torch.float32 or layer.stride != (1, 1) or min(pads) < 0:
+    if grad.dtype not in DTYPES or layer.stride != (1, 1) or min(pads) < 0:
         dx = _torch_backward(grad, like, weight, layer, padding, 0)
         return dx if more is None else dx + more
     executor = _executor(
         layer.out_channels, layer.in_channels, layer.kernel_size, (1, 1), pads, layer.dilation, layer.groups,
-        layer.algorithm, False, more is not None,
+        layer.algorithm, False, more is not None, grad.dtype,
     )  # fmt: skip
-    return executor.run_once([grad] if more is None else [grad, more], _turned(weight, layer.groups), [])
+    return executor.run_once([grad] if more is None else [grad, more], _turned(weight.float(), layer.groups), [])
 
 
 def _pad(x: torch.Tensor, padding: Pads) -> torch.Tensor:
@@ -81,7 +81,10 @@ def _pad(x: torch.Tensor, padding: Pads) -> torch.Tensor:
 def _torch_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, layer: ConvSpec, padding: Pads, which: int
 ) -> torch.Tensor:
-    """torch's gradient of the input (0) or the weights (1)."""
+    """torch's gradient of the input (0) or the weights (1); computed in float32 for types of 16 bits."""
+    if grad.dtype in DTYPES and grad.dtype is not torch.float32:
+        found = _torch_backward(grad.float(), x.float(), weight.float(), layer, padding, which)
+        return found if which == 1 else found.to(grad.dtype)
     top, left, bottom, right = padding
     symmetric = (top, left) == (bottom, right)
     result: Maybe = torch.ops.aten.convolution_backward(
@@ -104,7 +107,7 @@ def _torch_backward(
 @functools.lru_cache(maxsize=1024)
 def _executor(
     in_channels: int, out_channels: int, kernel_size: tuple[int, int], stride: tuple[int, int], padding: Pads,
-    dilation: tuple[int, int], groups: int, algorithm: str, has_bias: bool, has_residual: bool,
+    dilation: tuple[int, int], groups: int, algorithm: str, has_bias: bool, has_residual: bool, dtype: torch.dtype,
 ) -> Executor:  # fmt: skip
     inputs = (in_channels, out_channels) if has_residual else (in_channels,)
     if algorithm == "auto":
@@ -126,7 +129,7 @@ def _executor(
         residual=1 if has_residual else None,
         algorithm=algorithm,
     )
-    return Executor(ProgramSpec(inputs, (layer,), (OutputSpec(len(inputs)),)))
+    return Executor(ProgramSpec(inputs, (layer,), (OutputSpec(len(inputs)),)), None, dtype, torch.float32)
 
 
 def _turned(weight: torch.Tensor, groups: int) -> npt.NDArray[np.float32]:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from resfuse.runtime.spec import ConvSpec, ProgramSpec
+from resfuse.training.batch_norm import statistics_dtype
 from resfuse.training.plain import plain_layer
 
 Maybe = torch.Tensor | None
@@ -46,17 +47,24 @@ def differentiable_gradients(
 ) -> list[Maybe]:
     """The gradients of a block by its inputs and parameters as functions of these and of ``grads``.
 
+    Computed in float32 where feature maps or parameters are of 16 bits, and rounded to each one's type.
+
     Args:
         spec: the block.
         inputs, parameters: its own, with their histories.
         grads: of its outputs; None for those that have none.
         wanted: for each input, then each parameter.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         # The same tensor may be there twice: each place gets a view of its own.
         places = [t.view_as(t) if want else t for t, want in zip((*inputs, *parameters), wanted, strict=True)]
-        outputs = plain_block(spec, places[: len(inputs)], places[len(inputs) :])
-        pairs = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if grad is not None and y.requires_grad]
+        wide = [t.to(statistics_dtype(t.dtype)) for t in places]
+        outputs = plain_block(spec, wide[: len(inputs)], wide[len(inputs) :])
+        pairs = [
+            (y, grad.to(y.dtype))
+            for y, grad in zip(outputs, grads, strict=True)
+            if grad is not None and y.requires_grad
+        ]
         sources = [t for t, want in zip(places, wanted, strict=True) if want]
         if not pairs or not sources:
             return [None] * len(wanted)

@@ -9,6 +9,7 @@ import torch
 
 from resfuse.runtime.spec import ConvSpec, ProgramSpec
 from resfuse.training import block
+from resfuse.training.batch_norm import statistics_dtype
 from resfuse.training.split import reached_from, saved_tensors
 
 
@@ -24,8 +25,8 @@ def block_forward(
     """Runs a block of convolutions, batch norms, sums, ReLUs and max-pools that can be differentiated.
 
     Args:
-        inputs: [N, C, H, W] CPU tensors, float32 for the fast kernels.
-        parameters: numbered as the specification says.
+        inputs: [N, C, H, W] CPU tensors of one type: float32, bfloat16 or float16 for the fast kernels.
+        parameters: numbered as the specification says; of that type, or float32.
         program: text of a `resfuse.runtime.spec.ProgramSpec`; a batch norm whose running_mean is -1 normalises with the
             batch's own statistics.
 
@@ -51,7 +52,7 @@ def _(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], progra
         layer = spec.layers[saved.layer]
         if saved.what in ("mean", "variance"):
             assert isinstance(layer, ConvSpec)
-            results.append(inputs[0].new_empty(layer.out_channels))
+            results.append(inputs[0].new_empty(layer.out_channels, dtype=statistics_dtype(dtype)))
         else:
             results.append(feature_map(layer.output, torch.uint8 if saved.what == "taps" else dtype))
     return results

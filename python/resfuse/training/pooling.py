@@ -1,4 +1,4 @@
-"""Max-pooling that remembers one byte for each maximum, and its gradient; other types than float32 go to torch's."""
+"""Max-pooling that remembers one byte for each maximum, and its gradient; types that programs do not compute go to torch's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from resfuse import _core
+from resfuse.runtime.executor import DTYPES
 from resfuse.runtime.memory import dense, empty
 from resfuse.runtime.spec import MaxPoolSpec
 from resfuse.runtime.views import view
@@ -25,8 +26,8 @@ def forward(
     """The maxima over windows and the tap (row * kernel width + column) that each of them was, uint8."""
     shape = (*x.shape[:2], *extent)
     taps = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-    if x.dtype is torch.float32 and x.numel() > 0:
-        y = empty(shape)
+    if x.dtype in DTYPES and x.numel() > 0:
+        y = empty(shape, x.dtype)
         _core.max_pool_forward(
             view(dense(x)), view(y), view(taps), layer.kernel_size, layer.stride, padding,
             layer.ceil_mode, torch.get_num_threads(),
@@ -40,8 +41,8 @@ def backward(
     grad: torch.Tensor, taps: torch.Tensor, layer: MaxPoolSpec, padding: Pads, like: torch.Tensor
 ) -> torch.Tensor:
     """The gradient of an input of ``like``'s shape."""
-    if grad.dtype is torch.float32 and grad.numel() > 0:
-        dx = empty(like.shape)
+    if grad.dtype in DTYPES and grad.numel() > 0:
+        dx = empty(like.shape, grad.dtype)
         _core.max_pool_backward(
             view(dense(grad)), view(dense(taps)), view(dx), layer.kernel_size, layer.stride,
             padding, layer.ceil_mode, torch.get_num_threads(),

@@ -11,7 +11,12 @@ from torch.nn import functional as F
 from resfuse.runtime.executor import check_shapes
 from resfuse.runtime.spec import AffineSpec, ProgramSpec, check_operands
 from resfuse.training import ops
-from resfuse.training.batch_norm import RunningNorm, update_running_statistics, values_per_channel
+from resfuse.training.batch_norm import (
+    RunningNorm,
+    statistics_dtype,
+    update_running_statistics,
+    values_per_channel,
+)
 from resfuse.training.plain import ACTIVATIONS, plain_layer
 from resfuse.training.split import Block
 
@@ -94,7 +99,7 @@ def _affine(
         if norm is not None and norm.training:
             count = values_per_channel(x.shape)
             with torch.no_grad():
-                variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+                variance, mean = torch.var_mean(x.to(statistics_dtype(x.dtype)), (0, 2, 3), correction=0)
             updates.append((norm, mean, variance, count))
             x = F.batch_norm(x, None, None, weight, bias, True, 0.0, spec.eps)
         else:
