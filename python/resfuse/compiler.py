@@ -25,6 +25,7 @@ from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import join_nodes, lower_graph
 from resfuse.lowering.op import GIVEN, value_of
 from resfuse.lowering.steps import Lowered, NativeStep, NodeParameter, ProgramStep, Step
+from resfuse.runtime.executor import DTYPES
 
 Compiled = Callable[..., Any]
 FALLBACKS = ("eager", "inductor")
@@ -36,8 +37,8 @@ def resfuse(
     """The backend of ``torch.compile``, under the name "resfuse".
 
     Graphs of inference and of training run fused, for any batch and image size that Dynamo lets in
-    (``dynamic=True`` compiles once for all of them). What has no fused form, and graphs of other types than float32
-    on the CPU, run as ``fallback`` says.
+    (``dynamic=True`` compiles once for all of them). What has no fused form, and graphs of other types than float32,
+    bfloat16 and float16 on the CPU, run as ``fallback`` says.
 
     Args:
         graph_module, example_inputs: from Dynamo.
@@ -52,7 +53,7 @@ def resfuse(
     join_nodes(graph_module.graph, graph_module)
     with _given(graph_module.graph, example_inputs):
         steps = lower_graph(graph_module.graph, graph_module, algorithm)
-        if not any(isinstance(step, ProgramStep) and _is_float32(step, graph_module) for step in steps):
+        if not any(isinstance(step, ProgramStep) and _is_computed(step, graph_module) for step in steps):
             return _compile(graph_module, example_inputs, fallback)
         if fallback == "inductor":
             steps = _compile_natives(graph_module, steps, algorithm)
@@ -119,17 +120,18 @@ class CompiledGraph:
 
     def __call__(self, *args: Any) -> Any:
         read = [args[i] for i in self._read]
-        if (tool_reason(read) or input_reason(read)) is not None or autocast_dtype() is not None:
+        if (tool_reason(read) or input_reason(read)) is not None:
             return self._module(*args)
         learns = self.binding.trains() or asks_for_gradients([a for a in args if isinstance(a, torch.Tensor)])
         if learns and has_empty_batch([a for a in read if isinstance(a, torch.Tensor)]):
             return self._module(*args)
-        return self.binding.run(self._module, args, train_program if learns else None)
+        return self.binding.run(self._module, args, train_program if learns else None, autocast=autocast_dtype())
 
 
-def _is_float32(step: ProgramStep, module: fx.GraphModule) -> bool:
+def _is_computed(step: ProgramStep, module: fx.GraphModule) -> bool:
+    """Whether its inputs are of types that programs compute."""
     values = [value_of(node, module) for node in step.inputs]
-    return all(value is not None and value.dtype is torch.float32 and value.is_cpu for value in values)
+    return all(value is not None and value.dtype in DTYPES and value.is_cpu for value in values)
 
 
 def _compile(module: fx.GraphModule, example_inputs: Sequence[Any], fallback: str) -> Compiled:

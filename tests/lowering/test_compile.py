@@ -124,12 +124,27 @@ def test_graphs_without_convolutions_and_other_types_run_as_they_are(graphs: lis
     assert not graphs
 
 
-def test_autocast_runs_the_graph_as_it_is(graphs: list[CompiledGraph]) -> None:
-    model = _seed().eval()
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision(graphs: list[CompiledGraph], autocast: bool, learns: bool) -> None:
+    """Parameters of bf16, and autocast over those of fp32."""
+    model = _seed().train(learns)
+    model = model if autocast else model.bfloat16()
+    plain = copy.deepcopy(model)
     compiled = torch.compile(model, backend="resfuse")
-    x = torch.randn(2, 3, 16, 16)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-2, atol=1e-2)
+    x = torch.randn(4, 3, 16, 16).to(model.conv1.weight.dtype)
+    with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours, theirs = compiled(x), plain(x)
+    assert ours.dtype is theirs.dtype is torch.bfloat16
+    torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2)
+    (graph,) = graphs
+    assert graph.binding.refusal is None
+    if learns:
+        for y in (ours, theirs):
+            y.float().square().sum().backward()
+        assert [p.grad.dtype for p in model.parameters()] == [p.grad.dtype for p in plain.parameters()]
+        gradients = [torch.cat([p.grad.flatten().float() for p in m.parameters()]) for m in (model, plain)]
+        assert torch.nn.functional.cosine_similarity(*gradients, 0) > 0.9
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def assert_rounded_once(got: torch.Tensor, exact: torch.Tensor, slack: float, na
     error = (got.double() - exact).abs()
     assert (error <= allowed).all(), f"{name}: {float((error / allowed).max()):.2f} x what is allowed"
 
+
 # --- the kernels, on every instruction set -------------------------------------------------------------------------
 
 
@@ -88,7 +89,10 @@ def test_training_convolution_gradients_of_halves(isa: str, dtype: torch.dtype, 
     torch.manual_seed(0)
     layer, pads, shape = case
     top, left, bottom, right = pads
-    x, weight = torch.randn(shape).relu().to(dtype), torch.randn(layer.out_channels, layer.in_channels, *layer.kernel_size)
+    x, weight = (
+        torch.randn(shape).relu().to(dtype),
+        torch.randn(layer.out_channels, layer.in_channels, *layer.kernel_size),
+    )
     xs, ws = x.double().requires_grad_(), weight.double().requires_grad_()
     want = F.conv2d(F.pad(xs, (left, right, top, bottom)), ws, None, layer.stride, 0, layer.dilation)
     grad = torch.randn(want.shape).to(dtype)

@@ -113,39 +113,58 @@ void norm_grad_sums(const NormGradSumsArgs& args) {
     });
 }
 
+// Writes what `value(at, c, n)` gives for n channels from c on, element `at` of y; two vectors at once where there are.
+template <class E, class Value>
+[[gnu::always_inline]] inline void store_rows(void* data, index_t rows, index_t channels, const Value& value) {
+    auto* const y = static_cast<typename E::Storage*>(data);
+    for (index_t row = 0, at = 0; row < rows; ++row, at += channels) {
+        index_t c = 0;
+        for (; c + 2 * kVectorFloats <= channels; c += 2 * kVectorFloats) {
+            const Vec first = value(at + c, c, kVectorFloats);
+            E::store_two(y + at + c, first, value(at + c + kVectorFloats, c + kVectorFloats, kVectorFloats));
+        }
+        for (; c < channels; c += kVectorFloats) {
+            const index_t n = at_most(kVectorFloats, channels - c);
+            E::store_first(y + at + c, value(at + c, c, n), n);
+        }
+    }
+}
+
+template <class E, bool Adds, bool Activates>
+inline void norm_apply_as(const NormApplyArgs& g) {
+    const Vec floor = broadcast(g.floor);
+    store_rows<E>(g.y, g.rows, g.channels, [&](index_t at, index_t c, index_t n) __attribute__((always_inline)) {
+        Vec v = (load_at<E>(g.x, at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
+                load_first(g.bias + c, n);
+        if constexpr (Adds) v += load_at<E>(g.residual, at, n);
+        v = clamp_below(v, floor);
+        if constexpr (Activates) v = activated(g.activation, v);
+        return v;
+    });
+}
+
 template <class E>
 void norm_apply(const NormApplyArgs& g) {
-    using Storage = typename E::Storage;
-    const Vec floor = broadcast(g.floor);
-    Storage* const y = static_cast<Storage*>(g.y);
-    for (index_t row = 0; row < g.rows; ++row)
-        for (index_t c = 0; c < g.channels; c += kVectorFloats) {
-            const index_t n = at_most(kVectorFloats, g.channels - c), at = row * g.channels + c;
-            Vec v = (load_at<E>(g.x, at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
-                    load_first(g.bias + c, n);
-            if (g.residual) v += load_at<E>(g.residual, at, n);
-            v = clamp_below(v, floor);
-            if constexpr (!std::is_same_v<E, Fp32>) v = activated(g.activation, v);
-            E::store_first(y + at, v, n);
-        }
+    if constexpr (!std::is_same_v<E, Fp32>) {
+        if (g.activation.kind != Activation::none)
+            return g.residual ? norm_apply_as<E, true, true>(g) : norm_apply_as<E, false, true>(g);
+    }
+    g.residual ? norm_apply_as<E, true, false>(g) : norm_apply_as<E, false, false>(g);
 }
 
 template <class E>
 void norm_grad(const NormGradArgs& args) {
-    using Storage = typename E::Storage;
     const NormGrad& g = args.g;
-    Storage* const dx = static_cast<Storage*>(args.dx);
-    Storage* const dresidual = static_cast<Storage*>(args.dresidual);
+    auto* const dresidual = static_cast<typename E::Storage*>(args.dresidual);
     for_relu_of(g, [&](auto relu) {
-        for (index_t row = 0; row < g.rows; ++row)
-            for (index_t c = 0; c < g.channels; c += kVectorFloats) {
-                const index_t n = at_most(kVectorFloats, g.channels - c), at = row * g.channels + c;
-                const Vec centred = load_at<E>(g.x, at, n) - load_first(g.mean + c, n);
-                const Vec grad = masked<E, relu.value>(g, at, c, n, centred);
-                const Vec of_x = load_first(args.of_x + c, n) * centred + load_first(args.constant + c, n);
-                if (dresidual) E::store_first(dresidual + at, grad, n);
-                E::store_first(dx + at, load_first(args.of_grad + c, n) * grad + of_x, n);
-            }
+        store_rows<E>(args.dx, g.rows, g.channels,
+                      [&](index_t at, index_t c, index_t n) __attribute__((always_inline)) {
+                          const Vec centred = load_at<E>(g.x, at, n) - load_first(g.mean + c, n);
+                          const Vec grad = masked<E, relu.value>(g, at, c, n, centred);
+                          const Vec of_x = load_first(args.of_x + c, n) * centred + load_first(args.constant + c, n);
+                          if (dresidual) E::store_first(dresidual + at, grad, n);
+                          return load_first(args.of_grad + c, n) * grad + of_x;
+                      });
     });
 }
 

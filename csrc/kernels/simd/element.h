@@ -126,6 +126,17 @@ inline HalfBits narrow_bits(VecBits v) {
 #endif
 }
 
+// Of two vectors, one behind the other.
+inline VecBits narrow_bits(VecBits a, VecBits b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // The halves of a and b alternate until they are put in order.
+    return (VecBits)_mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)a, (__m256i)b), 0xd8);
+#else
+    const HalfBits halves[2] = {narrow_bits(a), narrow_bits(b)};
+    return __builtin_bit_cast(VecBits, halves);
+#endif
+}
+
 template <class V>
 struct Pair {
     V a, b;
@@ -166,6 +177,10 @@ struct Fp32 : NativeElement<float> {
     static Vec load(const float* p) { return resfuse::load(p); }
     static Vec load_first(const float* p, index_t n) { return resfuse::load_first(p, n); }
     static void store(float* p, Vec v) { resfuse::store(p, v); }
+    static void store_two(float* p, Vec a, Vec b) {
+        resfuse::store(p, a);
+        resfuse::store(p + kVectorFloats, b);
+    }
     static void store_first(float* p, Vec v, index_t n) { resfuse::store_first(p, v, n); }
 };
 struct Fp64 : NativeElement<double> {};
@@ -178,6 +193,7 @@ struct HalfFeatures {
         return n >= kVectorFloats ? E::lanes(p) : E::lanes_first(p, n);
     }
     static void store(std::uint16_t* p, Vec v) { store_vector(p, E::round(v)); }
+    static void store_two(std::uint16_t* p, Vec a, Vec b) { store_vector(p, E::round_two(a, b)); }
     static void store_first(std::uint16_t* p, Vec v, index_t n) {
         const HalfBits half = E::round(v);
         if (n >= kVectorFloats) return store_vector(p, half);
@@ -224,10 +240,13 @@ struct Bf16 : HalfFeatures<Bf16> {
     static float widen(Storage x) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(x) << 16); }
 
     // To nearest, ties to even; a NaN stays a NaN whatever its payload.
-    static HalfBits round(Vec x) {
-        const VecBits bits = (VecBits)x;
-        const VecBits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-        return narrow_bits(x != x ? bits >> 16 | 0x40u : rounded);
+    static HalfBits round(Vec x) { return narrow_bits(rounded(x)); }
+    static VecBits round_two(Vec a, Vec b) { return narrow_bits(rounded(a), rounded(b)); }
+
+  private:
+    static VecBits rounded(Vec x) {
+        const VecBits bits = (VecBits)x, high = bits >> 16;
+        return x != x ? high | 0x40u : (bits + 0x7fffu + (high & 1u)) >> 16;
     }
 };
 
@@ -288,6 +307,10 @@ struct Fp16 : HalfFeatures<Fp16> {
         half = magnitude > 0x7f800000u ? VecBits{} + 0x7e00u : half;
         return narrow_bits(half | (bits >> 16 & 0x8000u));
 #endif
+    }
+    static VecBits round_two(Vec a, Vec b) {
+        const HalfBits halves[2] = {round(a), round(b)};
+        return __builtin_bit_cast(VecBits, halves);
     }
 };
 

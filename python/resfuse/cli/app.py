@@ -62,7 +62,12 @@ def bench(
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Of every engine; torch's choice.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Image height and width; the model's own.")] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8 (inference).")] = "fp32",
-    train: Annotated[bool, typer.Option("--train", help="Training steps: forward, loss, backward.")] = False,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train", help="Training steps: forward, loss, backward; under autocast where --dtype is bf16 or fp16."
+        ),
+    ] = False,
     peers: Annotated[str, typer.Option(help="all that are installed, or some: eager,compile,onnxruntime,...")] = "all",
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; each engine runs once a round.")] = 7,
     layers: Annotated[bool, typer.Option("--layers", help="Print the time of every layer as well.")] = False,
@@ -79,8 +84,8 @@ def bench(
     dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype)
     if dtype not in DTYPES:
         raise typer.BadParameter(f"got {dtype!r}, want one of {', '.join(DTYPES)}")
-    if train and dtype != "fp32":
-        raise typer.BadParameter(f"got {dtype!r} with --train, want fp32: other types are for inference")
+    if train and dtype == "int8":
+        raise typer.BadParameter(f"got {dtype!r} with --train, want fp32, bf16 or fp16: nothing learns in bytes")
     thread_counts = threads or [torch.get_num_threads()]
     run(
         Options(

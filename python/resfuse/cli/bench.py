@@ -73,7 +73,7 @@ def run(options: Options) -> None:
 
 
 def _peers(text: str, train: bool, dtype: str) -> list[str]:
-    known = list(engines.TRAINING_ENGINES if train else engines.engines_of(dtype))
+    known = list(engines.engines_of(dtype, train))
     if text == "all":
         return [name for name in known if train or engines.installed(name, dtype)]
     names = ["resfuse", *(name.strip() for name in text.split(",") if name.strip() != "resfuse")]

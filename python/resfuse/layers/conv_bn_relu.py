@@ -36,7 +36,7 @@ def conv_bn_relu(
     """``relu(F.batch_norm(F.conv2d(x, weight, ...), ...) + residual)`` in fused kernels, differentiable once.
 
     Args:
-        x: [N, C, H, W]; float32, bfloat16 or float16 (other types run on torch's kernels where a gradient is asked for).
+        x: [N, C, H, W]; float32, bfloat16 or float16 (others run on torch's kernels where a gradient is asked for).
         weight: [K, C / groups, R, S].
         running_mean, running_var: [K]; updated in place where ``training``.
         bn_weight, bn_bias: [K] or None.

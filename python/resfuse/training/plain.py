@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
+from resfuse.runtime.executor import DTYPES
 from resfuse.runtime.global_avg_pool import global_avg_pool2d
 from resfuse.runtime.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
 from resfuse.training.split import pads_of
@@ -27,16 +28,7 @@ def plain_layer(
 ) -> torch.Tensor:
     """A convolution, linear layer or pool; of a convolution without batch norm and residual."""
     if isinstance(layer, ConvSpec):
-        weight = parameters[layer.weight]
-        bias = None if layer.bias is None else parameters[layer.bias]
-        if weight.dim() == 2:
-            y = F.linear(x.flatten(1), weight, bias)[:, :, None, None]
-        else:
-            x = F.pad(x, _pads(layer, x))
-            if layer.kernel_size == (1, 1) and layer.stride != (1, 1):
-                # torch 2.13 gets second derivatives of these wrong, now and then, in channels_last memory.
-                x = x.contiguous()
-            y = F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+        y = _products(layer, x, parameters)
         return ACTIVATIONS[layer.activation](y) if activate else y
     if isinstance(layer, MaxPoolSpec):
         if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
@@ -47,6 +39,23 @@ def plain_layer(
     if isinstance(layer, AvgPoolSpec):
         return _avg_pool(layer, x)
     return global_avg_pool2d(x)
+
+
+def _products(layer: ConvSpec, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Without the activation. Of 16-bit feature maps in float32, rounded once: torch is slow in their own types."""
+    weight = parameters[layer.weight]
+    bias = None if layer.bias is None else parameters[layer.bias]
+    dtype = x.dtype
+    if dtype in DTYPES:
+        x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
+    with torch.autocast("cpu", enabled=False):
+        if weight.dim() == 2:
+            return F.linear(x.flatten(1), weight, bias)[:, :, None, None].to(dtype)
+        x = F.pad(x, _pads(layer, x))
+        if layer.kernel_size == (1, 1) and layer.stride != (1, 1):
+            # torch 2.13 gets second derivatives of these wrong, now and then, in channels_last memory.
+            x = x.contiguous()
+        return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups).to(dtype)
 
 
 def _avg_pool(layer: AvgPoolSpec, x: torch.Tensor) -> torch.Tensor:

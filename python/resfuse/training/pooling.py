@@ -1,4 +1,4 @@
-"""Max-pooling that remembers one byte for each maximum, and its gradient; types that programs do not compute go to torch's."""
+"""Max-pooling that remembers one byte for each maximum, and its gradient; types other than programs' go to torch's."""
 
 from __future__ import annotations
 
