@@ -20,7 +20,7 @@ def examples(count: int) -> int:
     return max(round(count * float(os.environ.get("RESFUSE_EXAMPLES", "1"))), 1)
 
 
-ISAS = [isa for isa in _core.available_isas() if isa != "avx512_bf16"]  # that level adds no fp32 kernel
+ISAS = _core.available_isas()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ namespace resfuse {
 std::span<const ConvAlgorithm* const> conv_algorithms() {
     static const std::vector<const ConvAlgorithm*> list = {
         &direct(),            // all layers but those of small groups
+        &direct_pairs(),      // likewise, of bf16 where the CPU multiplies it
         &grouped(),           // small groups
         &grouped_f2(),        // their 3x3 windows of stride 1
         &winograd_rows(),     // 7x7 stems of stride 2

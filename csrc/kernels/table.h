@@ -19,6 +19,10 @@ namespace resfuse {
 // The kernels that read and write feature maps of one element type; null where a level has none.
 struct ElementKernels {
     void (*gemm)(const GemmArgs&);  // reads fp32 rows
+    // Where an instruction multiplies pairs of these elements: reads rows of them, in segments of an even length, and
+    // weights that were packed as fp32 panels and then, in place, as pairs.
+    void (*pair_gemm)(const GemmArgs&);
+    void (*pack_pairs)(float* panel, index_t depth);
     WinogradTransforms winograd[kWinogradKinds];
     void (*winograd_row_output)(const WinogradRowOutputArgs&);
     void (*strassen_operands)(const StrassenOperandsArgs&);
@@ -89,6 +93,7 @@ KernelTable avx2_kernels();
 KernelTable avx2_vnni_kernels();
 KernelTable avx512_kernels();
 KernelTable avx512_vnni_kernels();
+KernelTable avx512_bf16_kernels();
 KernelTable zen4_kernels();
 #endif
 

@@ -30,7 +30,7 @@ constexpr Level kLevels[] = {
     {Isa::avx2_vnni, "avx2_vnni", table_of<avx2_vnni_kernels>},
     {Isa::avx512, "avx512", table_of<avx512_kernels>},
     {Isa::avx512_vnni, "avx512_vnni", table_of<avx512_vnni_kernels>},
-    {Isa::avx512_bf16, "avx512_bf16", table_of<avx512_vnni_kernels>},  // adds no kernel yet
+    {Isa::avx512_bf16, "avx512_bf16", table_of<avx512_bf16_kernels>},
     {Isa::zen4, "zen4", table_of<zen4_kernels>},
 #endif
 };

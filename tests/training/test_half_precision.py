@@ -208,7 +208,7 @@ def test_compiled_under_autocast(learns: bool) -> None:
             fast.load_state_dict(state)
         for ours, theirs in zip(*results, strict=True):
             assert ours.dtype is theirs.dtype
-            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2 * float(theirs.abs().max()))
+            assert rms(ours - theirs) <= 5e-2 * rms(theirs)
 
 
 def train(model: nn.Module, kind: torch.dtype, dtype: torch.dtype | None, steps: int, seed: int) -> torch.Tensor:

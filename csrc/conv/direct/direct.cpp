@@ -1,8 +1,14 @@
-// Direct convolution: computes every layer but those of small groups.
+// Direct convolution: computes every layer but those of small groups. And the same with products of 16-bit elements in
+// pairs.
 #include "conv/direct/direct.h"
+
+#include <cstring>
 
 #include "conv/cost.h"
 #include "conv/pack.h"
+#include "machine/dispatch.h"
+#include "machine/threads.h"
+#include "memory/aligned.h"
 #include "weights/panels.h"
 
 namespace resfuse {
@@ -49,14 +55,75 @@ class Direct final : public ConvAlgorithm {
     }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
-        return make_direct_step(context, layer);
+        return make_direct_step(context, layer, *this);
     }
+};
+
+class DirectPairs final : public ConvAlgorithm {
+  public:
+    const char* name() const override { return "direct_pairs"; }
+    std::vector<std::string_view> requests() const override { return {"direct"}; }
+
+    bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
+        // A pair may not reach past a run: what lies there may be infinite.
+        return !layer.is_int8() && kernels_of(kernels, layer.input_type).pair_gemm != nullptr &&
+               layer.type == layer.input_type && !has_small_groups(layer, kernels) &&
+               runs_of(layer, kernels).length % 2 == 0;
+    }
+
+    double cycles(const ConvCall& call) const override {
+        const Layer& layer = call.layer;
+        const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
+        const index_t depth = panel_grid(layer, call.kernels).reduction / 2;
+        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels), streamed_bytes(*this, call),
+                         call.bytes_per_cycle);
+    }
+
+    bool reads_any_strides() const override { return true; }
+
+    std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
+        const PanelGrid grid = panel_grid(layer, kernels);
+        return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols) * kOperandBytes;
+    }
+
+    void pack(const PackCall& call) const override {
+        const PanelGrid grid = panel_grid(call.layer, call.kernels);
+        const ElementKernels& elements = kernels_of(call.kernels, call.layer.input_type);
+        const std::size_t panel_bytes = packed_bytes(call.layer, call.kernels) / static_cast<std::size_t>(grid.total);
+#pragma omp parallel num_threads(usable_threads(call.threads))
+        {
+            const AlignedFloats panel(static_cast<std::size_t>(grid.reduction * grid.tile_cols));
+            PackPanelArgs args = pack_args(call.layer, call.source);
+            args.packed = panel.data();
+#pragma omp for schedule(static)
+            for (index_t p = 0; p < grid.total; ++p) {
+                args.first_k = grid.channel(p);
+                args.cols = grid.cols(p);
+                call.kernels.pack_direct(args);
+                elements.pack_pairs(panel.data(), grid.reduction);
+                std::memcpy(static_cast<std::byte*>(call.packed) + static_cast<std::size_t>(p) * panel_bytes,
+                            panel.data(), panel_bytes);
+            }
+        }
+    }
+
+    std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
+        return make_direct_step(context, layer, *this);
+    }
+
+  private:
+    static constexpr std::size_t kOperandBytes = 2;
 };
 
 }  // namespace
 
 const ConvAlgorithm& direct() {
     static const Direct algorithm;
+    return algorithm;
+}
+
+const ConvAlgorithm& direct_pairs() {
+    static const DirectPairs algorithm;
     return algorithm;
 }
 

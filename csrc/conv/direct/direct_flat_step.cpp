@@ -7,7 +7,6 @@
 // cache and writes their means only.
 #include <algorithm>
 
-#include "conv/direct/direct.h"
 #include "conv/direct/direct_step.h"
 #include "memory/arena.h"
 
@@ -17,8 +16,8 @@ namespace {
 
 class DirectFlatStep final : public DirectStep {
   public:
-    DirectFlatStep(const StepContext& context, std::size_t index, bool gathered)
-        : DirectStep(context, index, direct()), gathered_(gathered), pools_(can_pool(context)) {
+    DirectFlatStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm, bool gathered)
+        : DirectStep(context, index, algorithm), gathered_(gathered), pools_(can_pool(context)) {
         const index_t rows = context.images * pixels();
         const index_t tile = context.kernels().tile_rows;
         // Every task on the same rows gathers their windows anew.
@@ -148,8 +147,9 @@ class DirectFlatStep final : public DirectStep {
 
 }  // namespace
 
-std::unique_ptr<Step> make_direct_flat_step(const StepContext& context, std::size_t layer, bool gathered) {
-    return std::make_unique<DirectFlatStep>(context, layer, gathered);
+std::unique_ptr<Step> make_direct_flat_step(const StepContext& context, std::size_t layer,
+                                            const ConvAlgorithm& algorithm, bool gathered) {
+    return std::make_unique<DirectFlatStep>(context, layer, algorithm, gathered);
 }
 
 }  // namespace resfuse

@@ -10,11 +10,19 @@ namespace resfuse {
 
 namespace {
 
+Operands operands_of(const Layer& layer, const ConvAlgorithm& algorithm) {
+    return layer.is_int8() ? Operands::bytes : &algorithm == &direct_pairs() ? Operands::pairs : Operands::floats;
+}
+
+index_t bytes_of(Operands operands, const KernelTable& kernels) {
+    return operands == Operands::bytes ? kernels.int8.operand_bytes : operands == Operands::pairs ? 2 : 4;
+}
+
 // Rows of a dense input of whole units.
-bool has_operands_in_place(const StepContext& context, const Layer& layer) {
+bool has_operands_in_place(const StepContext& context, const Layer& layer, Operands operands) {
     const PlannedBuffer& input = context.buffer(layer.input);
-    if (!input.dense) return false;
-    if (!layer.is_int8()) return input.type == DType::fp32;
+    if (!input.dense || operands == Operands::pairs) return input.dense;
+    if (operands == Operands::floats) return input.type == DType::fp32;
     const Int8Kernels& int8 = context.kernels().int8;
     return input.type == DType::u8 && int8.operand_bytes == 1 && layer.group_in() % int8.unit == 0;
 }
@@ -24,18 +32,20 @@ bool has_operands_in_place(const StepContext& context, const Layer& layer) {
 DirectStep::DirectStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
     : ConvStep(context, index, algorithm),
       pooled_(context.pooled[index]),
-      operand_bytes_(layer_.is_int8() ? context.kernels().int8.operand_bytes : 4),
-      in_place_(has_operands_in_place(context, layer_)) {}
+      operands_(operands_of(layer_, algorithm)),
+      operand_bytes_(bytes_of(operands_, context.kernels())),
+      in_place_(has_operands_in_place(context, layer_, operands_)) {}
 
 index_t DirectStep::padded_row(index_t operands) const {
-    if (!layer_.is_int8()) return padded_pixel(operands);
+    if (operands_ == Operands::floats) return padded_pixel(operands);
     constexpr index_t kQuarterPageBytes = 1024;
-    return operands * operand_bytes_ % kQuarterPageBytes == 0 ? operands + operands_behind() : operands;
+    return operands * operand_bytes_ % kQuarterPageBytes == 0 ? operands + kLineBytes / operand_bytes_ : operands;
 }
 
 void DirectStep::copy_operands(const Wave& wave, const BandArgs& band) const {
     const ElementKernels& kernels = reads(wave);
-    if (!layer_.is_int8()) return kernels.copy_band(band);
+    if (operands_ == Operands::floats) return kernels.copy_band(band);
+    if (operands_ == Operands::pairs) return kernels.copy_image(band);
     const Int8Kernels& int8 = wave.kernels.int8;
     const bool bytes = wave.tensors[layer_.input].type == DType::u8;
     (bytes ? int8.copy_bytes : int8.copy_floats)({band, *layer_.reads});
@@ -82,7 +92,7 @@ void DirectStep::multiply(const GemmArgs& g, index_t panel, DType type, const Wa
                                        .offset = wave.weights.offset(index_) + panel * grid_.tile_cols,
                                        .epilogue = int8_epilogue_});
     const ElementKernels& kernels = kernels_of(wave.kernels, type);
-    kernels.gemm(g);
+    operands_ == Operands::pairs ? kernels.pair_gemm(g) : kernels.gemm(g);
     if (activates_apart(layer_))
         for (index_t i = 0; i < g.rows; ++i)
             kernels.activate({layer_.activation, layer_.slope}, element_at(g.c, i * g.ldc, type), g.cols);
@@ -95,16 +105,17 @@ void DirectStep::softmax(index_t image, const Wave& wave) const {
                               layer_.out_channels);
 }
 
-std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t index) {
+std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm) {
     const Layer& layer = context.layers[index];
     const Extent out = context.buffer(layer.output).extent;
     const bool one_group = layer.groups == 1 && context.buffer(layer.input).dense;
     // What products do not read in place is copied.
-    const bool flat = layer.window.is_pointwise() && one_group && has_operands_in_place(context, layer);
+    const bool in_place = has_operands_in_place(context, layer, operands_of(layer, algorithm));
+    const bool flat = layer.window.is_pointwise() && one_group && in_place;
     const bool short_rows = !layer.window.is_dilated() && 2 * out.w <= context.kernels().tile_rows;
     const bool gathered = one_group && (short_rows || layer.window.is_pointwise());
-    if (flat || gathered) return make_direct_flat_step(context, index, !flat);
-    return std::make_unique<DirectRowsStep>(context, index, direct());
+    if (flat || gathered) return make_direct_flat_step(context, index, algorithm, !flat);
+    return std::make_unique<DirectRowsStep>(context, index, algorithm);
 }
 
 }  // namespace resfuse

@@ -1,10 +1,13 @@
 // What the steps of direct convolutions share: operands of products copied from the input, the product of some rows
-// with some panels of weights, and softmax. Operands are floats, or bytes or words where a layer computes with bytes.
+// with some panels of weights, and softmax. Operands are floats; bytes or words where a layer computes with bytes; or
+// the input's own elements where these are multiplied in pairs.
 #pragma once
 
 #include "conv/conv_step.h"
 
 namespace resfuse {
+
+enum class Operands { floats, bytes, pairs };
 
 class DirectStep : public ConvStep {
   public:
@@ -27,7 +30,7 @@ class DirectStep : public ConvStep {
         return static_cast<const std::byte*>(data) + i * operand_bytes_;
     }
     // Operands that units of a product read behind the last one of a row.
-    index_t operands_behind() const { return layer_.is_int8() ? kLineBytes / operand_bytes_ : 0; }
+    index_t operands_behind() const { return operands_ == Operands::bytes ? kLineBytes / operand_bytes_ : 0; }
     // Between rows of so many operands.
     index_t padded_row(index_t operands) const;
 
@@ -54,11 +57,13 @@ class DirectStep : public ConvStep {
 
     index_t panel_bytes() const;
 
+    const Operands operands_;
     const index_t operand_bytes_;  // and of weights
     const bool in_place_;
 };
 
 // One product over the pixels of the wave, or over their windows (direct_flat_step.cpp).
-std::unique_ptr<Step> make_direct_flat_step(const StepContext& context, std::size_t layer, bool gathered);
+std::unique_ptr<Step> make_direct_flat_step(const StepContext& context, std::size_t layer,
+                                            const ConvAlgorithm& algorithm, bool gathered);
 
 }  // namespace resfuse

@@ -9,8 +9,13 @@ namespace {
 
 using VecInt = VecMask;
 
+struct SumsOf32Bits {
+    using Lane = std::uint32_t;
+    using Sum = VecBits;
+};
+
 // Pairs of words s16. All levels have an instruction that multiplies these and adds neighbours.
-struct Words {
+struct Words : SumsOf32Bits {
     using Operand = std::int16_t;
     using Weight = std::int16_t;
     static constexpr index_t kUnit = 2;
@@ -37,7 +42,7 @@ struct Words {
 // Four bytes, u8 times s8, in one instruction. Without it, the one that multiplies bytes cuts their sums to 16 bits;
 // weights of seven bits would get around that, at the price of other results on other CPUs. Words are as fast as those
 // were (AVX2 on Zen; on older Intel cores three quarters of that), so bytes are multiplied as words there.
-struct Bytes {
+struct Bytes : SumsOf32Bits {
     using Operand = std::uint8_t;
     using Weight = std::int8_t;
     static constexpr index_t kUnit = 4;
@@ -54,14 +59,6 @@ using DirectDot = Bytes;
 #else
 using DirectDot = Words;
 #endif
-
-// The 32 bits at p in all lanes.
-template <class T>
-[[gnu::always_inline]] inline VecBits broadcast_unit(const T* p) {
-    std::uint32_t bits;
-    std::memcpy(&bits, p, sizeof bits);
-    return VecBits{} + bits;
-}
 
 }  // namespace
 }  // namespace resfuse

@@ -191,7 +191,7 @@ void int8_winograd_products(const WinogradProductsArgs& w) {
     for (index_t f = 0; f < w.frequencies; ++f) {
         const index_t rows = w.end[f] - w.begin[f];
         if (rows <= 0) continue;
-        multiply_int8_panel<Words>(
+        multiply_dot_panel<Words>(
             {.a = v + f * w.v_frequency + w.begin[f] * w.depth,
              .lda = w.depth,
              .offsets = &offset,

@@ -25,6 +25,12 @@ KernelTable avx512_vnni_kernels() {
     return make_table("avx512_vnni", avx512_half_kernels(), avx512_vnni_byte_kernels());
 }
 
-KernelTable zen4_kernels() { return with_pairs(make_table("zen4", avx512_half_kernels(), avx512_vnni_byte_kernels())); }
+KernelTable avx512_bf16_kernels() {
+    return make_table("avx512_bf16", avx512_bf16_half_kernels(), avx512_vnni_byte_kernels());
+}
+
+KernelTable zen4_kernels() {
+    return with_pairs(make_table("zen4", avx512_bf16_half_kernels(), avx512_vnni_byte_kernels()));
+}
 
 }  // namespace resfuse

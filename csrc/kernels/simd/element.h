@@ -126,14 +126,22 @@ inline HalfBits narrow_bits(VecBits v) {
 #endif
 }
 
-// Of two vectors, one behind the other.
+// One behind the other.
+template <std::size_t... I>
+[[gnu::always_inline]] inline VecBits joined(HalfBits a, HalfBits b, std::index_sequence<I...>) {
+    return (VecBits)__builtin_shufflevector(a, b, I...);
+}
+[[gnu::always_inline]] inline VecBits joined(HalfBits a, HalfBits b) {
+    return joined(a, b, std::make_index_sequence<2 * kVectorFloats>{});
+}
+
+// Of two vectors.
 inline VecBits narrow_bits(VecBits a, VecBits b) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     // The halves of a and b alternate until they are put in order.
     return (VecBits)_mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)a, (__m256i)b), 0xd8);
 #else
-    const HalfBits halves[2] = {narrow_bits(a), narrow_bits(b)};
-    return __builtin_bit_cast(VecBits, halves);
+    return joined(narrow_bits(a), narrow_bits(b));
 #endif
 }
 
@@ -308,10 +316,7 @@ struct Fp16 : HalfFeatures<Fp16> {
         return narrow_bits(half | (bits >> 16 & 0x8000u));
 #endif
     }
-    static VecBits round_two(Vec a, Vec b) {
-        const HalfBits halves[2] = {round(a), round(b)};
-        return __builtin_bit_cast(VecBits, halves);
-    }
+    static VecBits round_two(Vec a, Vec b) { return joined(round(a), round(b)); }
 };
 
 }  // namespace

@@ -129,13 +129,13 @@ def duel(
 
     Raises:
         EngineError: resfuse failed, or its output is further from eager torch's in fp32 than 1 % (rms; 10 % in half
-            precision and for gradients, 30 % in int8, 100 % for gradients in half precision). A peer of which that is
+            precision and for gradients, 30 % in int8, 20 % for gradients in bf16). A peer of which that is
             true is left out with a warning.
     """
     tell = progress or (lambda what: None)
     with tempfile.TemporaryDirectory() as folder, _processes(names) as processes:
         network, x = make_case(model, batch, size, train)
-        expected = engines.builder("eager", train)(network, x, Path())()
+        expected = engines.reference(train, dtype)(network, x, Path())()
         if any(engines.needs_onnx(name) for name in names):
             engines.export_onnx(network, x, Path(folder) / "model.onnx")
         first: dict[str, dict[str, Any]] = {}

@@ -122,10 +122,13 @@ def _openvino(precision: str) -> Builder:
 
 
 def _training_runner(
-    model: nn.Module, step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, autocast: torch.dtype | None
-) -> Runner:
-    """Forward, loss and backward; gives the gradient of the first weight."""
+    model: nn.Module, step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, autocast: torch.dtype | None,
+    last: bool,
+) -> Runner:  # fmt: skip
+    """Forward, loss and backward; gives the gradient of the first weight, or the last."""
     parameters = list(model.parameters())
+    weights = [p for p in parameters if p.dim() > 1]
+    shown = weights[-1 if last else 0]
     target = torch.arange(x.shape[0]) % 10
 
     def run() -> Array:
@@ -133,7 +136,7 @@ def _training_runner(
             y = step(x)
             loss = F.cross_entropy(y, target) if y.dim() == 2 else y.square().mean()  # of a model, of a layer
         loss.backward()
-        gradient = parameters[0].grad
+        gradient = shown.grad
         assert gradient is not None
         for parameter in parameters:
             parameter.grad = None
@@ -160,28 +163,36 @@ def _train_compile(model: nn.Module, x: torch.Tensor) -> tuple[Callable[[torch.T
     return torch.compile(model), x
 
 
-def _training(prepare: Trainer, autocast: torch.dtype | None = None) -> tuple[tuple[str, ...], Builder]:
+def _train_eager(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    return model, x
+
+
+def _training(
+    prepare: Trainer, autocast: torch.dtype | None = None, last: bool = False
+) -> tuple[tuple[str, ...], Builder]:
     def build(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
         step, x = prepare(model, x)
-        return _training_runner(model, step, x, autocast)
+        return _training_runner(model, step, x, autocast, last)
 
     return (), build
 
 
-# The engines that train: forward, loss, backward. In half precision under autocast, over fp32 parameters.
+# The engines that train: forward, loss, backward. In half precision under autocast, over fp32 parameters. There they
+# show the gradient of the last weight: signs of ReLUs flip between any two engines, and in 8 bits of precision the
+# gradients of a deep network's first layers have another direction, in torch's own as well.
 TRAINING_ENGINES: dict[str, dict[str, tuple[tuple[str, ...], Builder]]] = {
     "fp32": {
         "resfuse": _training(_train_resfuse),
-        "eager": _training(lambda model, x: (model, x)),
+        "eager": _training(_train_eager),
         "channels_last": _training(_train_channels_last),
         "compile": _training(_train_compile),
     },
     **{
         name: {
-            "resfuse": _training(_train_resfuse, dtype),
-            "resfuse fp32": _training(_train_resfuse),
-            "channels_last": _training(_train_channels_last, dtype),
-            "compile": _training(_train_compile, dtype),
+            "resfuse": _training(_train_resfuse, dtype, last=True),
+            "resfuse fp32": _training(_train_resfuse, last=True),
+            "channels_last": _training(_train_channels_last, dtype, last=True),
+            "compile": _training(_train_compile, dtype, last=True),
         }
         for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16))
     },
@@ -228,10 +239,8 @@ DTYPES = ("fp32", *HALF_ENGINES, "int8")
 # How far an engine's output may be from eager fp32's, as a share (rms): bytes lose 1 to 10 % of a network of random
 # weights, whose signal-to-noise ratio is then 20 to 40 dB.
 MOST_ERROR = {"fp32": 0.01, "bf16": 0.1, "fp16": 0.1, "int8": 0.3}
-# The same of the first weight's gradient. Signs of ReLUs flip between any two engines: in fp32 gradients of deep
-# networks are 2 to 3 % from fp64's, in 8 bits of precision those of the first layers are of another direction for a
-# part.
-MOST_GRADIENT_ERROR = {"fp32": 0.1, "bf16": 1.0, "fp16": 1.0}
+# The same of gradients: in fp32 those of deep networks are 2 to 3 % from fp64's.
+MOST_GRADIENT_ERROR = {"fp32": 0.1, "bf16": 0.2, "fp16": 0.1}
 _NEED_ONNX = ("onnxruntime", "openvino", "mnn")
 
 
@@ -252,6 +261,13 @@ def installed(name: str, dtype: str = "fp32") -> bool:
 def builder(name: str, train: bool, dtype: str = "fp32") -> Builder:
     """How an engine is built, for inference in a type or for training steps."""
     return engines_of(dtype, train)[name][1]
+
+
+def reference(train: bool, dtype: str) -> Builder:
+    """What all engines' results are compared with: plain torch in fp32."""
+    if not train:
+        return _eager
+    return _training(_train_eager, last=dtype != "fp32")[1]
 
 
 def cpu_path(name: str) -> str:

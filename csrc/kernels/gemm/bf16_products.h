@@ -1,0 +1,66 @@
+// Products of bf16 numbers, two at a time: direct and 1x1 convolutions, linear layers. Rows are read as they lie in memory,
+// weights are rounded to bf16, sums are fp32.
+#pragma once
+
+#include "kernels/gemm/dot_tile.h"
+#include "kernels/gemm/gemm.h"
+
+namespace resfuse {
+namespace {
+
+struct Bf16Pairs {
+    using Operand = std::uint16_t;
+    using Weight = std::uint16_t;
+    using Lane = float;
+    using Sum = Vec;
+    static constexpr index_t kUnit = 2;
+
+    [[gnu::always_inline]] static Vec add_products(Vec sum, VecBits operands, VecBits weights) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)operands, (__m512bh)weights);
+    }
+};
+
+// Segments are of an even length.
+void bf16_dot_gemm(const GemmArgs& g) {
+    constexpr index_t kBlock = kDotBlockTiles * kTileRows;
+    alignas(64) float sums[kBlock * kTileCols];
+    const index_t reduction = g.segments * g.segment_length, panels = (g.cols + kTileCols - 1) / kTileCols;
+    const index_t blocks = (g.rows + kBlock - 1) / kBlock;
+    for (index_t i = 0; i < blocks; ++i) {
+        const index_t begin = g.rows * i / blocks, rows = g.rows * (i + 1) / blocks - begin;
+        for (index_t panel = 0; panel < panels; ++panel) {
+            const index_t column = panel * kTileCols, cols = at_most(g.cols - column, kTileCols);
+            multiply_dot_panel<Bf16Pairs>({.a = static_cast<const std::uint16_t*>(g.a) + begin * g.lda,
+                                           .lda = g.lda,
+                                           .offsets = g.segment_offset,
+                                           .b = static_cast<const std::uint16_t*>(g.b) + column * reduction,
+                                           .sums = sums,
+                                           .accumulate = false},
+                                          g.segments, g.segment_length, rows, cols <= kVectorFloats);
+            const auto* const residual = static_cast<const std::uint16_t*>(g.residual);
+            finish_rows<Product<Form::plain, Bf16>>(
+                g,
+                {.c = static_cast<std::uint16_t*>(g.c) + begin * g.ldc + column,
+                 .residual = residual ? residual + begin * g.ldr + column : nullptr,
+                 .scale = g.scale + column,
+                 .bias = g.bias + column,
+                 .cols = cols,
+                 .rows = rows},
+                sums, rows);
+        }
+    }
+}
+
+// Rows of a packed fp32 panel, two by two, into one row of pairs; in place.
+void pack_bf16_pairs(float* panel, index_t depth) {
+    for (index_t row = 0; row < depth; row += 2)
+        for (index_t k = 0; k < kTileCols; k += kVectorFloats) {
+            const float* const from = panel + row * kTileCols + k;
+            const VecBits first = widen_bits(Bf16::round(load(from)));
+            const VecBits second = widen_bits(Bf16::round(load(from + kTileCols)));
+            store_vector(panel + row / 2 * kTileCols + k, first | second << 16);
+        }
+}
+
+}  // namespace
+}  // namespace resfuse
