@@ -204,7 +204,8 @@ def test_compiled_under_autocast(learns: bool) -> None:
                 fast.zero_grad()
                 y.float().square().sum().backward()
                 gradients = [p.grad.clone() for p in fast.parameters()]
-            results.append([y.detach(), *gradients])
+            # Inductor rounds in other places between the blocks.
+            results.append([y.detach(), *([torch.cat([g.flatten() for g in gradients])] if learns else [])])
             fast.load_state_dict(state)
         for ours, theirs in zip(*results, strict=True):
             assert ours.dtype is theirs.dtype
