@@ -187,8 +187,7 @@ class FusedModule(nn.Module):
             return train_program
         if not torch.is_grad_enabled():
             return None
-        parameters = [p for bound in binding.programs for p in bound.parameters()]
-        if not asks_for_gradients([*tensors, *parameters]):
+        if not asks_for_gradients([*tensors, *binding.parameters(self)]):
             return None
         fusion = self.fusion()
         if not self.training and not fusion.warned:

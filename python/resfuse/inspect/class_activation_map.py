@@ -57,7 +57,8 @@ def class_activation_map(
     pool, linear = head
     _, kept = probe(fast, (x,), lambda s: (pool.input, linear.output) if s is step else ())
     features, logits = kept[step][pool.input], kept[step][linear.output].flatten(1)
-    parameters = next(b for b in binding.programs if b.step is step).parameters()
+    bound = next(b for b in binding.programs if b.step is step)
+    parameters = bound.parameters(binding.computed_weights(fast))
     weight = parameters[linear.weight].detach()
     classes = _classes(class_index, logits)
     return torch.einsum("nk,nkhw->nhw", weight[classes], features)

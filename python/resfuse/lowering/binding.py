@@ -14,6 +14,7 @@ from torch import fx, nn
 from resfuse import _core
 from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
 from resfuse.capture.tracer import Output
+from resfuse.lowering.computed_weights import ComputedWeights
 from resfuse.lowering.layouts import contiguous_outputs, is_blind, made_contiguous, with_plain_gradient
 from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
 from resfuse.lowering.ranges import Ranges, int8_spec, mean_buffers
@@ -178,9 +179,15 @@ class BoundProgram:
                 raise RefusedError("under autocast a layer that is no convolution reads float32")
         return [x.to(dtype) for x in inputs]
 
+    def own_parameters(self) -> list[torch.Tensor]:
+        """Those that are the model's own."""
+        if self._reader is not None:
+            return self.parameters()
+        return [tensors[name] for tensors, name in self._sources if tensors is not None]
+
     def require_parameters(self) -> None:
-        """Raises ValueError where the core cannot read the parameters, KeyError where one is missing."""
-        parameters = self.parameters()
+        """Raises ValueError where the core cannot read the model's own parameters, KeyError where one is missing."""
+        parameters = self.own_parameters()
         half = bool(parameters) and parameters[0].dtype in DTYPES
         require_plain(parameters, parameters[0].dtype if half else torch.float32, self.step.spec.whole_numbers)
 
@@ -239,6 +246,7 @@ class Binding:
         self._attributes = [(n.name, str(n.target)) for n in nodes if n.op == "get_attr"]
         self._outputs = template(next(n for n in nodes if n.op == "output").args[0])
         self._result = None if lowered.trace is None else lowered.trace.template
+        self._computed = ComputedWeights(lowered.computed_weights, model) if lowered.computed_weights else None
         programs = iter(self.programs)
         self._steps: list[BoundProgram | NativeCall] = [
             next(programs) if isinstance(step, ProgramStep) else native_call(step.node, model) for step in lowered.steps
@@ -270,6 +278,15 @@ class Binding:
         for name, index in last.items():
             freed[index].append(name)
         return freed
+
+    def parameters(self, model: nn.Module) -> list[torch.Tensor]:
+        """What programs compute with, and what their weights are computed from."""
+        found = [p for bound in self.programs for p in bound.own_parameters()]
+        return found if self._computed is None else [*found, *self._computed.sources(model).values()]
+
+    def computed_weights(self, model: nn.Module, learns: bool = False) -> dict[str, Any]:
+        """The weights that the graph's nodes compute, by the names of these; ``learns``: differentiable ones."""
+        return {} if self._computed is None else self._computed.values(model, learns)
 
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
@@ -304,8 +321,11 @@ class Binding:
         self.refusal = None
         for name, target in self._attributes:
             env[name] = operator.attrgetter(target)(model)
+        env.update(self.computed_weights(model, run_program is not None or torch.compiler.is_compiling()))
         for step, freed in zip(self._steps, self._freed, strict=True):
             if isinstance(step, NativeCall):
+                if self._computed is not None and step.name in self._computed.nodes:
+                    continue
                 if step.overwritten in made and run_program is not None:
                     _own(env, step.overwritten)
                 _run_native(step, model, env, contiguous)

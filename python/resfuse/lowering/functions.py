@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from resfuse.layers.global_avg_pool import is_global
 from resfuse.lowering.modules import softmax
 from resfuse.lowering.op import (
+    COMPUTED,
     ByteWeights,
     Conv,
     Norm,
@@ -56,14 +57,16 @@ class Call:
         return (source,) if isinstance(source, fx.Node) else ()
 
     def parameter(self, name: str) -> tuple[Parameter, torch.Tensor] | None:
-        """A tensor argument that is a parameter or buffer, and what it is now; None for any other."""
+        """A tensor argument that is a parameter or buffer, or computed from such, and what it is now; None for any
+        other.
+        """
         node = self.get(name)
-        if not isinstance(node, fx.Node) or node.op not in ("get_attr", "placeholder"):
+        if not isinstance(node, fx.Node) or not (node.op in ("get_attr", "placeholder") or COMPUTED in node.meta):
             return None
         value = value_of(node, self._model)
         if value is None:
             return None
-        if node.op == "placeholder":
+        if node.op != "get_attr":
             return NodeParameter(node.name), value
         module, _, attribute = str(node.target).rpartition(".")
         return ParameterPath(module, attribute), value
@@ -268,9 +271,24 @@ def _two_tensors(kind: str, inplace: bool) -> Callable[[Call], Op | Unsupported]
         both = call.get("input"), call.get("other")
         if all(isinstance(node, fx.Node) for node in both) and not call.unknown("input", "other"):
             return Op(kind, both, inplace=inplace)
+        if kind == "multiply" and not call.unknown("input", "other"):
+            for node, number in (both, both[::-1]):
+                if isinstance(node, fx.Node) and _is_number(number):
+                    return Op("scale", (node,), factor=float(number), inplace=inplace)
         return Unsupported(f"{_function_name(call.node.target)} of something other than two tensors")
 
     return describe
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _quotient(call: Call) -> Op | Unsupported:
+    number = call.get("other")
+    if _is_number(number) and number != 0 and not call.unknown("input", "other"):
+        return Op("scale", call.inputs, factor=1.0 / float(number))
+    return Unsupported("a quotient by something other than a number")
 
 
 def _activation(name: str, inplace: bool = False) -> Callable[[Call], Op | Unsupported]:
@@ -326,6 +344,7 @@ _enter(_BOTH, _two_tensors("add", False), operator.add, torch.add, "add", aten.a
 _enter(_BOTH, _two_tensors("add", True), operator.iadd, "add_", aten.add_.Tensor)
 _enter(_BOTH, _two_tensors("multiply", False), operator.mul, torch.mul, "mul", aten.mul.Tensor)
 _enter(_BOTH, _two_tensors("multiply", True), operator.imul, "mul_", aten.mul_.Tensor)
+_enter(_BOTH, _quotient, operator.truediv, torch.div, torch.true_divide, "div", aten.div.Tensor)
 for _name in ("relu", "tanh", "sigmoid", "silu", "leaky_relu"):
     _sources = [getattr(F, _name, None), getattr(torch, _name, None), _name, getattr(aten, _name).default]
     _written = [f"{_name}_", getattr(torch, f"{_name}_", None), getattr(F, f"{_name}_", None),

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from resfuse.capture.tracer import trace
+from resfuse.lowering.computed_weights import mark_computed_weights
 from resfuse.lowering.describe import describe
 from resfuse.lowering.modules import is_leaf
 from resfuse.lowering.op import Op
@@ -55,16 +56,18 @@ def _drop_identities(graph: fx.Graph, model: nn.Module) -> None:
 
 def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str) -> tuple[Step, ...]:
     """The steps of a graph over a model's modules and attributes."""
-    steps: list[Step] = []
+    weights = mark_computed_weights(graph, model)
+    steps: list[Step] = [NativeStep(node, "computes a weight", True, is_weight) for node, is_weight in weights.items()]
     region = Region(algorithm)
     for node in graph.nodes:
-        if node.op in _PASSIVE:
+        if node.op in _PASSIVE or node in weights:
             continue
         op = describe(node, model)
         reason = region.add(node, op) if isinstance(op, Op) else op.reason
         if reason is None:
             continue
-        if not isinstance(op, Op) and region.is_independent_of(node):
+        # A product with a number is fused where one of its factors is, and is nothing to begin a program with.
+        if (not isinstance(op, Op) or op.kind == "scale") and region.is_independent_of(node):
             steps.append(NativeStep(node, reason))  # before the region, which goes on
             continue
         _close(region, steps)

@@ -17,6 +17,8 @@ Parameter = ParameterPath | NodeParameter
 
 # Of a placeholder's meta: the tensor that a graph was made for.
 GIVEN = "resfuse_given"
+# Of a node that computes weights from parameters: a tensor without memory that tells their shape.
+COMPUTED = "resfuse_computed"
 
 _IN_PLACE = (
     "iadd",
@@ -84,7 +86,7 @@ class Norm:
 class Op:
     """A node that a program can compute, and the nodes that it reads."""
 
-    # conv, batch_norm, activation, add, multiply, max_pool, avg_pool, global_avg_pool, flatten, round or identity
+    # conv, batch_norm, activation, add, multiply, scale, round, identity, flatten, max_pool, avg_pool, global_avg_pool
     kind: str
     inputs: tuple[fx.Node, ...]
     name: str = ""
@@ -92,6 +94,7 @@ class Op:
     norm: Norm | None = None
     activation: str = "none"  # of an activation, or behind a batch norm
     slope: float = 0.0  # of leaky_relu
+    factor: float = 1.0  # of a scale
     keepdim: bool = True
     mean: bool = False  # a global average pool that is written as a mean
     pool: dict[str, Any] | None = None
@@ -173,8 +176,10 @@ def pads(padding: Any, kernel_size: tuple[int, int], dilation: tuple[int, int]) 
 
 def value_of(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
     """The tensor that a node stands for while a graph is lowered: a model's attribute, or Dynamo's example."""
-    if node.op == "get_attr":
-        value: Any = model
+    if COMPUTED in node.meta:
+        value: Any = node.meta[COMPUTED]
+    elif node.op == "get_attr":
+        value = model
         for name in str(node.target).split("."):
             value = getattr(value, name, None)
     else:
@@ -184,6 +189,8 @@ def value_of(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
 
 def values_now(node: fx.Node, model: nn.Module) -> torch.Tensor | None:
     """A parameter with its present values; None where these cannot be known."""
+    if COMPUTED in node.meta:
+        return None
     value = node.meta.get(GIVEN) if node.op == "placeholder" else value_of(node, model)
     return value if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) else None
 

@@ -74,6 +74,7 @@ class _Pending:
     residual: _Buffer | None = None
     activation: str = "none"
     slope: float = 0.0
+    factor: float = 1.0  # before the residual is added
     reads: Range | None = None  # a convolution rounds its input so
     writes: Range | None = None
 
@@ -165,7 +166,8 @@ class Region:
         assert norm is not None
         pending = self._joinable(op.inputs[0])
         joins = pending is not None and pending.conv is not None and not pending.linear
-        if joins and pending is not None and pending.norm is None and pending.residual is None:
+        plain = pending is not None and pending.residual is None and pending.factor == 1.0
+        if joins and plain and pending is not None and pending.norm is None:
             pending.norm = norm
             self._join(node, op.inputs[0])
         else:
@@ -229,6 +231,29 @@ class Region:
             self._elementwise(node, _Pending(node.name, source, gate=factor))
             return None
         return "product of other than a feature map and one number for each of its channels"
+
+    def _add_scale(self, node: fx.Node, op: Op) -> str | None:
+        value = self._values.get(op.inputs[0])
+        if value is None or value.rank != 4:
+            return "a number times what is computed elsewhere"
+        pending = value.pending
+        own = pending is not None and len(op.inputs[0].users) == 1 and pending.residual is None and pending.gate is None
+        # A ReLU may as well be applied behind a positive factor.
+        clamps = pending is not None and (
+            pending.activation == "none" or (pending.activation == "relu" and op.factor > 0)
+        )
+        # In training a batch norm's weight and bias take the factor.
+        taken = pending is not None and (
+            pending.conv is None or pending.norm is None or pending.norm.weight is not None
+        )
+        if pending is not None and own and clamps and taken and pending.writes is None:
+            pending.factor *= op.factor
+            self._join(node, op.inputs[0])
+        else:
+            source = self._read(op.inputs[0], rank=4)
+            assert source is not None
+            self._elementwise(node, _Pending(node.name, source, factor=op.factor), source.one_pixel)
+        return None
 
     def _add_max_pool(self, node: fx.Node, op: Op) -> str | None:
         return self._emit_pool(node, op, one_pixel=False)
@@ -464,6 +489,7 @@ class Region:
                 activation=pending.activation,
                 slope=pending.slope,
                 writes=pending.writes,
+                factor=pending.factor,
             )
         conv = pending.conv
         # Steps come first: the type of a program's first parameter is that of all its real numbers.
@@ -491,6 +517,7 @@ class Region:
             writes=pending.writes,
             weight_steps=steps,
             weight_zeros=None if conv.bytes is None else place(conv.bytes.zeros),
+            factor=pending.factor,
         )
 
     def _algorithm_of(self, pending: _Pending) -> str:

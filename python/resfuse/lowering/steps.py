@@ -58,6 +58,8 @@ class NativeStep:
 
     node: fx.Node
     reason: str
+    computes_weight: bool = False  # from parameters alone
+    is_weight: bool = False  # that a layer reads
 
 
 Step = ProgramStep | NativeStep
@@ -78,5 +80,11 @@ class Lowered:
 
     @property
     def natives(self) -> list[NativeStep]:
-        """The native steps, in order."""
-        return [step for step in self.steps if isinstance(step, NativeStep)]
+        """The native steps, in order, but for those that compute weights."""
+        return [step for step in self.steps if isinstance(step, NativeStep) and not step.computes_weight]
+
+    @property
+    def computed_weights(self) -> dict[fx.Node, bool]:
+        """The nodes that compute weights, and whether a layer reads their value."""
+        steps = [step for step in self.steps if isinstance(step, NativeStep) and step.computes_weight]
+        return {step.node: step.is_weight for step in steps}

@@ -29,7 +29,7 @@ class BatchNormSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """Convolution or linear layer with its epilogue: ``act(conv(input) * scale + bias + residual)``.
+    """Convolution or linear layer with its epilogue: ``act((conv(input) * scale + bias) * factor + residual)``.
 
     ``padding`` is (top, left, bottom, right), or None for TensorFlow's "same" padding. It computes with bytes where its
     input is of bytes, or is real numbers that ``reads`` makes bytes of. ``writes`` makes bytes of its output.
@@ -59,6 +59,7 @@ class ConvSpec:
     weight_steps: int | None = None
     weight_zeros: int | None = None
     input_means: int | None = None
+    factor: float = 1.0
     kind: str = "conv"
 
 
@@ -112,9 +113,9 @@ class GlobalAvgPoolSpec:
 
 @dataclasses.dataclass(frozen=True)
 class AffineSpec:
-    """What is computed element by element: ``act(batch_norm(input) * gate + residual)``, or a part of it.
+    """What is computed element by element: ``act(batch_norm(input) * factor * gate + residual)``, or a part of it.
 
-    ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; batch norm and gate exclude each other.
+    ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; the gate excludes batch norm and factor.
     ``slope`` is leaky_relu's.
     """
 
@@ -127,6 +128,7 @@ class AffineSpec:
     activation: str = "none"
     slope: float = 0.0
     writes: Range | None = None
+    factor: float = 1.0
     kind: str = "affine"
 
 

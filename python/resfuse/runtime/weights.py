@@ -37,7 +37,7 @@ def _stamp(tensors: Sequence[torch.Tensor], matrices: Sequence[int]) -> Stamp:
         return addresses, strides, tuple(0 if t.is_inference() else t._version for t in tensors)
 
 
-_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
+PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _WHOLE = (torch.int8, torch.int32, torch.int64)  # of quantised weights and zero points
 
 
@@ -48,7 +48,7 @@ def require_plain(
 
     Those at the places ``whole_numbers`` may be of integers as well.
     """
-    fits = [type(t) in _PLAIN_TENSORS and t.is_cpu for t in tensors]
+    fits = [type(t) in PLAIN_TENSORS and t.is_cpu for t in tensors]
     fits += [t.dtype is dtype or (i in whole_numbers and t.dtype in _WHOLE) for i, t in enumerate(tensors)]
     if not all(fits):
         raise ValueError(f"its parameters are not all plain {str(dtype).removeprefix('torch.')} tensors on the CPU")
@@ -106,6 +106,16 @@ def fold_batch_norm(
     return scale.tolist(), shift.tolist()
 
 
+def _epilogue(
+    layer: ConvSpec | AffineSpec, bias: int | None, channels: int, tensors: Sequence[torch.Tensor]
+) -> tuple[list[float], list[float]]:
+    """Scale and bias of a layer's channels, its factor included."""
+    scale, shift = fold_batch_norm(layer.batch_norm, bias, tensors)
+    if layer.factor == 1.0:
+        return scale, shift
+    return [value * layer.factor for value in scale or [1.0] * channels], [value * layer.factor for value in shift]
+
+
 def _real_weights(layer: ConvSpec, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """A layer's weights as real numbers: where steps are given, multiples of these."""
     weight = tensors[layer.weight].detach()
@@ -136,28 +146,42 @@ def note_change(*tensors: torch.Tensor) -> None:
     """Programs over these tensors read them anew when they run next."""
     _changes[0] += 1
     for tensor in tensors:
-        if type(tensor) in _PLAIN_TENSORS:  # others, as fake ones, no program reads
+        if type(tensor) in PLAIN_TENSORS:  # others, as fake ones, no program reads
             _changed[tensor.data_ptr()] = _changes[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Packed:
-    """A weight set and what its tensors were when it was made."""
+class Snapshot:
+    """What some tensors were at a time."""
 
     stamp: Stamp
     fingerprint: _core.Fingerprint
     samples: int
-    weights: _core.WeightSet
     generation: int
     changes: int
 
-    def holds(self, threads: int) -> bool:
-        """Whether the values are the same, as far as this call looks."""
-        if self.generation != _generations[0] or self.fingerprint.samples() != self.samples:
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor], matrices: Sequence[int] = ()) -> Snapshot:
+        """``matrices`` are the places of tensors whose strides count."""
+        generation, changes = _generations[0], _changes[0]
+        stamp = _stamp(tensors, matrices)
+        fingerprint = _core.Fingerprint([_watched(t) for t in tensors])
+        fingerprint.take(torch.get_num_threads())
+        return cls(stamp, fingerprint, fingerprint.samples(), generation, changes)
+
+    def holds(self, tensors: Sequence[torch.Tensor], matrices: Sequence[int] = ()) -> bool:
+        """Whether these are the same tensors of the same values, as far as this call looks."""
+        if self.stamp != _stamp(tensors, matrices) or self.generation != _generations[0]:
+            return False
+        if self.fingerprint.samples() != self.samples:
             return False
         if self.changes != _changes[0] and any([_changed.get(a, 0) > self.changes for a in self.stamp[0]]):
             return False
-        return self.fingerprint.same_slice(threads)
+        return self.fingerprint.same_slice(torch.get_num_threads())
+
+    def held_meanwhile(self, tensors: Sequence[torch.Tensor], matrices: Sequence[int] = ()) -> bool:
+        """Whether nobody has written since it was taken, a moment ago."""
+        return self.stamp == _stamp(tensors, matrices) and self.fingerprint.samples() == self.samples
 
 
 class PackedWeights:
@@ -169,29 +193,25 @@ class PackedWeights:
         self._dtype = dtype
         self._matrices = tuple(layer.weight for layer in spec.layers if isinstance(layer, ConvSpec))
         self._lock = threading.Lock()
-        self._state: _Packed | None = None
+        self._state: tuple[Snapshot, _core.WeightSet] | None = None
 
     def current(self, tensors: Sequence[torch.Tensor], plan: _core.Plan) -> _core.WeightSet:
         """A weight set with the tensors' present values, packed for `plan`."""
-        state, threads = self._state, torch.get_num_threads()
-        if state is not None and state.stamp == _stamp(tensors, self._matrices) and state.holds(threads):
-            return state.weights
+        state = self._state
+        if state is not None and state[0].holds(tensors, self._matrices):
+            return state[1]
         self._state = None  # what has changed stays so, also where packing fails now
         if len(tensors) < self._spec.parameter_count:
             raise ValueError(f"parameters: got {len(tensors)} tensors, want {self._spec.parameter_count}")
         require_plain(tensors, self._dtype, self._spec.whole_numbers)
-        generation, changes = _generations[0], _changes[0]
         with self._lock:
             for _ in range(_MOST_TRIES):
-                stamp = _stamp(tensors, self._matrices)
-                fingerprint = _core.Fingerprint([_watched(t) for t in tensors])
-                fingerprint.take(threads)
-                samples = fingerprint.samples()
+                snapshot = Snapshot.of(tensors, self._matrices)
                 weights = self._read(tensors)
                 plan.prepare(weights)
                 # Another thread may have written meanwhile: a set of mixed values must not be kept.
-                if stamp == _stamp(tensors, self._matrices) and samples == fingerprint.samples():
-                    self._state = _Packed(stamp, fingerprint, samples, weights, generation, changes)
+                if snapshot.held_meanwhile(tensors, self._matrices):
+                    self._state = snapshot, weights
                     break
             return weights
 
@@ -205,17 +225,18 @@ class PackedWeights:
                 given = layer.weight_steps is not None and self._spec.computes_bytes(layer)
                 steps = tensors[layer.weight_steps or 0].tolist() if given else []
                 means = [] if layer.input_means is None else tensors[layer.input_means].tolist()
-                folded = fold_batch_norm(layer.batch_norm, layer.bias, tensors)
+                folded = _epilogue(layer, layer.bias, layer.out_channels, tensors)
                 weights.set(index, view(weight), *folded, steps, means)
             elif isinstance(layer, AffineSpec):
-                weights.set_affine(index, *fold_batch_norm(layer.batch_norm, None, tensors))
+                channels = self._spec.channels(layer.output)
+                weights.set_affine(index, *_epilogue(layer, None, channels, tensors))
         return weights
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of packed weights held now."""
         state = self._state
-        return 0 if state is None else state.weights.packed_bytes
+        return 0 if state is None else state[1].packed_bytes
 
 
 class WeightCache:

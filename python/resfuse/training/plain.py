@@ -50,12 +50,14 @@ def _products(layer: ConvSpec, x: torch.Tensor, parameters: Sequence[torch.Tenso
         x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
     with torch.autocast("cpu", enabled=False):
         if weight.dim() == 2:
-            return F.linear(x.flatten(1), weight, bias)[:, :, None, None].to(dtype)
+            y = F.linear(x.flatten(1), weight, bias)[:, :, None, None]
+            return (y if layer.factor == 1.0 else y * layer.factor).to(dtype)
         x = F.pad(x, _pads(layer, x))
         if layer.kernel_size == (1, 1) and layer.stride != (1, 1):
             # torch 2.13 gets second derivatives of these wrong, now and then, in channels_last memory.
             x = x.contiguous()
-        return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups).to(dtype)
+        y = F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+        return (y if layer.factor == 1.0 else y * layer.factor).to(dtype)
 
 
 def _avg_pool(layer: AvgPoolSpec, x: torch.Tensor) -> torch.Tensor:

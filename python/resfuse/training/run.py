@@ -74,7 +74,10 @@ def _run_block(
         if isinstance(layer, AffineSpec):
             return [_affine(layer, inputs, parameters, norms[index], updates)]
         return [plain_layer(layer, inputs[0], parameters)]
-    results = ops.block_forward(inputs, [parameters[p] for p in part.parameters], part.text)
+    own = [parameters[p] for p in part.parameters]
+    for place, factor in part.factors:
+        own[place] = own[place] * factor
+    results = ops.block_forward(inputs, own, part.text)
     for statistics in part.statistics:
         norm = norms[statistics.layer]
         assert norm is not None
@@ -105,6 +108,7 @@ def _affine(
         else:
             mean, variance = parameters[spec.running_mean], parameters[spec.running_var]
             x = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, spec.eps)
+    x = x if layer.factor == 1.0 else x * layer.factor
     residual = rest.pop(0) if layer.residual is not None else None
     if layer.gate is not None:
         x = x * rest.pop(0)

@@ -54,6 +54,7 @@ class Block:
     parameters: tuple[int, ...]  # places in the whole program's list
     statistics: tuple[Statistics, ...] = ()
     activation: str = "none"  # follows, on torch
+    factors: tuple[tuple[int, float], ...] = ()  # of `parameters`: places, and what they are multiplied by
 
 
 def reads(layer: LayerSpec) -> tuple[int, ...]:
@@ -201,6 +202,7 @@ def _block(
         return len(parameters) - 1
 
     own: list[LayerSpec] = []
+    factors: list[tuple[int, float]] = []
     for index, layer in zip(indices, layers, strict=True):
         source, output = numbers[layer.input], numbers[layer.output]
         if isinstance(layer, MaxPoolSpec):
@@ -215,6 +217,9 @@ def _block(
             own_statistics = batch_statistics[index]
             mean, var = (-1, -1) if own_statistics else (place(norm.running_mean), place(norm.running_var))
             norm = BatchNormSpec(gamma, beta, mean, var, norm.eps)  # type: ignore[arg-type]
+        if layer.factor != 1.0:
+            scaled = (weight, bias) if norm is None else (norm.weight, norm.bias)
+            factors += [(p, layer.factor) for p in scaled if p is not None]
         own.append(
             dataclasses.replace(
                 layer,
@@ -224,6 +229,7 @@ def _block(
                 weight=weight,
                 bias=bias,
                 batch_norm=norm,
+                factor=1.0,
                 residual=None if layer.residual is None else numbers[layer.residual],
             )
         )
@@ -235,4 +241,6 @@ def _block(
         for i, layer in enumerate(own)
         if isinstance(layer, ConvSpec) and takes_batch_statistics(layer)
     )
-    return Block(part, part.to_text(), tuple(indices), inputs, outputs, tuple(parameters), statistics)
+    return Block(
+        part, part.to_text(), tuple(indices), inputs, outputs, tuple(parameters), statistics, factors=tuple(factors)
+    )
