@@ -148,6 +148,8 @@ ZOO: dict[str, Entry] = {
     "timm resnet18 gelu": Entry(_TIMM, _timm("resnet18", act_layer="gelu")),
     "timm resnet18 leaky_relu": Entry(_TIMM, _timm("resnet18", act_layer="leaky_relu")),
     "timm resnet18 drop_path": Entry(_TIMM, _timm("resnet18", drop_path_rate=0.2)),
+    "timm nf_resnet50 (norm-free)": Entry(_TIMM, _timm("nf_resnet50")),
+    "timm resnetv2_50x1_bit (group norm)": Entry(_TIMM, _timm("resnetv2_50x1_bit"), natives=150),
     "timm resnet50_gn (group norm)": Entry(_TIMM, _timm("resnet50_gn"), natives=150),
     "ResNetForImageClassification": Entry(_HF, _hugging_face("ResNetForImageClassification"), natives=3),
     "ResNetModel, basic": Entry(_HF, _hugging_face("ResNetModel", layer_type="basic", **_SMALL), natives=3),

@@ -29,6 +29,12 @@ from resfuse.runtime.executor import DTYPES
 
 Compiled = Callable[..., Any]
 FALLBACKS = ("eager", "inductor")
+# Of nodes that change what those behind them do: programs would move past them.
+_MODES = (
+    torch.amp.autocast_mode._enter_autocast,
+    torch.amp.autocast_mode._exit_autocast,
+    torch._C._set_grad_enabled,
+)
 
 
 def resfuse(
@@ -38,7 +44,7 @@ def resfuse(
 
     Graphs of inference and of training run fused, for any batch and image size that Dynamo lets in
     (``dynamic=True`` compiles once for all of them). What has no fused form, and graphs of other types than float32,
-    bfloat16 and float16 on the CPU, run as ``fallback`` says.
+    bfloat16 and float16 on the CPU or with autocast regions in them, run as ``fallback`` says.
 
     Args:
         graph_module, example_inputs: from Dynamo.
@@ -49,6 +55,8 @@ def resfuse(
         ValueError: an unknown option, or an unknown value of one.
     """
     algorithm, fallback = _options(options or {})
+    if any(node.target in _MODES for node in graph_module.graph.nodes):
+        return _compile(graph_module, example_inputs, fallback)
     _fix_numbers(graph_module.graph)
     join_nodes(graph_module.graph, graph_module)
     with _given(graph_module.graph, example_inputs):

@@ -187,6 +187,68 @@ def test_second_derivatives_under_autocast() -> None:
         assert torch.nn.functional.cosine_similarity(theirs.flatten(), ours.flatten(), 0) > 0.9
 
 
+class Regions(nn.Module):
+    """Autocast is turned off, or on, around a part."""
+
+    def __init__(self, enabled: bool, decorated: bool) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm_relu(3, 16), conv_norm_relu(16, 16)
+        self.enabled, self.decorated = enabled, decorated
+
+    @torch.autocast("cpu", enabled=False)
+    def decorated_part(self, y: torch.Tensor) -> torch.Tensor:
+        return self.b(y.float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        if self.decorated:
+            return self.decorated_part(y)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
+            return self.b(y.float())
+
+
+@pytest.mark.parametrize("form", ["fused", "backend", "compiled"])
+@pytest.mark.parametrize(("enabled", "decorated"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("learns", [False, True])
+def test_autocast_regions(form: str, enabled: bool, decorated: bool, learns: bool) -> None:
+    """They mean what they mean in torch, whatever is on around the model."""
+    torch._dynamo.reset()
+    model = Regions(enabled, decorated).train(learns)
+    fast = copy.deepcopy(model)
+    if form == "backend":
+        fast = torch.compile(fast, backend="resfuse")
+    else:
+        fast = resfuse.fuse(fast)
+        fast = torch.compile(fast, backend="eager") if form == "compiled" else fast
+    x = torch.randn(2, 3, 12, 12)
+    for around in (None, torch.bfloat16, torch.float16):
+        with torch.set_grad_enabled(learns), autocast(around):
+            theirs, ours = model(x), fast(x)
+        assert ours.dtype is theirs.dtype, around
+        torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_compiled_programs_that_refuse_run_natively(learns: bool) -> None:
+    """Without a break in the graph: a pool that reads fp32 under autocast, parameters of several types."""
+    torch._dynamo.reset()
+    pools = nn.Sequential(nn.AvgPool2d(2), conv_norm_relu(3, 8)).train(learns)
+    mixed = nn.Sequential(conv_norm_relu(3, 8), conv_norm_relu(8, 8)).train(learns).bfloat16()
+    for module in mixed.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    for model, x, dtype in (
+        (pools, torch.randn(2, 3, 12, 12), torch.bfloat16),
+        (mixed, torch.randn(2, 3, 12, 12).bfloat16(), None),
+    ):
+        fast = resfuse.fuse(copy.deepcopy(model))
+        compiled = torch.compile(fast, backend="eager", fullgraph=True)
+        with torch.set_grad_enabled(learns), autocast(dtype):
+            theirs, ours = model(x), compiled(x)
+        assert ours.dtype is theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2)
+
+
 @pytest.mark.parametrize("learns", [False, True])
 def test_compiled_under_autocast(learns: bool) -> None:
     model = small("bottleneck").train(learns)

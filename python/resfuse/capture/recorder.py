@@ -275,11 +275,19 @@ class Recorder:
         """What code does beside computing tensors is undone, and named as what a graph cannot repeat."""
         state = _RandomState()
         usual_print, usual_isinstance = builtins.print, builtins.isinstance
+        autocast: Any = torch.autocast
+        usual_enter = autocast.__enter__
 
         def refuse(*args: Any, **kwargs: Any) -> None:
             if self.mine():
                 raise ViolationError(self.running[-1], "prints")
             usual_print(*args, **kwargs)
+
+        def enter(context: Any) -> Any:
+            # Where autocast is off, turning it off leaves no other mark.
+            if self.mine() and context.device == "cpu":
+                raise ViolationError(self.running[-1], "turns autocast on or off in its code")
+            return usual_enter(context)
 
         def is_instance(value: Any, kinds: Any) -> bool:
             # The model's code is told of a graph's value that it is a tensor, where that is known. Torch's code is not:
@@ -291,12 +299,14 @@ class Recorder:
 
         with _patching:
             builtins.print, builtins.isinstance = refuse, is_instance
+            autocast.__enter__ = enter
             try:
                 yield
                 if self.assumptions.undo_changes():
                     raise ViolationError(self.running[-1], "changes lists or dictionaries")
             finally:
                 builtins.print, builtins.isinstance = usual_print, usual_isinstance
+                autocast.__enter__ = usual_enter
                 self.assumptions.undo_changes()
                 if state.changed():
                     state.restore()

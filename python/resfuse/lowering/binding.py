@@ -41,6 +41,7 @@ class BoundProgram:
         self.step = step
         self.text = step.text
         self.has_bytes = step.spec.has_bytes  # of the graph's own
+        self._whole_numbers = tuple(step.spec.whole_numbers)
         self.inputs = [node.name for node in step.inputs]
         self.outputs = [node.name for node in step.outputs]
         self.last_plan: _core.Plan | None = None  # of the last call as a whole
@@ -150,34 +151,24 @@ class BoundProgram:
             raise RefusedError("elementwise layers keep an input's strides, which are in no dense memory format")
         return found
 
-    def operands(
-        self, inputs: list[torch.Tensor], parameters: Sequence[torch.Tensor], autocast: torch.dtype | None
-    ) -> list[torch.Tensor]:
-        """The inputs in the type that the program computes in.
-
-        Raises:
-            RefusedError: it cannot compute these with these parameters as torch does.
-        """
-        if autocast is not None:
-            return self._cast(inputs, parameters, autocast)
-        if parameters and parameters[0].dtype is not inputs[0].dtype:
-            raise RefusedError(f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}")
-        return inputs
-
-    def _cast(
-        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """The inputs as autocast hands them to the program's convolutions.
-
-        Raises:
-            RefusedError: some layer would compute in float32: one that reads a float32 input and is no convolution.
-        """
-        if dtype not in DTYPES or not all([p.dtype is torch.float32 for p in parameters]):
-            raise RefusedError(f"autocast to {dtype} of parameters that are not float32")
+    def refusal(
+        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], autocast: torch.dtype | None
+    ) -> str | None:
+        """Why it cannot compute these inputs with these parameters as torch does, or None. (No exception: Dynamo.)"""
+        if autocast is None:
+            if parameters and parameters[0].dtype is not inputs[0].dtype:
+                return f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}"
+            real = [p for i, p in enumerate(parameters) if i not in self._whole_numbers]
+            if torch.compiler.is_compiling() and not all([p.dtype is real[0].dtype for p in real]):
+                return "its parameters are of several types"
+            return None
+        if autocast not in DTYPES or not all([p.dtype is torch.float32 for p in parameters]):
+            return f"autocast to {autocast} of parameters that are not float32"
         for x, feeds_convolutions in zip(inputs, self._feeds_convolutions, strict=True):
-            if x.dtype is not dtype and not (feeds_convolutions and x.dtype is torch.float32):
-                raise RefusedError("under autocast a layer that is no convolution reads float32")
-        return [x.to(dtype) for x in inputs]
+            # Convolutions cast what they read; others would compute in float32.
+            if x.dtype is not autocast and not (feeds_convolutions and x.dtype is torch.float32):
+                return "under autocast a layer that is no convolution reads float32"
+        return None
 
     def own_parameters(self) -> list[torch.Tensor]:
         """Those that are the model's own."""
@@ -189,7 +180,7 @@ class BoundProgram:
         """Raises ValueError where the core cannot read the model's own parameters, KeyError where one is missing."""
         parameters = self.own_parameters()
         half = bool(parameters) and parameters[0].dtype in DTYPES
-        require_plain(parameters, parameters[0].dtype if half else torch.float32, self.step.spec.whole_numbers)
+        require_plain(parameters, parameters[0].dtype if half else torch.float32, self._whole_numbers)
 
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
@@ -353,16 +344,21 @@ class Binding:
                 with_plain_gradient(x) if name in self._seen and name not in contiguous else x
                 for name, x in zip(step.inputs, inputs, strict=True)
             ]
+        reason: str | None = None
+        plain: list[int] = []
+        results: list[torch.Tensor] = []
         try:
             if not all([isinstance(x, torch.Tensor) for x in inputs]):
                 raise RefusedError(f"{step.inputs}: want tensors, got {[type(x).__name__ for x in inputs]}")
             parameters = step.parameters(env)
-            plain: list[int] = []
             if step.returns_feature_maps and all([x.dim() == 4 for x in inputs]):
                 plain = step.contiguous_outputs(inputs, [name in contiguous for name in step.inputs], parameters)
-            inputs = step.operands(inputs, parameters, autocast)
-            if run_program is None:
-                dtype = dtype if autocast is None else None
+            reason = step.refusal(inputs, parameters, autocast)
+            if autocast is not None and reason is None:
+                inputs, dtype = [x.to(autocast) for x in inputs], None
+            if reason is None and run_program is not None:
+                results = run_program(step, inputs, parameters)
+            elif reason is None:
                 planes = tuple([i for i in plain if i in step.handed_out])
                 text = step.text
                 if autocast is None:
@@ -372,14 +368,14 @@ class Binding:
                 if not torch.compiler.is_compiling():
                     stored = parameters[0].dtype if parameters else inputs[0].dtype
                     step.last_plan = executor_of(text, dtype or inputs[0].dtype, stored).last_plan
-            else:
-                results = run_program(step, inputs, parameters)
         except (ValueError, TypeError, KeyError, RuntimeError) as refusal:
             if torch.compiler.is_compiling():
                 raise
+            reason = str(refusal)
+        if reason is not None:
             # Nothing has been changed yet: running statistics move when a program has run. Where the original modules
             # refuse as well, they say so as torch does.
-            self.refusal = str(refusal)
+            self.refusal = reason
             for call in step.calls:
                 _run_native(call, model, env, contiguous)
             for name in step.inner:
