@@ -260,6 +260,7 @@ void register_training(py::module_& m) {
           py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("ceil_mode"), py::arg("threads"),
           py::arg("isa") = py::none(), "Writes the gradient of the pool's input to dx.");
     m.def("empty", &empty, py::arg("shape"), py::arg("item_bytes") = 4,
-          "An uninitialised [N, C, H, W] array of float32, or of int16 for items of 2 bytes, in channels_last memory, from "
+          "An uninitialised [N, C, H, W] array of float32, or of int16 for items of 2 bytes, in channels_last memory, "
+          "from "
           "memory that is mapped already.");
 }

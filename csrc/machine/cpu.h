@@ -5,9 +5,9 @@
 
 namespace resfuse {
 
-// Levels of instruction sets, from slow to fast. Most contain those before them; avx2_vnni (VNNI on vectors of 256 bits,
-// of CPUs without AVX-512) is missing from many CPUs that have what follows it. zen4: AVX-512 on cores that have adders
-// beside their multipliers.
+// Levels of instruction sets, from slow to fast. Most contain those before them; avx2_vnni (VNNI on vectors of 256
+// bits, of CPUs without AVX-512) is missing from many CPUs that have what follows it. zen4: AVX-512 on cores that have
+// adders beside their multipliers.
 enum class Isa : int { generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, zen4 };
 
 // Whether this CPU has a level.

@@ -123,8 +123,7 @@ void norm_backward(const KernelTable& kernels, const NormBackward& g, Pixels pix
         constant[c] = g.batch_statistics ? static_cast<float>(-scale * dbias / count) : 0.0f;
     }
     for_each_part(pixels, parts_of(pixels), threads, [&](index_t, Range rows) {
-        elements.norm_grad(
-            {rows_of(rows), of_grad, of_x, constant, rows_at(g.dx, rows), rows_at(g.dresidual, rows)});
+        elements.norm_grad({rows_of(rows), of_grad, of_x, constant, rows_at(g.dx, rows), rows_at(g.dresidual, rows)});
     });
 }
 

@@ -25,17 +25,16 @@ void max_pool_forward(const KernelTable& kernels, const PoolShape& shape, const 
     const index_t row = shape.in.w * shape.channels, y_row = shape.out.w * shape.channels;
     for_each_band(shape.batch, shape.out.h, threads, [&](index_t image, Range rows) {
         const index_t at = (image * shape.out.h + rows.begin) * y_row;
-        elements.max_pool_index(
-            {.pool = {.image = {element_at(x, image * shape.in.h * row, shape.type), shape.in.h, shape.in.w, row,
-                                shape.channels},
-                      .channels = shape.channels,
-                      .window = w.args(),
-                      .y = element_at(y, at, shape.type),
-                      .y_row = y_row,
-                      .out_width = shape.out.w,
-                      .out_row_begin = rows.begin,
-                      .out_row_end = rows.end},
-             .taps = taps + at});
+        elements.max_pool_index({.pool = {.image = {element_at(x, image * shape.in.h * row, shape.type), shape.in.h,
+                                                    shape.in.w, row, shape.channels},
+                                          .channels = shape.channels,
+                                          .window = w.args(),
+                                          .y = element_at(y, at, shape.type),
+                                          .y_row = y_row,
+                                          .out_width = shape.out.w,
+                                          .out_row_begin = rows.begin,
+                                          .out_row_end = rows.end},
+                                 .taps = taps + at});
     });
 }
 

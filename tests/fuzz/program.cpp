@@ -242,7 +242,8 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
                 plan.in_planes(o) ? in_planes(place / want.channels, place % want.channels, want) : i;
             const double got = results[o].get(at), exact = want.values[i];
             const bool same_infinity = std::isinf(exact) && got == exact;
-            if (same_infinity || (std::isnan(exact) && std::isnan(got)) || std::fabs(got - exact) <= tolerance(type) * largest)
+            if (same_infinity || (std::isnan(exact) && std::isnan(got)) ||
+                std::fabs(got - exact) <= tolerance(type) * largest)
                 continue;
             std::fprintf(stderr, "output %zu, element %zu: got %g, want %g\n", o, i, got, exact);
             for (std::size_t l = 0; l < plan.layers().size(); ++l)

@@ -117,8 +117,7 @@ class StridedGradient {
         const index_t blocks = ceil_div(pixels(part), kBlockPixels);
         const Range range = resfuse::part(pixels(part), block, blocks);
         if (part.depth == 0) {
-            for (index_t i = range.begin; i < range.end; ++i)
-                std::memset(channels_at(part, i, 0), 0, bytes(channels_));
+            for (index_t i = range.begin; i < range.end; ++i) std::memset(channels_at(part, i, 0), 0, bytes(channels_));
             return;
         }
         for (index_t i = range.begin; i < range.end; ++i)
@@ -160,9 +159,7 @@ class StridedGradient {
         return {i / per_image, i % per_image / part.cols.pixels, i % part.cols.pixels};
     }
 
-    std::size_t bytes(index_t elements) const {
-        return static_cast<std::size_t>(elements) * element_bytes(g_.dx.type);
-    }
+    std::size_t bytes(index_t elements) const { return static_cast<std::size_t>(elements) * element_bytes(g_.dx.type); }
     // Channels of pixel i of a phase, and of those in scratch.
     void* channels_at(const Part& part, index_t i, index_t first) const {
         const Window& w = g_.layer.window;
@@ -170,9 +167,7 @@ class StridedGradient {
         const index_t y = part.rows.first_pixel + row * w.stride_h, x = part.cols.first_pixel + col * w.stride_w;
         return g_.dx.at(((image * g_.in.h + y) * g_.in.w + x) * channels_ + first);
     }
-    void* result(float* results, index_t i) const {
-        return element_at(results, i * kPanelGroup * cols(), g_.dx.type);
-    }
+    void* result(float* results, index_t i) const { return element_at(results, i * kPanelGroup * cols(), g_.dx.type); }
 
     void gather(const Part& part, index_t i, float* to) const {
         const auto [image, row, col] = place(part, i);

@@ -5,8 +5,9 @@
 
 namespace resfuse {
 
-// grad [batch, out_channels, ...] and dx [batch, in_channels, ...] of one type, in dense NHWC; fp32 weight[k][c][r][s] with `strides` in
-// floats. One group, dilation 1. (At stride 1 the gradient is a convolution, and a Program computes it.)
+// grad [batch, out_channels, ...] and dx [batch, in_channels, ...] of one type, in dense NHWC; fp32 weight[k][c][r][s]
+// with `strides` in floats. One group, dilation 1. (At stride 1 the gradient is a convolution, and a Program computes
+// it.)
 struct InputGradient {
     Layer layer;  // window with its paddings resolved
     Extent in, out;

@@ -65,7 +65,8 @@ class DirectGradient {
     // meanwhile. Others are copied, and other types widened.
     bool grads_in_place() const { return g_.grad.type == DType::fp32 && row_blocks_ == 1; }
     bool windows_in_place() const {
-        return g_.x.type == DType::fp32 && w_.is_pointwise() && panel_blocks_ == 1 && channels_ % kernels_.tile_cols == 0;
+        return g_.x.type == DType::fp32 && w_.is_pointwise() && panel_blocks_ == 1 &&
+               channels_ % kernels_.tile_cols == 0;
     }
     index_t grad_pitch() const { return kBlockRows + kLineFloats; }
 

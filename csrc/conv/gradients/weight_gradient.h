@@ -5,8 +5,8 @@
 
 namespace resfuse {
 
-// x [batch, in_channels, ...] and grad [batch, out_channels, ...] of one type, in dense NHWC; fp32 dw[k][c][r][s] with `dw_strides` in
-// floats. One group. Winograd where the layer allows it, it pays, and `algorithm` is not direct.
+// x [batch, in_channels, ...] and grad [batch, out_channels, ...] of one type, in dense NHWC; fp32 dw[k][c][r][s] with
+// `dw_strides` in floats. One group. Winograd where the layer allows it, it pays, and `algorithm` is not direct.
 struct WeightGradient {
     Layer layer;  // window with its paddings resolved
     Extent in, out;

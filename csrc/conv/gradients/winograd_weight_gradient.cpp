@@ -165,15 +165,15 @@ class WinogradGradient {
             const index_t count = std::min(tiles.end - t, per_image - tile);
             const WinogradTransforms& transforms = kernels_of(kernels_, g_.x.type).winograd[winograd_.number];
             transforms.input[0][0]({.image = image_view(g_.x, image, g_.in),
-                              .channels = channels_,
-                              .pad_top = w.pad_top,
-                              .pad_left = w.pad_left,
-                              .tiles_per_row = cols_,
-                              .first_tile = tile,
-                              .tiles = count,
-                              .v = to.v + (t - first) * channels_,
-                              .frequency_stride = to.capacity * channels_,
-                              .zeros = zeros_});
+                                    .channels = channels_,
+                                    .pad_top = w.pad_top,
+                                    .pad_left = w.pad_left,
+                                    .tiles_per_row = cols_,
+                                    .first_tile = tile,
+                                    .tiles = count,
+                                    .v = to.v + (t - first) * channels_,
+                                    .frequency_stride = to.capacity * channels_,
+                                    .zeros = zeros_});
             ImageView grad = image_view(g_.grad, image, g_.out);
             grad.data = element_at(grad.data, channel, g_.grad.type);
             transforms.gradient(
@@ -196,12 +196,13 @@ class WinogradGradient {
         for (index_t f = 0; f < frequencies_; ++f) {
             const float* const v = from.v + f * from.capacity * channels_ + channels.begin;
             if (slice)
-                kernels_of(kernels_, DType::fp32).pack_rows({.x = v,
-                                    .pixel = channels_,
-                                    .rows = tiles,
-                                    .channels = channels.size(),
-                                    .panels = slice,
-                                    .panel_stride = 0});
+                kernels_of(kernels_, DType::fp32)
+                    .pack_rows({.x = v,
+                                .pixel = channels_,
+                                .rows = tiles,
+                                .channels = channels.size(),
+                                .panels = slice,
+                                .panel_stride = 0});
             kernels_.outer_product({.a = slice ? slice : v,
                                     .lda = slice ? kernels_.tile_cols : channels_,
                                     .b = from.grads + (f * panels_ + panels.begin) * from.capacity * kernels_.tile_cols,

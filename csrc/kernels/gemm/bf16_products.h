@@ -1,5 +1,5 @@
-// Products of bf16 numbers, two at a time: direct and 1x1 convolutions, linear layers. Rows are read as they lie in memory,
-// weights are rounded to bf16, sums are fp32.
+// Products of bf16 numbers, two at a time: direct and 1x1 convolutions, linear layers. Rows are read as they lie in
+// memory, weights are rounded to bf16, sums are fp32.
 #pragma once
 
 #include "kernels/gemm/dot_tile.h"
@@ -38,15 +38,14 @@ void bf16_dot_gemm(const GemmArgs& g) {
                                            .accumulate = false},
                                           g.segments, g.segment_length, rows, cols <= kVectorFloats);
             const auto* const residual = static_cast<const std::uint16_t*>(g.residual);
-            finish_rows<Product<Form::plain, Bf16>>(
-                g,
-                {.c = static_cast<std::uint16_t*>(g.c) + begin * g.ldc + column,
-                 .residual = residual ? residual + begin * g.ldr + column : nullptr,
-                 .scale = g.scale + column,
-                 .bias = g.bias + column,
-                 .cols = cols,
-                 .rows = rows},
-                sums, rows);
+            finish_rows<Product<Form::plain, Bf16>>(g,
+                                                    {.c = static_cast<std::uint16_t*>(g.c) + begin * g.ldc + column,
+                                                     .residual = residual ? residual + begin * g.ldr + column : nullptr,
+                                                     .scale = g.scale + column,
+                                                     .bias = g.bias + column,
+                                                     .cols = cols,
+                                                     .rows = rows},
+                                                    sums, rows);
         }
     }
 }

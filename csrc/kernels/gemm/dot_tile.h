@@ -1,6 +1,6 @@
-// The register tile of dot products: units of a few small operands, 32 bits together, that one instruction multiplies and
-// adds up. What is multiplied, and in which type it is summed up, a D says: Operand, Weight, their kUnit, Lane and the
-// vector Sum of it, and add_products.
+// The register tile of dot products: units of a few small operands, 32 bits together, that one instruction multiplies
+// and adds up. What is multiplied, and in which type it is summed up, a D says: Operand, Weight, their kUnit, Lane and
+// the vector Sum of it, and add_products.
 //
 // As in gemm.h, a chunk of one panel of B stays in L1 while the register tiles of some rows pass by, and the sums of a
 // block of rows stay there too.
@@ -45,8 +45,7 @@ template <class D, int Rows, int Vectors>
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-        for (int j = 0; j < Vectors; ++j)
-            acc[i][j] = load_raw<typename D::Sum>(begin + i * pitch + j * kVectorFloats);
+        for (int j = 0; j < Vectors; ++j) acc[i][j] = load_raw<typename D::Sum>(begin + i * pitch + j * kVectorFloats);
     const typename D::Weight* b = tile.b;
     const index_t *offset = tile.offsets, *const end = offset + tile.segments;
     // There is at least one step: where there might be none, GCC would move all sums through memory on the way around.

@@ -46,13 +46,13 @@ inline void int8_gemm_block(const Int8GemmArgs& g, index_t begin, index_t end) {
     for (index_t panel = 0; panel < panels; ++panel) {
         const index_t column = panel * kTileCols, cols = at_most(p.cols - column, kTileCols);
         multiply_dot_panel<D>({.a = static_cast<const typename D::Operand*>(p.a) + begin * p.lda,
-                                .lda = p.lda,
-                                .offsets = p.segment_offset,
-                                .b = static_cast<const typename D::Weight*>(p.b) + column * reduction,
-                                .sums = sums,
-                                .accumulate = false,
-                                .offset = reinterpret_cast<const std::uint32_t*>(g.offset) + column},
-                               p.segments, p.segment_length, end - begin, cols <= kVectorFloats);
+                               .lda = p.lda,
+                               .offsets = p.segment_offset,
+                               .b = static_cast<const typename D::Weight*>(p.b) + column * reduction,
+                               .sums = sums,
+                               .accumulate = false,
+                               .offset = reinterpret_cast<const std::uint32_t*>(g.offset) + column},
+                              p.segments, p.segment_length, end - begin, cols <= kVectorFloats);
         with_writer(g.epilogue.output, [&](const auto& write) {
             with_reader(p.residual != nullptr, g.epilogue.residual_type, [&](auto reader) {
                 finish_int8_rows(g, sums, end - begin, cols, column, begin, write, reader);

@@ -12,7 +12,7 @@ struct HalfKernels {
 HalfKernels generic_half_kernels();
 #if defined(RESFUSE_X86)
 HalfKernels avx2_half_kernels();
-HalfKernels avx512_half_kernels();  // with those of products in pairs
+HalfKernels avx512_half_kernels();       // with those of products in pairs
 HalfKernels avx512_bf16_half_kernels();  // and with products of bf16
 #endif
 

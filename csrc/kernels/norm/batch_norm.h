@@ -70,8 +70,8 @@ template <class E, Relu relu>
 inline Vec masked(const NormGrad& g, index_t at, index_t c, index_t n, Vec centred) {
     const Vec grad = load_at<E>(g.grad, at, n);
     if constexpr (relu == Relu::none) return grad;
-    const Vec y = relu == Relu::kept ? load_at<E>(g.y, at, n)
-                                     : centred * load_first(g.scale + c, n) + load_first(g.bias + c, n);
+    const Vec y =
+        relu == Relu::kept ? load_at<E>(g.y, at, n) : centred * load_first(g.scale + c, n) + load_first(g.bias + c, n);
     return y <= zero() ? zero() : grad;
 }
 
