@@ -211,6 +211,27 @@ def test_weights_of_the_input_stay_native() -> None:
     assert "computed weights" in str([step.reason for step in fast.fusion().binding.lowered.natives])
 
 
+def test_random_weights_are_drawn_at_each_call() -> None:
+    """Blundell et al., "Weight Uncertainty in Neural Networks", 2015."""
+
+    class Bayesian(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.weight + 0.1 * torch.randn_like(self.weight)
+            return F.conv2d(x, F.dropout(weight, 0.5), self.bias)
+
+    model, x = nn.Sequential(conv_norm_relu(3, 8), Bayesian(8, 8, 1), nn.ReLU()).eval(), torch.randn(1, 3, 9, 9)
+    fast = resfuse.fuse(model)
+    with torch.no_grad():
+        for seed in (0, 1):
+            results = []
+            for each in (model, fast):
+                torch.manual_seed(seed)
+                results.append([each(x), each(x)])
+            for theirs, ours in zip(*results, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+            assert not torch.equal(*results[1])
+
+
 def test_computed_weights_that_leave_the_model() -> None:
     """A weight that somebody else reads as well is computed at each call: he may write to it."""
 

@@ -68,6 +68,8 @@ class Network(nn.Module):
                 values.append(self.layers[what](first))
             elif kind == "activation":
                 values.append(_FUNCTIONS[what](first))
+            elif kind == "scale":
+                values.append(first * float(what))
             elif kind == "add":
                 values.append(first + values[sources[1]])
             elif kind == "add in place":
@@ -106,7 +108,9 @@ def networks(draw: st.DrawFn, activations: tuple[str, ...] = ANY) -> tuple[Netwo
         source = len(shapes) - 1 if draw(st.integers(0, 3)) else draw(st.integers(0, len(shapes) - 1))
         channels, height, width = shapes[source]
         kind = draw(
-            st.sampled_from(["conv", "conv", "conv3", "conv3", "bn", "bn", "act", "act", "add", "add", "pool", "gate"])
+            st.sampled_from(
+                ["conv", "conv", "conv3", "conv3", "bn", "bn", "act", "act", "add", "add", "pool", "gate", "scale"]
+            )
         )
         if kind == "conv3":
             out = draw(st.sampled_from([channels, 8, 16, 33]))
@@ -115,6 +119,8 @@ def networks(draw: st.DrawFn, activations: tuple[str, ...] = ANY) -> tuple[Netwo
                 add_module(source, nn.Conv2d(channels, out, 3, stride, 1, bias=draw(st.booleans())))
             else:
                 add_module(source, Conv2dSame(channels, out, 3, stride, bias=draw(st.booleans())))
+        elif kind == "scale":
+            emit("scale", (source,), draw(st.sampled_from(["0.5", "-1.5"])), shapes[source])
         elif kind == "conv":
             groups = draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
             out = groups * draw(st.integers(1, 6))
@@ -269,7 +275,7 @@ def test_the_fuzzer_reaches_what_it_should() -> None:
             whole.append(False)
 
     look()
-    assert kinds == {"module", "activation", "add", "add in place", "gate", "global pool"}
+    assert kinds == {"module", "activation", "add", "add in place", "gate", "global pool", "scale"}
     assert sum(whole) > 0.4 * len(whole), f"{sum(whole)} of {len(whole)}"
 
 

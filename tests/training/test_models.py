@@ -150,6 +150,18 @@ def test_training_empty_batch() -> None:
     y.sum().backward()
 
 
+def test_training_compiled_empty_batch() -> None:
+    """Of a network with strided convolutions and shortcuts."""
+    fast = resfuse.fuse(small("bottleneck"))
+    compiled = torch.compile(fast, backend="eager")
+    with torch.no_grad():
+        fast.eval()(torch.randn(1, 3, 32, 32))
+    x = torch.randn(0, 3, 32, 32, requires_grad=True)
+    compiled(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
 def test_training_compiles_without_graph_breaks() -> None:
     model = small("bottleneck")
     fast = resfuse.fuse(copy.deepcopy(model))

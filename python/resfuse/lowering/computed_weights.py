@@ -17,6 +17,8 @@ from resfuse.lowering.native import NativeCall, native_call, run_native
 from resfuse.lowering.op import COMPUTED, overwrites, value_of
 from resfuse.runtime.weights import PLAIN_TENSORS, Snapshot
 
+# Modules whose functions give the same for the same arguments, but for random ones.
+_PURE = ("torch", "operator", "_operator", "builtins", "math")
 _WEIGHTS = ("weight", "bias")
 _LAYERS = ("conv2d", "linear", "convolution")
 
@@ -46,16 +48,22 @@ def mark_computed_weights(graph: fx.Graph, model: nn.Module) -> dict[fx.Node, bo
 
 
 def _computed(node: fx.Node, values: Mapping[fx.Node, torch.Tensor], model: nn.Module) -> Any:
-    """The value of a node that reads nothing but such values, or None."""
+    """The value of a node that reads nothing but such values, and gives the same for the same ones; or None."""
     if node.op not in ("call_function", "call_method") or overwrites(node) or not node.all_input_nodes:
         return None
-    if not all(source in values for source in node.all_input_nodes):
+    home = str(getattr(node.target, "__module__", None) or "torch").split(".")[0]
+    if home not in _PURE or not all(source in values for source in node.all_input_nodes):
         return None
+    before = torch.get_rng_state()
     try:
         with torch.no_grad():
-            return run_native(native_call(node, model), model, {n.name: v for n, v in values.items()})
+            value = run_native(native_call(node, model), model, {n.name: values[n] for n in node.all_input_nodes})
     except Exception:  # whatever the user's own call says, it says it when the model runs
         return None
+    if torch.equal(torch.get_rng_state(), before):
+        return value
+    torch.set_rng_state(before)
+    return None
 
 
 def _is_weight(node: fx.Node, layer: fx.Node) -> bool:

@@ -54,6 +54,8 @@ def input_gradient(
     grad: torch.Tensor, weight: torch.Tensor, layer: ConvSpec, padding: Pads, like: torch.Tensor, more: Maybe
 ) -> torch.Tensor:
     """The gradient of an input of ``like``'s shape, plus ``more`` (whose memory may be the result's)."""
+    if grad.numel() == 0:
+        return torch.zeros_like(like) if more is None else more
     if grad.dtype in DTYPES and layer.groups == 1 and layer.dilation == (1, 1) and layer.stride != (1, 1):
         dx = empty(like.shape, grad.dtype) if more is None else dense(more)
         _core.input_gradient(
