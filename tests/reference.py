@@ -26,6 +26,10 @@ ACTIVATIONS = {
     "softmax": lambda x: x.softmax(1),
     "silu": F.silu,
     "gelu": F.gelu,
+    "relu6": F.relu6,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
 }
 
 
@@ -74,9 +78,9 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
         y = y * buffers[layer.gate]
     if layer.residual is not None:
         y = y + buffers[layer.residual]
-    if layer.activation == "leaky_relu":
+    if layer.activation in ("leaky_relu", "elu"):
         assert isinstance(layer, AffineSpec)
-        return F.leaky_relu(y, layer.slope)
+        return (F.leaky_relu if layer.activation == "leaky_relu" else F.elu)(y, layer.slope)
     return ACTIVATIONS[layer.activation](y)
 
 

@@ -58,13 +58,15 @@ void require_addressable(std::initializer_list<index_t> shape, const std::string
 }
 
 Activation parse_activation(const std::string& name) {
-    constexpr std::array<const char*, 8> names = {"none",    "relu", "tanh", "sigmoid",
-                                                  "softmax", "silu", "gelu", "leaky_relu"};
-    for (std::size_t i = 0; i < names.size(); ++i)
+    constexpr std::array<const char*, 13> names = {"none",      "relu", "tanh",       "sigmoid", "softmax",
+                                                   "silu",      "gelu", "leaky_relu", "relu6",   "hardsigmoid",
+                                                   "hardswish", "mish", "elu"};
+    std::string wanted;
+    for (std::size_t i = 0; i < names.size(); ++i) {
         if (name == names[i]) return static_cast<Activation>(i);
-    throw std::invalid_argument("activation: got '" + name +
-                                "', want one of 'none', 'relu', 'tanh', 'sigmoid', 'softmax', 'silu', 'gelu', "
-                                "'leaky_relu'");
+        wanted += std::string(i == 0 ? "'" : ", '") + names[i] + "'";
+    }
+    throw std::invalid_argument("activation: got '" + name + "', want one of " + wanted);
 }
 
 Window resolve_padding(Window w, Extent in) {

@@ -67,7 +67,7 @@ struct Layer {
     index_t out_channels = 0;
     index_t groups = 1;
     Activation activation = Activation::none;
-    float slope = 0.0f;                 // of leaky_relu
+    float slope = 0.0f;                 // of leaky_relu; elu's alpha
     bool counts_padding = false;        // of an average pool: as zeros
     DType input_type = DType::fp32;     // of its input's elements
     DType type = DType::fp32;           // of its output's

@@ -74,7 +74,7 @@ void add_layer(Bytes& bytes, Program& program) {
             layer.groups = bytes.flag() ? program.channels(layer.input) : bytes.wild(1, 8);
             layer.out_channels = std::min<index_t>(program.channels(layer.input), 72);
         }
-        layer.activation = static_cast<Activation>(bytes.between(0, 7));
+        layer.activation = static_cast<Activation>(bytes.between(0, 12));
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
         constexpr std::array<const char*, 7> kAlgorithms = {"auto",        "direct",   "winograd", "winograd_f2",
                                                             "winograd_f4", "strassen", "paired"};
@@ -94,7 +94,7 @@ void add_layer(Bytes& bytes, Program& program) {
     } else {
         if (bytes.flag()) layer.gate = any_buffer(bytes, program);
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
-        layer.activation = static_cast<Activation>(bytes.between(0, 7));
+        layer.activation = static_cast<Activation>(bytes.between(0, 12));
         layer.slope = 0.1f;
         program.add_affine(std::move(layer));
     }

@@ -23,6 +23,16 @@ double activated(const Layer& layer, double x) {
             return x * 0.5 * std::erfc(-x * M_SQRT1_2);
         case Activation::leaky_relu:
             return x > 0 ? x : x * static_cast<double>(layer.slope);
+        case Activation::relu6:
+            return std::clamp(x, 0.0, 6.0);
+        case Activation::hardsigmoid:
+            return std::clamp(x + 3, 0.0, 6.0) / 6;
+        case Activation::hardswish:
+            return x * std::clamp(x + 3, 0.0, 6.0) / 6;
+        case Activation::mish:
+            return x * std::tanh(std::log1p(std::exp(x)));
+        case Activation::elu:
+            return x > 0 ? x : static_cast<double>(layer.slope) * std::expm1(x);
         case Activation::none:
         case Activation::softmax:
             return x;

@@ -70,7 +70,9 @@ def test_programs_are_no_less_accurate_than_torch(
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDING))
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "silu", "gelu", "leaky_relu"])
+@pytest.mark.parametrize(
+    "activation", ["tanh", "sigmoid", "silu", "gelu", "leaky_relu", "relu6", "hardsigmoid", "hardswish", "mish", "elu"]
+)
 def test_activations(isa: str, activation: str, dtype: torch.dtype) -> None:
     spec = ProgramSpec((70,), (AffineSpec("act", 0, 1, activation=activation, slope=0.1),), (OutputSpec(1),))
     x = (torch.randn(2, 70, 5, 7) * 3).to(dtype)

@@ -28,8 +28,8 @@ fuzz = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 
-SMOOTH = ("silu", "gelu", "tanh", "sigmoid", "none")
-ANY = ("relu", "leaky_relu", *SMOOTH)
+SMOOTH = ("silu", "gelu", "tanh", "sigmoid", "mish", "none")
+ANY = ("relu", "leaky_relu", "relu6", "hardsigmoid", "hardswish", "elu", *SMOOTH)
 _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
@@ -37,6 +37,11 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "relu6": F.relu6,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "elu": lambda x: F.elu(x, 0.7),
     "none": lambda x: x,
 }
 _MODULES = {
@@ -45,6 +50,11 @@ _MODULES = {
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
+    "relu6": nn.ReLU6,
+    "hardsigmoid": nn.Hardsigmoid,
+    "hardswish": nn.Hardswish,
+    "mish": nn.Mish,
+    "elu": nn.ELU,
     "none": nn.Identity,
 }
 

@@ -68,6 +68,23 @@ inline Vec gelu(Vec x) {
     return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
+// Between 0 and 6; NaN stays NaN.
+inline Vec relu6(Vec x) { return x < 0.0f ? zero() : (x > 6.0f ? broadcast(6.0f) : x); }
+
+// e^x - 1; near zero, where the difference would cancel, by its series.
+inline Vec exp_minus_one(Vec x) {
+    const Vec series =
+        x + x * x * (0.5f + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120 + x * (1.0f / 720 + x / 5040)))));
+    return x * x < 0.125f ? series : exp_vector(x) - 1.0f;
+}
+
+// x tanh(log(1 + e^x)) (Misra, "Mish", 2019), of e = e^x: x e (e + 2) / (e (e + 2) + 2).
+inline Vec mish(Vec x) {
+    const Vec e = exp_vector(x > 20.0f ? broadcast(20.0f) : x);
+    const Vec n = e * (e + 2.0f);
+    return x > 20.0f ? x : x * (n / (n + 2.0f));
+}
+
 // One of the functions of single elements.
 inline Vec activated(const ActivationArgs& activation, Vec x) {
     switch (activation.kind) {
@@ -82,6 +99,16 @@ inline Vec activated(const ActivationArgs& activation, Vec x) {
             return x;
         case Activation::sigmoid:
             return 1.0f / (1.0f + exp_vector(-x));
+        case Activation::relu6:
+            return relu6(x);
+        case Activation::hardsigmoid:
+            return relu6(x + 3.0f) * (1.0f / 6);
+        case Activation::hardswish:
+            return x * relu6(x + 3.0f) * (1.0f / 6);
+        case Activation::mish:
+            return mish(x);
+        case Activation::elu:
+            return x > 0.0f ? x : broadcast(activation.slope) * exp_minus_one(x);
         default:
             return x;
     }

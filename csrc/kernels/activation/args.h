@@ -6,11 +6,25 @@
 namespace resfuse {
 
 // softmax runs over the n numbers it is given, the others element by element.
-enum class Activation : int { none, relu, tanh, sigmoid, softmax, silu, gelu, leaky_relu };
+enum class Activation : int {
+    none,
+    relu,
+    tanh,
+    sigmoid,
+    softmax,
+    silu,
+    gelu,
+    leaky_relu,
+    relu6,
+    hardsigmoid,
+    hardswish,
+    mish,
+    elu
+};
 
 struct ActivationArgs {
     Activation kind;
-    float slope;  // of leaky_relu
+    float slope;  // of leaky_relu; elu's alpha
 };
 
 }  // namespace resfuse

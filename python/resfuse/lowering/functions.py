@@ -291,12 +291,17 @@ def _quotient(call: Call) -> Op | Unsupported:
     return Unsupported("a quotient by something other than a number")
 
 
+# The number that an activation takes, and its default.
+_SLOPES = {"leaky_relu": ("negative_slope", 0.01), "elu": ("alpha", 1.0)}
+
+
 def _activation(name: str, inplace: bool = False) -> Callable[[Call], Op | Unsupported]:
     def describe(call: Call) -> Op | Unsupported:
-        unknown = call.unknown("input", "inplace", "negative_slope")
+        parameter, usual = _SLOPES.get(name, ("", 0.0))
+        unknown = call.unknown("input", "inplace", parameter)
         if unknown:
             return Unsupported(f"{name} with {unknown[0]}")
-        slope = float(call.get("negative_slope", 0.01)) if name == "leaky_relu" else 0.0
+        slope = float(call.get(parameter, usual))
         return Op(
             "activation", call.inputs, activation=name, slope=slope, inplace=inplace or bool(call.get("inplace", False))
         )
@@ -345,11 +350,13 @@ _enter(_BOTH, _two_tensors("add", True), operator.iadd, "add_", aten.add_.Tensor
 _enter(_BOTH, _two_tensors("multiply", False), operator.mul, torch.mul, "mul", aten.mul.Tensor)
 _enter(_BOTH, _two_tensors("multiply", True), operator.imul, "mul_", aten.mul_.Tensor)
 _enter(_BOTH, _quotient, operator.truediv, torch.div, torch.true_divide, "div", aten.div.Tensor)
-for _name in ("relu", "tanh", "sigmoid", "silu", "leaky_relu"):
-    _sources = [getattr(F, _name, None), getattr(torch, _name, None), _name, getattr(aten, _name).default]
-    _written = [f"{_name}_", getattr(torch, f"{_name}_", None), getattr(F, f"{_name}_", None),
-                getattr(aten, f"{_name}_").default]  # fmt: skip
-    _arguments = ("input", "negative_slope", "inplace") if _name == "leaky_relu" else ("input", "inplace")
+for _name in ("relu", "tanh", "sigmoid", "silu", "leaky_relu", "relu6", "hardsigmoid", "hardswish", "mish", "elu"):
+    _sources = [getattr(F, _name, None), getattr(torch, _name, None), _name]
+    _written = [f"{_name}_", getattr(torch, f"{_name}_", None), getattr(F, f"{_name}_", None)]
+    if _name != "elu":  # which takes two numbers more there
+        _sources.append(getattr(aten, _name).default)
+        _written.append(getattr(aten, f"{_name}_").default)
+    _arguments = ("input", _SLOPES[_name][0], "inplace") if _name in _SLOPES else ("input", "inplace")
     _enter(_arguments, _activation(_name), *[target for target in _sources if target is not None])
     _enter(_arguments, _activation(_name, True), *[target for target in _written if target is not None])
 

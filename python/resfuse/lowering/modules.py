@@ -21,6 +21,11 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
     nn.SiLU: "silu",
     nn.LeakyReLU: "leaky_relu",
+    nn.ReLU6: "relu6",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Hardswish: "hardswish",
+    nn.Mish: "mish",
+    nn.ELU: "elu",
 }
 
 
@@ -60,7 +65,7 @@ def activation_of(module: nn.Module) -> tuple[str, float] | str:
     if kind is nn.Identity:
         return "none", 0.0
     if kind in _ACTIVATIONS:
-        return _ACTIVATIONS[kind], float(getattr(module, "negative_slope", 0.0))
+        return _ACTIVATIONS[kind], float(getattr(module, "negative_slope", getattr(module, "alpha", 0.0)))
     return f"{kind.__name__} has no fused form"
 
 

@@ -93,7 +93,7 @@ class Op:
     conv: Conv | None = None
     norm: Norm | None = None
     activation: str = "none"  # of an activation, or behind a batch norm
-    slope: float = 0.0  # of leaky_relu
+    slope: float = 0.0  # of leaky_relu; elu's alpha
     factor: float = 1.0  # of a scale
     keepdim: bool = True
     mean: bool = False  # a global average pool that is written as a mean

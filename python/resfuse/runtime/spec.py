@@ -116,7 +116,7 @@ class AffineSpec:
     """What is computed element by element: ``act(batch_norm(input) * factor * gate + residual)``, or a part of it.
 
     ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; the gate excludes batch norm and factor.
-    ``slope`` is leaky_relu's.
+    ``slope`` is leaky_relu's, and elu's alpha.
     """
 
     name: str

@@ -20,7 +20,17 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda x: x.softmax(1),
     "silu": F.silu,
     "gelu": F.gelu,
+    "relu6": F.relu6,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
 }
+_OF_SLOPES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {"leaky_relu": F.leaky_relu, "elu": F.elu}
+
+
+def activated(activation: str, slope: float, x: torch.Tensor) -> torch.Tensor:
+    """An elementwise layer's activation."""
+    return _OF_SLOPES[activation](x, slope) if activation in _OF_SLOPES else ACTIVATIONS[activation](x)
 
 
 def plain_layer(

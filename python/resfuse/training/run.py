@@ -17,7 +17,7 @@ from resfuse.training.batch_norm import (
     update_running_statistics,
     values_per_channel,
 )
-from resfuse.training.plain import ACTIVATIONS, plain_layer
+from resfuse.training.plain import ACTIVATIONS, activated, plain_layer
 from resfuse.training.split import Block
 
 Update = tuple[RunningNorm, torch.Tensor, torch.Tensor, int]
@@ -114,9 +114,7 @@ def _affine(
         x = x * rest.pop(0)
     if residual is not None:
         x = x + residual
-    if layer.activation == "leaky_relu":
-        return F.leaky_relu(x, layer.slope)
-    return ACTIVATIONS[layer.activation](x)
+    return activated(layer.activation, layer.slope, x)
 
 
 def _update(norm: RunningNorm, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
