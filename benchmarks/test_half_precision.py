@@ -15,7 +15,7 @@ from resfuse.bench.duel import duel
 
 # batch -> least ratio to our own fp32 (without bf16 products)
 OWN = {1: 0.95, 16: 1.0}
-HAS_BF16_PRODUCTS = _core.active_isa() in ("avx512_bf16", "zen4")
+HAS_BF16_PRODUCTS = _core.kernel_table(_core.active_isa())["multiplies_bf16"]
 
 
 @pytest.mark.parametrize("batch", list(OWN))

@@ -21,7 +21,7 @@ TARGETS = {
     "wide_resnet50_2": {1: 1.15, 16: 1.25},
     "seed": {1: 1.25, 64: 1.4},
 }
-HAS_INT8_PRODUCTS = _core.active_isa() in ("avx2_vnni", "avx512_vnni", "avx512_bf16", "zen4")
+HAS_INT8_PRODUCTS = _core.kernel_table(_core.active_isa())["multiplies_bytes"]
 CASES = [(model, batch) for model, batches in TARGETS.items() for batch in batches]
 
 

@@ -25,9 +25,13 @@ void register_info(py::module_& m) {
             table["vector_floats"] = kernels.vector_floats;
             table["tile_rows"] = kernels.tile_rows;
             table["tile_cols"] = kernels.tile_cols;
+            table["multiplies_bytes"] = kernels.int8.operand_bytes == 1;
+            table["multiplies_bf16"] = kernels_of(kernels, DType::bf16).pair_gemm != nullptr;
             return table;
         },
-        py::arg("isa"), "Kernels that a level runs: name, floats per vector, register tile.");
+        py::arg("isa"),
+        "Kernels that a level runs: name, floats per vector, register tile, and whether its instructions multiply "
+        "bytes and bf16; else these are multiplied as words and in fp32.");
     m.def(
         "kernel_types",
         [](const std::string& isa) {
@@ -37,7 +41,7 @@ void register_info(py::module_& m) {
                 const DType type = static_cast<DType>(t);
                 std::vector<std::string> uses;
                 if (computes(kernels, type)) uses.push_back("programs");
-                if (type == DType::fp32) uses.push_back("training");
+                if (kernels_of(kernels, type).norm_grad) uses.push_back("training");
                 if (kernels_of(kernels, type).pool_sum) uses.push_back("global average pooling");
                 types[type_name(type)] = uses;
             }

@@ -49,6 +49,8 @@ def facts() -> dict[str, str]:
         "ISA used": f"{isa} (of {', '.join(_core.available_isas())}; RESFUSE_ISA forces a lower one)",
         "kernels": f"{kernels['name']}: {kernels['vector_floats']} floats a vector, "
         f"register tile {kernels['tile_rows']} x {kernels['tile_cols']}",
+        "products": f"int8 as {'bytes' if kernels['multiplies_bytes'] else '16-bit words'}, "
+        f"bf16 {'in pairs' if kernels['multiplies_bf16'] else 'in fp32'}",
         "types": "\n".join(f"{name}: {', '.join(uses)}" for name, uses in _core.kernel_types(isa).items()),
         "algorithms": ", ".join(_core.algorithms()),
         "threads": f"{threads} (torch.set_num_threads){limit}",
