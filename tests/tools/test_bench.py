@@ -128,7 +128,7 @@ def test_bench(tmp_path: Path, train: bool) -> None:
         (["--model", "alexnet"], "model: got 'alexnet'"),
         (["--model", "gap", "--train"], "gap has no parameters to train"),
         (["--dtype", "int4"], "got 'int4', want one of fp32, bf16, fp16, int8"),
-        (["--dtype", "bf16", "--train"], "got 'bf16' with --train, want fp32"),
+        (["--dtype", "int8", "--train"], "got 'int8' with --train, want fp32, bf16 or fp16"),
         (["--batch", "0"], "--batch"),
     ],
 )
