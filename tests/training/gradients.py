@@ -1,4 +1,4 @@
-"""Small models, and their gradients' errors against fp64."""
+"""Small models, their gradients' errors against fp64, and how their losses fall."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
+from resfuse.bench.digits import load_digits
 from resfuse.bench.models import randomize_batch_norm
 from tests.reference import rms
 
@@ -73,3 +74,36 @@ def assert_gradients(model: nn.Module, shape: tuple[int, ...], fused: bool = Tru
             return
         worst.append(f"{name}: {found[name]:.1f} x what is allowed")
     pytest.fail("; ".join(worst))
+
+
+def classifier(width: int) -> nn.Module:
+    """A network for the digits; the same one each time."""
+    torch.manual_seed(0)
+    return resfuse.models.ResNet("basic", [1, 1], width=width, num_classes=10, stem="cifar").train()
+
+
+def train(model: nn.Module, steps: int, seed: int, autocast: torch.dtype | None = None) -> torch.Tensor:
+    """Losses of some steps on real images, in an order that the seed gives, in the type of the model's parameters."""
+    digits, parameters = load_digits(size=16), list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=5e-4)
+    order = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        batch = torch.randint(len(digits.train_x), (32,), generator=order)
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            y = model(digits.train_x[batch].to(parameters[0].dtype))
+            loss = F.cross_entropy(y.float(), digits.train_y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses)
+
+
+def assert_within_spread(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> torch.Tensor:
+    """Our losses, averaged over our runs, are within the spread of theirs; gives our runs' means of 50 steps each."""
+    fused, eager = (torch.stack(runs).reshape(len(runs), -1, 50).mean(2) for runs in (ours, theirs))
+    low, high = eager.min(0).values, eager.max(0).values
+    slack = 0.5 * (high - low) + 0.02
+    assert ((fused.mean(0) > low - slack) & (fused.mean(0) < high + slack)).all(), (fused, eager)
+    return fused

@@ -12,11 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
-from resfuse.bench.digits import load_digits
 from resfuse.training.split import saved_tensors
 from tests.faithful.twins import conv_norm_relu
 from tests.reference import rms
-from tests.training.gradients import small
+from tests.training.gradients import assert_within_spread, classifier, small, train
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -274,55 +273,17 @@ def test_compiled_under_autocast(learns: bool) -> None:
             assert rms(ours - theirs) <= 5e-2 * rms(theirs)
 
 
-def train(model: nn.Module, kind: torch.dtype, dtype: torch.dtype | None, steps: int, seed: int) -> torch.Tensor:
-    """Losses of some steps on real images; parameters of a type, under autocast to another."""
-    digits = load_digits(size=16)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    order = torch.Generator().manual_seed(seed)
-    losses = []
-    for _ in range(steps):
-        batch = torch.randint(len(digits.train_x), (32,), generator=order)
-        with autocast(dtype):
-            loss = F.cross_entropy(model(digits.train_x[batch].to(kind)).float(), digits.train_y[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return torch.tensor(losses)
-
-
-def classifier(width: int) -> nn.Module:
-    torch.manual_seed(0)
-    return resfuse.models.ResNet("basic", [1, 1], width=width, num_classes=10, stem="cifar").train()
-
-
 @pytest.mark.slow
 def test_300_steps_under_autocast() -> None:
     """As in fp32: the loss, averaged over three orders of the data, stays within the spread of torch's three runs."""
-    runs = {
-        name: torch.stack(
-            [
-                train(
-                    resfuse.fuse(classifier(8)) if name == "fused" else classifier(8),
-                    torch.float32,
-                    torch.bfloat16,
-                    300,
-                    s,
-                )
-                for s in range(3)
-            ]
-        )
-        for name in ("fused", "eager")
-    }
-    fused, eager = (runs[name].reshape(3, -1, 50).mean(2) for name in ("fused", "eager"))
-    low, high = eager.min(0).values, eager.max(0).values
-    slack = 0.5 * (high - low) + 0.02
-    assert ((fused.mean(0) > low - slack) & (fused.mean(0) < high + slack)).all(), (fused, eager)
+    half = torch.bfloat16
+    runs = [train(resfuse.fuse(classifier(8)), 300, seed, autocast=half) for seed in range(3)]
+    fused = assert_within_spread(runs, [train(classifier(8), 300, seed, autocast=half) for seed in range(3)])
     assert fused[:, -1].max() < 0.5  # from ln 10
 
 
 def test_parameters_of_16_bits_learn() -> None:
     model = resfuse.fuse(classifier(16).bfloat16())
-    losses = train(model, torch.bfloat16, None, 120, 0)
+    losses = train(model, 120, 0)
     assert losses[-20:].mean() < 0.4
     assert resfuse.report(model).native_calls == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
 
 import pytest
@@ -13,10 +12,17 @@ from torch.nn import functional as F
 
 import resfuse
 from resfuse import _core
-from resfuse.bench.digits import load_digits
 from resfuse.bench.models import make_model, randomize_batch_norm
 from tests.reference import rms
-from tests.training.gradients import assert_gradients, gradients, loss_of, small
+from tests.training.gradients import (
+    assert_gradients,
+    assert_within_spread,
+    classifier,
+    gradients,
+    loss_of,
+    small,
+    train,
+)
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
@@ -86,27 +92,8 @@ def test_training_300_steps_on_real_images() -> None:
 
     Averaged: in one run, rounding alone decides whether one of the last batches is an outlier.
     """
-    digits = load_digits(size=16)
-    runs: dict[str, list[torch.Tensor]] = {"fused": [], "eager": []}
-    for name, seed in itertools.product(runs, range(3)):
-        torch.manual_seed(0)
-        plain = resfuse.models.ResNet("basic", [1, 1], width=16, num_classes=10, stem="cifar")
-        model = (resfuse.fuse(plain) if name == "fused" else plain).train()
-        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-        order = torch.Generator().manual_seed(seed)
-        losses = []
-        for _ in range(300):
-            batch = torch.randint(len(digits.train_x), (32,), generator=order)
-            loss = F.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        runs[name].append(torch.tensor(losses).reshape(-1, 50).mean(1))
-    fused, eager = torch.stack(runs["fused"]).mean(0), torch.stack(runs["eager"])
-    low, high = eager.min(0).values, eager.max(0).values
-    slack = 0.5 * (high - low) + 0.02
-    assert ((fused > low - slack) & (fused < high + slack)).all(), runs
+    runs = [train(resfuse.fuse(classifier(16)), 300, seed) for seed in range(3)]
+    fused = assert_within_spread(runs, [train(classifier(16), 300, seed) for seed in range(3)]).mean(0)
     assert fused[-1] < 0.2  # from ln 10
 
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.autograd import forward_ad
 
 from resfuse.lowering.binding import BoundProgram, RefusedError
 from resfuse.runtime.executor import DTYPES
+from resfuse.runtime.weights import PLAIN_TENSORS
 from resfuse.training.run import run_training
-
-_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 
 def tool_reason(inputs: Sequence[Any]) -> str | None:
@@ -42,7 +41,7 @@ def input_reason(tensors: Sequence[torch.Tensor]) -> str | None:
         return "an input is not a dense float32, bfloat16 or float16 tensor on the CPU"
     if not all([t.dtype is tensors[0].dtype for t in tensors]):
         return "its inputs are of several types"
-    if not all([type(t) in _PLAIN_TENSORS for t in tensors]):
+    if not all([type(t) in PLAIN_TENSORS for t in tensors]):
         return "an input is of a subclass of torch.Tensor"
     return None
 
@@ -54,7 +53,7 @@ def has_empty_batch(tensors: Sequence[torch.Tensor]) -> bool:
 
 def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether tensors of any type are only their memory, so that functions of ours may take the place of modules."""
-    return all([type(t) in _PLAIN_TENSORS and t.is_cpu and t.layout is torch.strided for t in tensors])
+    return all([type(t) in PLAIN_TENSORS and t.is_cpu and t.layout is torch.strided for t in tensors])
 
 
 def is_exporting() -> bool:

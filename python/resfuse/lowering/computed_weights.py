@@ -91,20 +91,21 @@ class ComputedWeights:
 
     def values(self, model: nn.Module, learns: bool) -> dict[str, Any]:
         """The weights by the names of their nodes; ``learns``: differentiable ones, computed anew."""
-        sources = list(self.sources(model).values())
+        named = self.sources(model)
+        sources = list(named.values())
         if learns or not all([type(t) in PLAIN_TENSORS and t.is_cpu for t in sources]):
-            return self._run(model)
+            return self._run(model, named)
         kept = self._kept
         if kept is None or not kept[0].holds(sources):
             snapshot = Snapshot.of(sources)
             with torch.no_grad():
-                kept = snapshot, self._run(model)
+                kept = snapshot, self._run(model, named)
             # Another thread may have written meanwhile: mixed values must not be kept.
             self._kept = kept if snapshot.held_meanwhile(sources) else None
         return kept[1]
 
-    def _run(self, model: nn.Module) -> dict[str, Any]:
-        env: dict[str, Any] = dict(self.sources(model))
+    def _run(self, model: nn.Module, sources: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        env: dict[str, Any] = dict(sources)
         for call in self._calls:
             env[call.name] = run_native(call, model, env)
         return {name: env[name] for name in self._read}

@@ -9,12 +9,10 @@ import torch
 from torch.autograd import forward_ad
 
 from resfuse import _core
+from resfuse.runtime.weights import PLAIN_TENSORS
 
 # The core's numbers of its element types.
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
-
-_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 def replaces_torch(x: object) -> bool:
@@ -28,7 +26,7 @@ def replaces_torch(x: object) -> bool:
 def is_plain(x: torch.Tensor) -> bool:
     """Whether a tensor is only its memory, and nothing listens to the dispatcher."""
     return (
-        type(x) in _PLAIN_TENSORS
+        type(x) in PLAIN_TENSORS
         and x.is_cpu
         and x.layout is torch.strided
         and not x.is_neg()
