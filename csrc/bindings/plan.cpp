@@ -78,6 +78,10 @@ py::list describe_layers(const Plan& plan) {
                            : layer.kind == LayerKind::max_pool ? "max_pool"
                            : layer.kind == LayerKind::avg_pool ? "avg_pool"
                            : layer.kind == LayerKind::affine   ? "elementwise"
+                           : layer.kind == LayerKind::concat   ? "concat"
+                           : layer.kind == LayerKind::slice    ? "slice"
+                           : layer.kind == LayerKind::pad      ? "pad"
+                           : layer.kind == LayerKind::resize   ? "resize"
                            : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
                                             : "global_avg_pool";
         row["packed_bytes"] = conv ? plan.algorithms()[l]->packed_bytes(layer, plan.program().kernels()) : 0;
@@ -103,6 +107,7 @@ py::list describe_buffers(const Plan& plan) {
         row["shape"] = py::make_tuple(buffer.channels, buffer.extent.h, buffer.extent.w);
         row["dtype"] = type_name(buffer.type);
         row["external"] = buffer.is_external();
+        row["view_of"] = buffer.view_of;
         row["image_bytes"] = buffer.image_bytes();
         row["whole_batch"] = buffer.whole_batch;
         row["offset"] = buffer.offset;

@@ -129,6 +129,27 @@ void register_program(py::module_& m) {
             },
             py::arg("name"), py::arg("input"), py::arg("gate"), py::arg("residual"), py::arg("activation"),
             py::arg("slope"), py::arg("writes") = py::none())
+        .def("add_concat", &Program::add_concat, py::arg("name"), py::arg("parts"))
+        .def("add_slice", &Program::add_slice, py::arg("name"), py::arg("input"), py::arg("first_channel"),
+             py::arg("channels"))
+        .def(
+            "add_pad",
+            [](Program& program, const std::string& name, int input, std::array<index_t, 4> padding) {
+                return program.add_pad(name, input, make_window({1, 1}, {1, 1}, {1, 1}, padding, false));
+            },
+            py::arg("name"), py::arg("input"), py::arg("padding"))
+        .def(
+            "add_resize",
+            [](Program& program, const std::string& name, int input, bool bilinear, bool align_corners,
+               const std::optional<Pair>& size, const std::optional<std::array<double, 2>>& scale, int like) {
+                Resize resize{.bilinear = bilinear, .align_corners = align_corners};
+                resize.like = like;
+                if (size) resize.size = {(*size)[0], (*size)[1]};
+                if (scale) resize.scale_h = (*scale)[0], resize.scale_w = (*scale)[1];
+                return program.add_resize(name, input, resize);
+            },
+            py::arg("name"), py::arg("input"), py::arg("bilinear"), py::arg("align_corners"), py::arg("size"),
+            py::arg("scale"), py::arg("like") = -1)
         .def("add_output", &Program::add_output, py::arg("buffer"))
         .def_property_readonly("isa", [](const Program& program) { return std::string(isa_name(program.isa())); })
         .def_property_readonly("layers", [](const Program& program) {

@@ -11,6 +11,7 @@
 #include "kernels/norm/args.h"
 #include "kernels/paired/args.h"
 #include "kernels/pool/args.h"
+#include "kernels/resize/args.h"
 #include "kernels/strassen/args.h"
 #include "kernels/winograd/args.h"
 
@@ -35,6 +36,7 @@ struct ElementKernels {
     void (*copy_image)(const BandArgs&);  // to the same type
     void (*transpose)(const TransposeArgs&);
     void (*norm_apply)(const NormApplyArgs&);
+    void (*resize_row)(const ResizeRowArgs&);
     void (*max_pool)(const MaxPoolArgs&);
     void (*avg_pool)(const AvgPoolArgs&);
     void (*activate)(ActivationArgs, void*, index_t);  // in place, for activations that are not a clamp

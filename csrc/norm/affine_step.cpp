@@ -1,5 +1,5 @@
 // What is computed element by element: act((x * scale + bias, or x * gate) + residual), scale and bias by channel, the
-// gate by image and channel. Tasks are bands of rows of single images; all tensors are dense NHWC.
+// gate by image and channel. Tasks are bands of rows of single images.
 #include <algorithm>
 
 #include "plan/step.h"
@@ -8,6 +8,17 @@
 namespace resfuse {
 
 namespace {
+
+// Rows of an image from one on: null where a layer has no such operand.
+struct Operand {
+    void* data;
+    index_t pixel;
+};
+Operand operand(const Wave& wave, int buffer, index_t image, index_t row) {
+    if (buffer < 0) return {nullptr, 0};
+    const Tensor& tensor = wave.tensors[buffer];
+    return {tensor.at(image * tensor.image + row * tensor.row), tensor.pixel};
+}
 
 class AffineStep final : public Step {
   public:
@@ -24,14 +35,14 @@ class AffineStep final : public Step {
     void run(int, index_t task, const Wave& wave, void* scratch) const override {
         const index_t image = task / bands_;
         const Range rows = part(out_.h, task % bands_, bands_);
-        const auto first = [&](int buffer) {
-            const Tensor& tensor = wave.tensors[buffer];
-            return tensor.at(image * tensor.image + rows.begin * out_.w * layer_.out_channels);
-        };
-        void* const y = first(layer_.output);
+        const Operand x = operand(wave, layer_.input, image, rows.begin),
+                      residual = operand(wave, layer_.residual, image, rows.begin),
+                      y = operand(wave, layer_.output, image, rows.begin);
         wave.kernels_of(layer_.output)
-            .norm_apply({.x = first(layer_.input),
-                         .residual = layer_.residual >= 0 ? first(layer_.residual) : nullptr,
+            .norm_apply({.x = x.data,
+                         .x_pixel = x.pixel,
+                         .residual = residual.data,
+                         .residual_pixel = residual.pixel,
                          .rows = rows.size() * out_.w,
                          .channels = layer_.out_channels,
                          .mean = wave.zeros,
@@ -39,11 +50,10 @@ class AffineStep final : public Step {
                                                    : wave.weights.scale(index_),
                          .bias = wave.weights.bias(index_),
                          .floor = activation_floor(layer_.activation),
-                         .y = y,
-                         .activation = rounded_activation(layer_)});
-        if (activates_apart(layer_))
-            wave.kernels_of(layer_.output)
-                .activate({layer_.activation, layer_.slope}, y, rows.size() * out_.w * layer_.out_channels);
+                         .y = y.data,
+                         .y_pixel = y.pixel,
+                         .activation = {is_by_element(layer_.activation) ? layer_.activation : Activation::none,
+                                        layer_.slope}});
     }
 
   private:
@@ -85,10 +95,9 @@ class Int8AffineStep final : public Step {
     void run(int, index_t task, const Wave& wave, void* scratch) const override {
         const index_t image = task / bands_, channels = layer_.out_channels;
         const Range rows = part(out_.h, task % bands_, bands_);
-        const auto first = [&](int buffer) {
-            const Tensor& tensor = wave.tensors[buffer];
-            return tensor.at(image * tensor.image + rows.begin * out_.w * channels);
-        };
+        const Operand x = operand(wave, layer_.input, image, rows.begin),
+                      addend = operand(wave, layer_.residual, image, rows.begin),
+                      y = operand(wave, layer_.output, image, rows.begin);
         const Tensor* const gate = layer_.gate >= 0 ? &wave.tensors[layer_.gate] : nullptr;
         const float* const gates = gate ? static_cast<const float*>(gate->at(image * gate->image)) : nullptr;
         float *const scale = static_cast<float*>(scratch), *const bias = scale + channels;
@@ -101,15 +110,18 @@ class Int8AffineStep final : public Step {
                                          static_cast<double>(residual_.factor) * residual_zero_);
         }
         AddendArgs residual = residual_;
-        if (layer_.residual >= 0) residual.data = first(layer_.residual);
-        wave.kernels.int8.affine({.x = first(layer_.input),
+        residual.data = addend.data;
+        wave.kernels.int8.affine({.x = x.data,
+                                  .x_pixel = x.pixel,
                                   .type = wave.tensors[layer_.input].type,
                                   .rows = rows.size() * out_.w,
                                   .channels = channels,
                                   .scale = scale,
                                   .bias = bias,
                                   .residual = residual,
-                                  .y = first(layer_.output),
+                                  .residual_pixel = addend.pixel,
+                                  .y = y.data,
+                                  .y_pixel = y.pixel,
                                   .output = output_});
     }
 

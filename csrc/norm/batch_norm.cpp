@@ -80,8 +80,18 @@ void norm_forward(const KernelTable& kernels, const void* x, const void* residua
     for_each_part(pixels, parts_of(pixels), threads, [&](index_t, Range rows) {
         const auto at = [&](auto* data) { return element_at(data, rows.begin * pixels.channels, pixels.type); };
         kernels_of(kernels, pixels.type)
-            .norm_apply({at(x), residual ? at(residual) : nullptr, rows.size(), pixels.channels, mean, scale, bias,
-                         floor, at(y)});
+            .norm_apply({.x = at(x),
+                         .x_pixel = pixels.channels,
+                         .residual = residual ? at(residual) : nullptr,
+                         .residual_pixel = pixels.channels,
+                         .rows = rows.size(),
+                         .channels = pixels.channels,
+                         .mean = mean,
+                         .scale = scale,
+                         .bias = bias,
+                         .floor = floor,
+                         .y = at(y),
+                         .y_pixel = pixels.channels});
     });
 }
 

@@ -18,10 +18,13 @@ struct PlannedBuffer {
     int external_input = -1, external_output = -1;
     bool dense = true;         // NHWC, its pixels some elements apart
     index_t pixel = 0;         // those elements, where it is dense
-    bool whole_batch = false;  // crosses segments, so it holds all images
-    std::size_t offset = 0;    // bytes into the workspace
+    int view_of = -1;           // the buffer that it lies in, as some of the channels, or -1
+    index_t first_channel = 0;  // of these
+    bool whole_batch = false;   // crosses segments, so it holds all images
+    std::size_t offset = 0;     // bytes into the workspace
 
     bool is_external() const { return external_input >= 0 || external_output >= 0; }
+    bool is_view() const { return view_of >= 0; }
     index_t image() const { return extent.h * extent.w * pixel; }  // elements
     std::size_t image_bytes() const { return static_cast<std::size_t>(image()) * element_bytes(type); }
 };

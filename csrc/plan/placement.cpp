@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "memory/arena.h"
+#include "plan/views.h"
 
 namespace resfuse {
 
@@ -17,7 +18,9 @@ namespace {
 bool overwrites_residual(const std::vector<PlannedBuffer>& buffers, const Layer& layer) {
     const PlannedBuffer& from = buffers[static_cast<std::size_t>(layer.residual)];
     const PlannedBuffer& to = buffers[static_cast<std::size_t>(layer.output)];
-    return layer.residual != layer.input && layer.residual != layer.gate && from.whole_batch == to.whole_batch &&
+    for (const int other : {layer.input, layer.gate})
+        if (other >= 0 && root_of(buffers, other) == layer.residual) return false;
+    return from.whole_batch == to.whole_batch &&
            from.type == to.type && from.image() == to.image() && from.pixel == to.pixel;
 }
 
@@ -27,7 +30,9 @@ Workspace place_buffers(std::vector<PlannedBuffer>& buffers, const std::vector<L
                         const std::vector<Layer>& layers, std::size_t step_of_first_layer,
                         const std::vector<Segment>& segments, const std::vector<StepScratch>& scratch, index_t batch,
                         int threads) {
-    const auto placed = [&](std::size_t b) { return !buffers[b].is_external() && lifetimes[b].is_used(); };
+    const auto placed = [&](std::size_t b) {
+        return !buffers[b].is_external() && !buffers[b].is_view() && lifetimes[b].is_used();
+    };
     for (std::size_t b = 0; b < buffers.size(); ++b)
         if (placed(b))
             buffers[b].whole_batch =

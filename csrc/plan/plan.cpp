@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "plan/sizes.h"
+#include "plan/views.h"
 
 namespace resfuse {
 
@@ -22,6 +23,7 @@ Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vec
     choose_algorithms();
     place_inputs(inputs);
     place_outputs(planes);
+    find_views(buffers_, layers_);
     space_pixels();
     segments_ = make_segments(traffic(), layouts_.size(), batch_, threads_);
     find_pooled();
@@ -45,8 +47,14 @@ void Plan::choose_algorithms() {
                                                             : nullptr);
 }
 
-// A direct convolution reads any strides while it fills its band; every other reader wants dense NHWC. The input's own
-// buffer number then names the dense copy and a new one the caller's tensor.
+// A direct convolution reads any strides while it fills its band.
+bool Plan::reads_any_strides(std::size_t layer) const {
+    const LayerKind kind = layers_[layer].kind;
+    if (kind == LayerKind::conv) return algorithms_[layer]->reads_any_strides();
+    return kind == LayerKind::concat || kind == LayerKind::pad;
+}
+
+// Where a reader wants dense NHWC, the input's own buffer number names a dense copy and a new one the caller's tensor.
 void Plan::place_inputs(const std::vector<InputShape>& inputs) {
     for (std::size_t i = 0; i < inputs.size(); ++i) {
         const int number = program_->inputs()[i];
@@ -55,8 +63,7 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
         for (std::size_t l = 0; l < layers_.size(); ++l) {
             const Layer& layer = layers_[l];
             needs_dense |= layer.residual == number || layer.gate == number;
-            needs_dense |=
-                layer.input == number && (layer.kind != LayerKind::conv || !algorithms_[l]->reads_any_strides());
+            needs_dense |= layer.input == number && !reads_any_strides(l);
         }
         if (inputs[i].dense || !needs_dense) {
             buffer(number).external_input = static_cast<int>(i);
@@ -100,26 +107,17 @@ int Plan::add_external(int like, int input, int output) {
     return static_cast<int>(buffers_.size()) - 1;
 }
 
-// Of our own buffers, where every step that reads or writes one honours the distance.
 void Plan::space_pixels() {
-    std::vector<bool> ours(buffers_.size(), false);
-    for (const Layer& layer : layers_)
-        ours[static_cast<std::size_t>(layer.output)] =
-            layer.kind == LayerKind::global_avg_pool || layer.kind == LayerKind::conv;
-    for (const Layer& layer : layers_)
-        if (layer.kind == LayerKind::affine)
-            for (const int number : {layer.input, layer.residual, layer.gate})
-                if (number >= 0) ours[static_cast<std::size_t>(number)] = false;
-    for (std::size_t b = 0; b < buffers_.size(); ++b) {
-        PlannedBuffer& buffer = buffers_[b];
-        const bool spaced = ours[b] && !buffer.is_external();
-        buffer.pixel = spaced ? padded_pixel(buffer.channels, buffer.type) : buffer.channels;
-    }
+    for (PlannedBuffer& b : buffers_) b.pixel = b.is_external() ? b.channels : padded_pixel(b.channels, b.type);
+    for (PlannedBuffer& b : buffers_)
+        if (b.is_view()) b.pixel = buffer(b.view_of).pixel;
 }
 
 std::vector<LayerTraffic> Plan::traffic() const {
     const auto bytes = [&](int number) {
-        return number < 0 ? 0 : buffers_[static_cast<std::size_t>(number)].image_bytes();
+        if (number < 0) return std::size_t{0};
+        const PlannedBuffer& b = buffers_[static_cast<std::size_t>(number)];
+        return static_cast<std::size_t>(b.extent.h * b.extent.w * b.channels) * element_bytes(b.type);
     };
     std::vector<LayerTraffic> layers;
     for (std::size_t l = 0; l < layers_.size(); ++l) {
@@ -137,11 +135,8 @@ index_t Plan::wave_images(std::size_t layer) const {
 
 void Plan::find_pooled() {
     std::vector<int> readers(buffers_.size(), 0);
-    for (const Layer& layer : layers_) {
-        ++readers[static_cast<std::size_t>(layer.input)];
-        for (const int number : {layer.residual, layer.gate})
-            if (number >= 0) ++readers[static_cast<std::size_t>(number)];
-    }
+    for (const Layer& layer : layers_)
+        for (const int number : layer.sources()) ++readers[static_cast<std::size_t>(number)];
     for (const int output : program_->outputs()) ++readers[static_cast<std::size_t>(output)];
     pooled_.assign(layers_.size(), nullptr);
     for (const Layer& pool : layers_) {
@@ -174,6 +169,8 @@ std::unique_ptr<Step> Plan::make_step(const StepContext& context, std::size_t l)
     if (layer.kind == LayerKind::affine) return make_affine_step(context, l);
     if (layer.kind == LayerKind::max_pool || layer.kind == LayerKind::avg_pool) return make_pool_step(context, l);
     if (layer.kind == LayerKind::global_avg_pool) return make_global_avg_pool_step(context, l);
+    if (layer.kind == LayerKind::resize) return make_resize_step(context, l);
+    if (layer.kind != LayerKind::conv) return make_move_step(context, l);
     return algorithms_[l]->make_step(context, l);
 }
 
@@ -201,7 +198,12 @@ void Plan::find_lifetimes() {
             continue;
         }
         if (!steps_[step_of_layer(l)]->pools()) touch(layer.output, step_of_layer(l));
-        for (const int number : {layer.input, layer.residual, layer.gate}) touch(number, step_of_layer(l));
+        for (const int number : layer.sources()) touch(number, step_of_layer(l));
+    }
+    for (std::size_t b = 0; b < buffers_.size(); ++b) {
+        if (!buffers_[b].is_view() || !lifetimes_[b].is_used()) continue;
+        touch(buffers_[b].view_of, lifetimes_[b].first);
+        touch(buffers_[b].view_of, lifetimes_[b].last);
     }
 }
 

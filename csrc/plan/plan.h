@@ -1,5 +1,5 @@
 // A Plan: everything about running a Program that one input size fixes. Its jobs stand in files of their own: sizes
-// (sizes.h), algorithms (algorithm.h), segments (segments.h), placement (placement.h).
+// (sizes.h), algorithms (algorithm.h), views (views.h), segments (segments.h), placement (placement.h).
 #pragma once
 
 #include <memory>
@@ -41,6 +41,7 @@ class Plan {
 
   private:
     void choose_algorithms();
+    bool reads_any_strides(std::size_t layer) const;
     void place_inputs(const std::vector<InputShape>& inputs);
     void place_outputs(const std::vector<std::size_t>& planes);
     int add_external(int like, int input, int output);

@@ -87,6 +87,7 @@ class Executor {
         for (std::size_t b = 0; b < tensors.size(); ++b) {
             const PlannedBuffer& buffer = plan_.buffers()[b];
             Tensor& tensor = tensors[b];
+            if (buffer.is_view()) continue;
             if (buffer.external_input >= 0) {
                 tensor = inputs_[static_cast<std::size_t>(buffer.external_input)];
             } else if (buffer.external_output >= 0) {
@@ -101,6 +102,12 @@ class Executor {
             }
             if (buffer.is_external() || buffer.whole_batch)
                 tensor.data = static_cast<std::byte*>(tensor.at(first_image * tensor.image));
+        }
+        for (std::size_t b = 0; b < tensors.size(); ++b) {
+            const PlannedBuffer& buffer = plan_.buffers()[b];
+            if (!buffer.is_view()) continue;
+            tensors[b] = tensors[static_cast<std::size_t>(buffer.view_of)];
+            tensors[b].data = static_cast<std::byte*>(tensors[b].at(buffer.first_channel));
         }
     }
 

@@ -27,6 +27,7 @@ class PoolStep final : public ImageStep {
                                .window = w.args(),
                                .y = y.at(image * y.image + rows.begin * y.row),
                                .y_row = y.row,
+                               .y_pixel = y.pixel,
                                .out_width = out_.w,
                                .out_row_begin = rows.begin,
                                .out_row_end = rows.end};

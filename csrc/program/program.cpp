@@ -69,6 +69,13 @@ Activation parse_activation(const std::string& name) {
     throw std::invalid_argument("activation: got '" + name + "', want one of " + wanted);
 }
 
+std::vector<int> Layer::sources() const {
+    std::vector<int> found = kind == LayerKind::concat ? parts : std::vector<int>{input};
+    for (const int buffer : {residual, gate})
+        if (buffer >= 0) found.push_back(buffer);
+    return found;
+}
+
 Window resolve_padding(Window w, Extent in) {
     if (!w.same_padding) return w;
     const auto total = [](index_t size, index_t kernel, index_t stride, index_t dilation) {
@@ -233,6 +240,67 @@ int Program::add_affine(Layer layer, const Writes& writes) {
     check_operand(layer, layer.gate, "gate");
     require(layer.activation != Activation::softmax, name + ": softmax is no function of single elements");
     return add_layer(std::move(layer), writes);
+}
+
+Layer Program::moving(LayerKind kind, const std::string& name, int input) const {
+    check_buffer(input, name + ": input");
+    require(type(input) != DType::u8, name + ": wants an input of real numbers, got u8");
+    Layer layer{.kind = kind, .name = name, .input = input, .output = -1, .window = {}};
+    layer.in_channels = layer.out_channels = channels(input);
+    layer.type = type(input);
+    return layer;
+}
+
+int Program::add_concat(const std::string& name, const std::vector<int>& parts) {
+    require(!parts.empty(), name + ": parts: got none, want at least one");
+    Layer layer = moving(LayerKind::concat, name, parts.front());
+    layer.out_channels = 0;
+    for (const int part : parts) {
+        const Layer other = moving(LayerKind::concat, name, part);
+        require(other.type == layer.type,
+                name + ": parts: got " + type_name(layer.type) + " and " + type_name(other.type) + ", want one type");
+        layer.out_channels += other.in_channels;
+    }
+    require(layer.out_channels <= kMostLength, name + ": parts have more channels than 31 bits hold");
+    layer.parts = parts;
+    return add_layer(std::move(layer), {});
+}
+
+int Program::add_slice(const std::string& name, int input, index_t first_channel, index_t channels) {
+    Layer layer = moving(LayerKind::slice, name, input);
+    require(first_channel >= 0 && channels > 0 && channels <= layer.in_channels &&
+                first_channel <= layer.in_channels - channels,
+            name + ": got " + std::to_string(channels) + " channels from " + std::to_string(first_channel) +
+                " on, want some of " + std::to_string(layer.in_channels));
+    layer.first_channel = first_channel;
+    layer.out_channels = channels;
+    return add_layer(std::move(layer), {});
+}
+
+int Program::add_pad(const std::string& name, int input, const Window& pads) {
+    Layer layer = moving(LayerKind::pad, name, input);
+    for (const index_t pad : {pads.pad_top, pads.pad_left, pads.pad_bottom, pads.pad_right})
+        require(-kMostLength <= pad && pad <= kMostLength,
+                name + ": padding: got " + std::to_string(pad) + ", want a number of 31 bits");
+    layer.window.pad_top = pads.pad_top;
+    layer.window.pad_left = pads.pad_left;
+    layer.window.pad_bottom = pads.pad_bottom;
+    layer.window.pad_right = pads.pad_right;
+    return add_layer(std::move(layer), {});
+}
+
+int Program::add_resize(const std::string& name, int input, const Resize& resize) {
+    Layer layer = moving(LayerKind::resize, name, input);
+    const bool scaled = resize.scale_h != 0.0 || resize.scale_w != 0.0;
+    for (const double scale : {resize.scale_h, resize.scale_w})
+        require(!scaled || (std::isfinite(scale) && scale > 0.0 && std::isfinite(1.0 / scale)),
+                name + ": scale: got " + std::to_string(scale) + ", want a positive number");
+    if (resize.like >= 0) check_buffer(resize.like, name + ": like");
+    for (const index_t length : {resize.size.h, resize.size.w})
+        require(scaled || resize.like >= 0 || (length > 0 && length <= kMostLength),
+                name + ": size: got " + std::to_string(length) + ", want a positive number of 31 bits");
+    layer.resize = resize;
+    return add_layer(std::move(layer), {});
 }
 
 void Program::add_output(int buffer) {

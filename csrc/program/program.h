@@ -11,7 +11,7 @@
 
 namespace resfuse {
 
-enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine };
+enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine, concat, slice, pad, resize };
 
 Activation parse_activation(const std::string& name);
 
@@ -45,6 +45,15 @@ struct Extent {
     index_t h, w;
 };
 
+// How an image is resampled to another size, as torch's interpolate does it.
+struct Resize {
+    bool bilinear = false;       // else nearest
+    bool align_corners = false;  // of bilinear
+    Extent size{0, 0};           // of the output, where `scale` is zero
+    double scale_h = 0.0, scale_w = 0.0;
+    int like = -1;  // the buffer whose size the output has, or -1
+};
+
 // Throws std::invalid_argument for a shape of more floats than a process can address, so that no product of its
 // lengths overflows.
 void require_addressable(std::initializer_list<index_t> shape, const std::string& what);
@@ -62,7 +71,10 @@ struct Layer {
     int output;
     int residual = -1;  // buffer added before the activation, or -1
     int gate = -1;      // of an affine layer: buffer of one pixel that it multiplies by, or -1
-    Window window;
+    std::vector<int> parts;     // of a concatenation: all buffers that it joins, the input being the first
+    index_t first_channel = 0;  // of a slice
+    Resize resize;              // of a resize
+    Window window;  // of a pad layer its pads, which crop where they are negative
     index_t in_channels = 0;
     index_t out_channels = 0;
     index_t groups = 1;
@@ -77,6 +89,8 @@ struct Layer {
     index_t group_in() const { return in_channels / groups; }
     index_t group_out() const { return out_channels / groups; }
     bool is_int8() const { return reads.has_value(); }
+    // The buffers that it reads.
+    std::vector<int> sources() const;
     // Whether the activation is a lower clamp at most.
     bool clamps() const { return activation == Activation::none || activation == Activation::relu; }
     // Whether this is a 1x1 convolution of real numbers whose epilogue does all of its activation.
@@ -102,6 +116,12 @@ class Program {
                      const Writes& writes = {});
     int add_global_avg_pool(const std::string& name, int input, const Writes& writes = {});
     int add_affine(Layer layer, const Writes& writes = {});
+    // Of real numbers, as all layers that only move elements are. Joins channels, or takes some of them.
+    int add_concat(const std::string& name, const std::vector<int>& parts);
+    int add_slice(const std::string& name, int input, index_t first_channel, index_t channels);
+    // Zeros around an image; negative pads crop it.
+    int add_pad(const std::string& name, int input, const Window& pads);
+    int add_resize(const std::string& name, int input, const Resize& resize);
     void add_output(int buffer);
 
     // Plans and weight sets refer to the layers, so the first of them ends the building.
@@ -126,6 +146,8 @@ class Program {
     DType output_type(int input, const Writes& writes) const;
     // Makes a layer's output.
     int add_layer(Layer layer, const Writes& writes);
+    // Of a layer that only moves elements.
+    Layer moving(LayerKind kind, const std::string& name, int input) const;
     int add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding,
                  const Writes& writes);
 

@@ -47,6 +47,19 @@ class Program:
         writes: tuple[float, int] | None = None,
     ) -> int: ...
     def add_global_avg_pool(self, name: str, input: int, writes: tuple[float, int] | None = None) -> int: ...
+    def add_concat(self, name: str, parts: list[int]) -> int: ...
+    def add_slice(self, name: str, input: int, first_channel: int, channels: int) -> int: ...
+    def add_pad(self, name: str, input: int, padding: tuple[int, int, int, int]) -> int: ...
+    def add_resize(
+        self,
+        name: str,
+        input: int,
+        bilinear: bool,
+        align_corners: bool,
+        size: tuple[int, int] | None,
+        scale: tuple[float, float] | None,
+        like: int = -1,
+    ) -> int: ...
     def add_affine(
         self,
         name: str,

@@ -139,6 +139,7 @@ void DirectRowsStep::run_max_pool(index_t image, Range pool_rows, const Wave& wa
                        .window = w.args(rows.begin),
                        .y = y.at(image * y.image + step.begin * y.row),
                        .y_row = y.row,
+                       .y_pixel = y.pixel,
                        .out_width = pooled_out_.w,
                        .out_row_begin = step.begin,
                        .out_row_end = step.end});

@@ -84,15 +84,18 @@ struct Int8MeanArgs {
     OutputArgs output;
 };
 
-// output(x * scale + bias + residual) of rows of dense pixels, x of bytes or floats: scale and bias are by channel and
-// the quantisation of x is in them.
+// output(x * scale + bias + residual) of pixels some elements apart, x of bytes or floats: scale and bias are by channel
+// and the quantisation of x is in them.
 struct Int8AffineArgs {
     const void* x;
+    index_t x_pixel;
     DType type;
     index_t rows, channels;
     const float *scale, *bias;
     AddendArgs residual;
+    index_t residual_pixel;
     void* y;
+    index_t y_pixel;
     OutputArgs output;
 };
 

@@ -39,7 +39,7 @@ void max_pool_bytes(const MaxPoolArgs& g) {
             const std::uint8_t* const window =
                 static_cast<const std::uint8_t*>(g.image.data) + rows.first * g.image.row + cols.first * g.image.pixel;
             std::uint8_t* const y =
-                static_cast<std::uint8_t*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.channels;
+                static_cast<std::uint8_t*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.y_pixel;
             for (index_t c = 0; c < g.channels; c += kLanes) {
                 const index_t n = at_most(g.channels - c, kLanes);
                 const VecBytes best =
@@ -70,7 +70,7 @@ void int8_avg_pool(const Int8AvgPoolArgs& args) {
             output.steps = 1.0f;
             const std::uint8_t* const window =
                 static_cast<const std::uint8_t*>(g.image.data) + rows.first * g.image.row + cols.first * g.image.pixel;
-            const index_t to = (oy - g.out_row_begin) * g.y_row + ox * g.channels;
+            const index_t to = (oy - g.out_row_begin) * g.y_row + ox * g.y_pixel;
             with_writer(output, [&](const auto& write) {
                 for (index_t c = 0; c < g.channels; c += kVectorFloats) {
                     const index_t n = at_most(g.channels - c, kVectorFloats);
@@ -124,12 +124,12 @@ void int8_affine(const Int8AffineArgs& g) {
                     const Vec factor = broadcast(g.residual.factor);
                     for (index_t row = 0; row < g.rows; ++row)
                         for (index_t c = 0; c < g.channels; c += kVectorFloats) {
-                            const index_t n = at_most(g.channels - c, kVectorFloats), at = row * g.channels + c;
-                            Vec v =
-                                multiply_add(X::at(g.x, at, n), load_first(g.scale + c, n), load_first(g.bias + c, n));
+                            const index_t n = at_most(g.channels - c, kVectorFloats);
+                            Vec v = multiply_add(X::at(g.x, row * g.x_pixel + c, n), load_first(g.scale + c, n),
+                                                 load_first(g.bias + c, n));
                             if constexpr (!std::is_same_v<R, NoReader>)
-                                v = multiply_add(R::at(g.residual.data, at, n), factor, v);
-                            write(g.y, at, v, n);
+                                v = multiply_add(R::at(g.residual.data, row * g.residual_pixel + c, n), factor, v);
+                            write(g.y, row * g.y_pixel + c, v, n);
                         }
                 }
             });

@@ -14,6 +14,7 @@
 #include "kernels/pool/global_avg_pool_backward.h"
 #include "kernels/pool/max_pool.h"
 #include "kernels/pool/max_pool_training.h"
+#include "kernels/resize/resize.h"
 #include "kernels/strassen/strassen.h"
 #include "kernels/table.h"
 #include "kernels/winograd/winograd_rows.h"
@@ -45,6 +46,7 @@ constexpr ElementKernels element_kernels() {
     kernels.copy_image = copy_band<E, E>;
     kernels.transpose = sizeof(typename E::Storage) == sizeof(float) ? transpose_floats : transpose_halves;
     kernels.norm_apply = norm_apply<E>;
+    kernels.resize_row = resize_row<E>;
     kernels.max_pool = max_pool<E>;
     kernels.avg_pool = avg_pool<E>;
     kernels.activate = activate<E>;

@@ -15,16 +15,18 @@ struct NormSumsArgs {
     double* sums;        // [2][channels]
 };
 
-// y = max((x - mean) * scale + bias + residual, floor)
+// y = activated(max((x - mean) * scale + bias + residual, floor)), of pixels some elements apart.
 struct NormApplyArgs {
     const void* x;
+    index_t x_pixel;
     const void* residual;  // or null
+    index_t residual_pixel;
     index_t rows, channels;
     const float *mean, *scale, *bias;
     float floor;
     void* y;
-    // Of elements that are not fp32, whose every value is rounded once; fp32 ones are activated in a pass of their own.
-    ActivationArgs activation = {Activation::none, 0.0f};
+    index_t y_pixel;
+    ActivationArgs activation = {Activation::none, 0.0f};  // of single elements
 };
 
 // The gradient behind a ReLU: that of its output, where the output is positive.

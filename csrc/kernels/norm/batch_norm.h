@@ -133,22 +133,26 @@ template <class E, class Value>
 template <class E, bool Adds, bool Activates>
 inline void norm_apply_as(const NormApplyArgs& g) {
     const Vec floor = broadcast(g.floor);
-    store_rows<E>(g.y, g.rows, g.channels, [&](index_t at, index_t c, index_t n) __attribute__((always_inline)) {
-        Vec v = (load_at<E>(g.x, at, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
-                load_first(g.bias + c, n);
-        if constexpr (Adds) v += load_at<E>(g.residual, at, n);
-        v = clamp_below(v, floor);
-        if constexpr (Activates) v = activated(g.activation, v);
-        return v;
-    });
+    const auto* x = static_cast<const typename E::Storage*>(g.x);
+    const auto* residual = static_cast<const typename E::Storage*>(g.residual);
+    auto* y = static_cast<typename E::Storage*>(g.y);
+    for (index_t row = 0; row < g.rows; ++row, x += g.x_pixel, y += g.y_pixel) {
+        store_rows<E>(y, 1, g.channels, [&](index_t, index_t c, index_t n) __attribute__((always_inline)) {
+            Vec v =
+                (load_at<E>(x, c, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) + load_first(g.bias + c, n);
+            if constexpr (Adds) v += load_at<E>(residual, c, n);
+            v = clamp_below(v, floor);
+            if constexpr (Activates) v = activated(g.activation, v);
+            return v;
+        });
+        if constexpr (Adds) residual += g.residual_pixel;
+    }
 }
 
 template <class E>
 void norm_apply(const NormApplyArgs& g) {
-    if constexpr (!std::is_same_v<E, Fp32>) {
-        if (g.activation.kind != Activation::none)
-            return g.residual ? norm_apply_as<E, true, true>(g) : norm_apply_as<E, false, true>(g);
-    }
+    if (g.activation.kind != Activation::none)
+        return g.residual ? norm_apply_as<E, true, true>(g) : norm_apply_as<E, false, true>(g);
     g.residual ? norm_apply_as<E, true, false>(g) : norm_apply_as<E, false, false>(g);
 }
 

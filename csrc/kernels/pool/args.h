@@ -12,7 +12,8 @@ struct MaxPoolArgs {
     index_t channels;
     WindowArgs window;
     void* y;
-    index_t y_row;  // elements between output rows
+    index_t y_row;    // elements between output rows
+    index_t y_pixel;  // and pixels
     index_t out_width;
     index_t out_row_begin;
     index_t out_row_end;

@@ -33,7 +33,7 @@ void avg_pool(const AvgPoolArgs& args) {
             const Vec scale = broadcast(1.0f / static_cast<float>(divisor));
             const Storage* const window =
                 static_cast<const Storage*>(g.image.data) + rows.first * g.image.row + cols.first * g.image.pixel;
-            Storage* const y = static_cast<Storage*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.channels;
+            Storage* const y = static_cast<Storage*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.y_pixel;
             for (index_t c = 0; c < g.channels; c += kVectorFloats) {
                 const index_t n = g.channels - c < kVectorFloats ? g.channels - c : kVectorFloats;
                 Vec sum = zero();

@@ -64,7 +64,7 @@ void max_pool(const MaxPoolArgs& g) {
                                           g.window.dilation_w, g.image.width);
             const Storage* const window =
                 static_cast<const Storage*>(g.image.data) + rows.first * g.image.row + cols.first * g.image.pixel;
-            Storage* const y = static_cast<Storage*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.channels;
+            Storage* const y = static_cast<Storage*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.y_pixel;
             const index_t taps_h = rows.end - rows.begin, taps_w = cols.end - cols.begin;
             if (dense_3x3 && taps_h == 3 && taps_w == 3) {
                 max_pool_3x3<E>(g, window, y);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -130,8 +130,28 @@ class _Proxy(fx.Proxy):
     def __itruediv__(self, other: Any) -> fx.Proxy:
         return self._in_place(operator.itruediv, other)
 
+    def __iter__(self) -> Iterator[Any]:
+        count = _parts_of(self.node)
+        return super().__iter__() if count is None else iter([operator.getitem(self, i) for i in range(count)])
+
+    def __len__(self) -> int:
+        count = _parts_of(self.node)
+        return super().__len__() if count is None else count
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _parts_of(node: fx.Node) -> int | None:
+    """How many tensors a node makes of one, where its own arguments say so."""
+    sizes = node.args[1] if len(node.args) > 1 else next(
+        (node.kwargs[name] for name in ("chunks", "split_size_or_sections", "split_size") if name in node.kwargs), None
+    )  # fmt: skip
+    if node.target in (torch.chunk, "chunk") and isinstance(sizes, int):
+        return sizes  # of fewer channels lowering says that they are too few
+    if node.target in (torch.split, "split") and isinstance(sizes, (tuple, list)):
+        return len(sizes)
+    return None
 
 
 def _is_tensor(node: fx.Node) -> bool:

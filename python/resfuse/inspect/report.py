@@ -15,7 +15,19 @@ from resfuse.fused.module import fusion_reason, require_fused
 from resfuse.inspect.tables import format_table
 from resfuse.layers.global_avg_pool import FusedPool
 from resfuse.lowering.binding import BoundProgram
-from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, ProgramSpec, Range
+from resfuse.runtime.spec import (
+    AffineSpec,
+    AvgPoolSpec,
+    ConcatSpec,
+    ConvSpec,
+    LayerSpec,
+    MaxPoolSpec,
+    PadSpec,
+    ProgramSpec,
+    Range,
+    ResizeSpec,
+    SliceSpec,
+)
 
 if TYPE_CHECKING:
     import rich.console
@@ -259,6 +271,14 @@ def what_of(layer: LayerSpec) -> str:
             layer.activation if layer.activation != "none" else "",
         ]
         return " + ".join(part for part in parts if part) or "convert"
+    if isinstance(layer, ConcatSpec):
+        return f"concatenate {len(layer.parts)}"
+    if isinstance(layer, SliceSpec):
+        return f"channels {layer.first_channel} to {layer.first_channel + layer.channels}"
+    if isinstance(layer, PadSpec):
+        return "pad " + " ".join(map(str, layer.padding))
+    if isinstance(layer, ResizeSpec):
+        return "upsample " + ("bilinear" if layer.bilinear else "nearest")
     if not isinstance(layer, ConvSpec):
         return "global average pool"
     kernel = f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}"

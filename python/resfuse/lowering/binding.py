@@ -21,10 +21,10 @@ from resfuse.lowering.ranges import Ranges, int8_spec, mean_buffers
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
 from resfuse.runtime import ops
 from resfuse.runtime.executor import DTYPES, executor_of
-from resfuse.runtime.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec, reads
 from resfuse.runtime.weights import require_plain
 from resfuse.training.batch_norm import CalledNorm, RunningNorm
-from resfuse.training.split import Block, reads, split
+from resfuse.training.split import Block, split
 
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 _MOST_LAYOUTS = 64

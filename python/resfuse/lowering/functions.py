@@ -11,9 +11,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.layers.global_avg_pool import is_global
+from resfuse.lowering import moving
+from resfuse.lowering.call import Call
 from resfuse.lowering.modules import softmax
 from resfuse.lowering.op import (
-    COMPUTED,
     ByteWeights,
     Conv,
     Norm,
@@ -25,56 +26,10 @@ from resfuse.lowering.op import (
     WrittenNorm,
     pads,
     pair,
-    value_of,
-    values_now,
 )
-from resfuse.lowering.steps import NodeParameter, ParameterPath
+from resfuse.lowering.steps import ParameterPath
 
 aten = torch.ops.aten
-Arguments = dict[str, Any]
-
-
-class Call:
-    """A node's arguments by name, and the model whose parameters they may be."""
-
-    def __init__(self, node: fx.Node, names: tuple[str, ...], model: nn.Module) -> None:
-        self.node = node
-        self._arguments: Arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        self._model = model
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An argument, or its default."""
-        return self._arguments.get(name, default)
-
-    def unknown(self, *names: str) -> list[str]:
-        """Names of arguments that are there and not expected."""
-        return sorted(set(self._arguments) - set(names))
-
-    @property
-    def inputs(self) -> tuple[fx.Node, ...]:
-        """The first argument."""
-        source = self.get("input")
-        return (source,) if isinstance(source, fx.Node) else ()
-
-    def parameter(self, name: str) -> tuple[Parameter, torch.Tensor] | None:
-        """A tensor argument that is a parameter or buffer, or computed from such, and what it is now; None for any
-        other.
-        """
-        node = self.get(name)
-        if not isinstance(node, fx.Node) or not (node.op in ("get_attr", "placeholder") or COMPUTED in node.meta):
-            return None
-        value = value_of(node, self._model)
-        if value is None:
-            return None
-        if node.op != "get_attr":
-            return NodeParameter(node.name), value
-        module, _, attribute = str(node.target).rpartition(".")
-        return ParameterPath(module, attribute), value
-
-    def values(self, name: str) -> torch.Tensor | None:
-        """A parameter's present values, where they can be known."""
-        node = self.get(name)
-        return values_now(node, self._model) if isinstance(node, fx.Node) else None
 
 
 def _conv2d(call: Call) -> Op | Unsupported:
@@ -350,6 +305,8 @@ _enter(_BOTH, _two_tensors("add", True), operator.iadd, "add_", aten.add_.Tensor
 _enter(_BOTH, _two_tensors("multiply", False), operator.mul, torch.mul, "mul", aten.mul.Tensor)
 _enter(_BOTH, _two_tensors("multiply", True), operator.imul, "mul_", aten.mul_.Tensor)
 _enter(_BOTH, _quotient, operator.truediv, torch.div, torch.true_divide, "div", aten.div.Tensor)
+for _names_of_arguments, _describe, _targets in moving.ENTRIES:
+    _enter(_names_of_arguments, _describe, *_targets)
 for _name in ("relu", "tanh", "sigmoid", "silu", "leaky_relu", "relu6", "hardsigmoid", "hardswish", "mish", "elu"):
     _sources = [getattr(F, _name, None), getattr(torch, _name, None), _name]
     _written = [f"{_name}_", getattr(torch, f"{_name}_", None), getattr(F, f"{_name}_", None)]
@@ -369,12 +326,16 @@ def describe_call(node: fx.Node, model: nn.Module) -> Op | Unsupported:
         return _rounding(node, node.target)
     if isinstance(node.target, QuantizedWeights):
         return _quantized_weights(node, node.target, model)
+    if isinstance(node.target, moving.Part):
+        return moving.describe_part(node, node.target)
+    if isinstance(node.target, moving.ResizedLike):
+        return moving.describe_resized_like(node, node.target)
     entry = _TABLE.get(node.target)
     if entry is None:
         return Unsupported(f"{_function_name(node.target)} has no fused form")
     names, describe = entry
     call = Call(node, names, model)
-    if not call.inputs:
+    if names[0] == "input" and not call.inputs:
         return Unsupported(f"{_function_name(node.target)} of something other than a tensor")
     return describe(call)
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from resfuse.lowering.modules import qualified_name
 from resfuse.runtime.planes import to_contiguous
-from resfuse.runtime.spec import AffineSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, ConcatSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, ProgramSpec
 
 # Modules and functions that compute the same from either format, and whose results have the format of what they read.
 _BLIND_MODULES = (
@@ -109,6 +109,8 @@ def plain_formats(
             formats.append(None)
             continue
         channels_last = bool(source) or weight
+        if isinstance(layer, ConcatSpec):
+            channels_last = all(bool(formats[part]) for part in layer.parts)
         # Where memory is in both formats at once, torch's elementwise functions write it as contiguous, others do not.
         if (isinstance(layer, GlobalAvgPoolSpec) and layer.mean) or channels == height == width == 1:
             channels_last = False

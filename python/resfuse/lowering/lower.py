@@ -11,6 +11,7 @@ from resfuse.capture.tracer import trace
 from resfuse.lowering.computed_weights import mark_computed_weights
 from resfuse.lowering.describe import describe
 from resfuse.lowering.modules import is_leaf
+from resfuse.lowering.moving import join_moving
 from resfuse.lowering.op import Op
 from resfuse.lowering.quantized_graphs import join_quantized
 from resfuse.lowering.region import Region
@@ -43,6 +44,7 @@ def join_nodes(graph: fx.Graph, model: nn.Module) -> None:
     _drop_identities(graph, model)
     join_written_norms(graph, model)
     join_quantized(graph)
+    join_moving(graph)
 
 
 def _drop_identities(graph: fx.Graph, model: nn.Module) -> None:
@@ -87,5 +89,6 @@ def _close(region: Region, steps: list[Step]) -> None:
     closed = region.close()
     if isinstance(closed, str):
         steps.extend(NativeStep(node, closed) for node in region.nodes)
-    else:
-        steps.append(closed)
+        return
+    steps.append(closed)
+    steps.extend(NativeStep(node, "a part of a feature map, which others read") for node in region.parts_for_others())

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from resfuse.capture.code import globals_read
 from resfuse.layers.global_avg_pool import FusedPool, is_global
 from resfuse.layers.same import Conv2dSame, MaxPool2dSame
+from resfuse.lowering import moving
 from resfuse.lowering.op import Conv, Norm, Op, Unsupported, pads, pair
 from resfuse.lowering.steps import ParameterPath
 
@@ -208,6 +209,17 @@ def _fast_avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) ->
     return Op("global_avg_pool", inputs, path, keepdim=getattr(module, "flatten", False) is not True)
 
 
+def _upsample(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    assert isinstance(module, nn.Upsample)
+    return moving.resize(
+        inputs, module.mode, module.align_corners, module.size, module.scale_factor, module.recompute_scale_factor
+    )
+
+
+def _pad(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    return moving.pad(inputs, module.padding, "constant", getattr(module, "value", 0))
+
+
 def _identity(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
     return Op("identity", inputs, path)
 
@@ -230,6 +242,11 @@ _EXACT: dict[type[nn.Module], _Describe] = {
     MaxPool2dSame: _max_pool_same,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _adaptive_avg_pool,
+    nn.Upsample: _upsample,
+    nn.UpsamplingNearest2d: _upsample,
+    nn.UpsamplingBilinear2d: _upsample,
+    nn.ZeroPad2d: _pad,
+    nn.ConstantPad2d: _pad,
 }
 # Leaves of other libraries, whose own code says the same in another way.
 _FOREIGN: dict[str, _Describe] = {

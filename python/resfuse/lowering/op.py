@@ -83,10 +83,49 @@ class Norm:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChannelsOf:
+    """Some of a feature map's channels: ``begin`` to ``end`` as a Python slice has them, or part ``index`` of those that
+    ``chunk`` cuts them into or that ``split`` cuts them to.
+    """
+
+    begin: int | None = None
+    end: int | None = None
+    chunks: int = 0
+    split: int = 0
+    index: int = 0
+
+    def among(self, channels: int) -> tuple[int, int] | None:
+        """The first one and how many; None where there are none."""
+        begin, end = self.begin, self.end
+        if self.chunks or self.split:
+            size = self.split or -(-channels // self.chunks)
+            count = -(-channels // size)
+            if self.chunks and count != self.chunks:
+                return None
+            index = self.index + count if self.index < 0 else self.index
+            begin, end = index * size, min((index + 1) * size, channels)
+            if index < 0:
+                return None
+        first, last, _ = slice(begin, end).indices(channels)
+        return (first, last - first) if last > first else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """How a feature map is resampled: to a size or by factors; without either to the size of an `Op`'s second input."""
+
+    bilinear: bool
+    align_corners: bool = False
+    size: tuple[int, int] | None = None
+    scale: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Op:
     """A node that a program can compute, and the nodes that it reads."""
 
-    # conv, batch_norm, activation, add, multiply, scale, round, identity, flatten, max_pool, avg_pool, global_avg_pool
+    # conv, batch_norm, activation, add, multiply, scale, round, identity, flatten, max_pool, avg_pool, global_avg_pool,
+    # concat, slice, pad, resize
     kind: str
     inputs: tuple[fx.Node, ...]
     name: str = ""
@@ -99,6 +138,9 @@ class Op:
     mean: bool = False  # a global average pool that is written as a mean
     pool: dict[str, Any] | None = None
     range: Range | None = None  # of a rounding to bytes
+    channels: ChannelsOf | None = None  # of a slice
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # of a pad: top, left, bottom, right
+    resize: Resize | None = None
     inplace: bool = False  # overwrites its first input
 
 

@@ -20,9 +20,10 @@ from resfuse.runtime.spec import (
     LayerSpec,
     MaxPoolSpec,
     ProgramSpec,
+    MOVING,
     Range,
+    reads,
 )
-from resfuse.training.split import reads
 
 # Sums of so many products of bytes hold in 31 bits.
 _MOST_PRODUCTS = (2**31 - 1) // (255 * 128)
@@ -107,8 +108,8 @@ def int8_spec(spec: ProgramSpec, names: Sequence[str], ranges: Ranges) -> Progra
             made_of = range_of(layer.input) if layer.output in bytes_in and layer.input not in held else None
             place = means.get(layer.input) if layer.output in bytes_in else None
             layers.append(dataclasses.replace(layer, reads=made_of, writes=writes, input_means=place))
-        elif isinstance(layer, MaxPoolSpec):
-            layers.append(layer)  # its output is what its input is
+        elif isinstance(layer, (MaxPoolSpec, *MOVING)):
+            layers.append(layer)  # a pool's output is what its input is; what only moves elements moves real numbers
         else:
             layers.append(dataclasses.replace(layer, writes=writes))
     return dataclasses.replace(spec, layers=tuple(layers))
@@ -146,6 +147,8 @@ def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]
                     refused.add(layer.output)
             elif isinstance(layer, AffineSpec):
                 refused.update([] if layer.gate is None else [layer.gate])
+            elif isinstance(layer, MOVING):
+                refused.update(reads(layer), {layer.output})
             elif isinstance(layer, MaxPoolSpec):
                 if layer.output not in held or layer.input not in held:
                     refused.update((layer.input, layer.output))
@@ -162,7 +165,7 @@ def observed_buffers(spec: ProgramSpec) -> list[int]:
     wanted = dict.fromkeys(
         buffer
         for layer in spec.layers
-        for buffer in (reads(layer) if isinstance(layer, (ConvSpec, AffineSpec, AvgPoolSpec)) else [layer.input])
+        for buffer in ([layer.input] if isinstance(layer, GlobalAvgPoolSpec) else reads(layer))
     )
     found = []
     makers = {layer.output: layer for layer in spec.layers}

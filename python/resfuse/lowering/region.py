@@ -15,19 +15,24 @@ from typing import Any
 
 from torch import fx
 
-from resfuse.lowering.op import Conv, Norm, Op, Parameter, may_write
+from resfuse.lowering.moving import ResizedLike
+from resfuse.lowering.op import Conv, Norm, Op, Parameter, Resize, may_write
 from resfuse.lowering.steps import NormMode, ProgramStep
 from resfuse.runtime.spec import (
     AffineSpec,
     AvgPoolSpec,
     BatchNormSpec,
+    ConcatSpec,
     ConvSpec,
     GlobalAvgPoolSpec,
     LayerSpec,
     MaxPoolSpec,
     OutputSpec,
+    PadSpec,
     ProgramSpec,
     Range,
+    ResizeSpec,
+    SliceSpec,
 )
 
 # What convolutions have in their epilogues; the other activations are elementwise layers of their own.
@@ -35,7 +40,9 @@ _IN_EPILOGUE = ("relu", "tanh", "sigmoid")
 
 
 class _Buffer:
-    """A tensor of the program: an input, or the output of a layer. ``like`` shares its number of channels."""
+    """A tensor of the program: an input, or the output of a layer. ``like`` shares its number of channels; those of
+    ``parts`` are joined.
+    """
 
     def __init__(
         self,
@@ -43,18 +50,27 @@ class _Buffer:
         like: _Buffer | None = None,
         one_pixel: bool = False,
         range: Range | None = None,
+        parts: tuple[_Buffer, ...] = (),
     ) -> None:
         self._channels = channels
         self._like = like
         self.one_pixel = one_pixel  # known to be of one
         self.range = range  # of bytes
+        self.parts = parts
 
     @property
     def channels(self) -> int | None:
+        if self.parts:
+            known = [part.channels for part in self.parts]
+            return None if None in known else sum(channels or 0 for channels in known)
         return self._like.channels if self._like is not None else self._channels
 
     def expect(self, channels: int) -> bool:
         """Settles an open number of channels; False on a contradiction."""
+        if self.parts:
+            unknown = [part for part in self.parts if part.channels is None]
+            rest = channels - sum(part.channels or 0 for part in self.parts)
+            return rest == 0 if not unknown else len(unknown) == 1 and rest > 0 and unknown[0].expect(rest)
         if self._like is not None:
             return self._like.expect(channels)
         if self._channels is None:
@@ -103,6 +119,7 @@ class _Value:
     one_pixel: bool = False
     emitted: _Emitted | None = None  # of a pool
     rounds: Range | None = None  # the value is the buffer's real numbers, rounded so by whoever reads it
+    padding: tuple[int, int, int, int] | None = None  # and with zeros around them
 
 
 @dataclasses.dataclass
@@ -115,6 +132,11 @@ class _Emitted:
     pool: dict[str, Any] | None = None
     mean: bool = False
     writes: Range | None = None  # of a pool
+    parts: tuple[_Buffer, ...] = ()  # of a concatenation
+    channels: tuple[int, int] = (0, 0)  # of a slice: the first one and how many
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    resize: Resize | None = None
+    like: _Buffer | None = None  # of the size to which a resize goes
 
 
 class Region:
@@ -126,6 +148,8 @@ class Region:
         self._inputs: dict[fx.Node, _Buffer] = {}
         self._emitted: list[_Emitted] = []
         self._conversions: dict[tuple[_Buffer, Range | None], _Buffer] = {}
+        self._joined: dict[tuple[_Buffer, ...], _Buffer] = {}
+        self._slices: dict[_Buffer, tuple[_Buffer, tuple[int, int]]] = {}  # what they are cut from, and which channels
         self.nodes: list[fx.Node] = []
 
     def add(self, node: fx.Node, op: Op) -> str | None:
@@ -154,6 +178,7 @@ class Region:
             if source is None or not source.one_pixel or not source.expect(conv.in_channels):
                 return "its input is not a global average pool"
         else:
+            conv = self._with_padding_of(op.inputs[0], conv)
             source, reads = self._read_for(conv, op.inputs[0])
             if source is None or not source.expect(conv.in_channels):
                 return "its input is no feature map of as many channels as it takes"
@@ -264,6 +289,86 @@ class Region:
     def _add_global_avg_pool(self, node: fx.Node, op: Op) -> str | None:
         return self._emit_pool(node, op, one_pixel=True)
 
+    def _add_concat(self, node: fx.Node, op: Op) -> str | None:
+        if not any(source in self._values for source in op.inputs):
+            return "joins what is computed elsewhere"
+        found = [self._read_real(source, rank=4) for source in op.inputs]
+        buffers = [buffer for buffer in found if buffer is not None]
+        if len(buffers) < len(found):
+            return "joins other than feature maps"
+        parts = self._longest(tuple(buffers))
+        if parts not in self._joined:
+            one_pixel = all(part.one_pixel for part in parts)
+            self._joined[parts] = _Buffer(None, one_pixel=one_pixel, parts=parts)
+            self._emitted.append(_Emitted("concat", node, parts[0], self._joined[parts], parts=parts))
+        buffer = self._joined[parts]
+        self._values[node] = _Value(node, 4, buffer, one_pixel=buffer.one_pixel)
+        return None
+
+    def _longest(self, parts: tuple[_Buffer, ...]) -> tuple[_Buffer, ...]:
+        """The same channels in fewer parts: slices that are all of a buffer are that, and what was joined before need
+        not be joined again.
+        """
+        for begin in range(len(parts)):
+            source = self._slices.get(parts[begin], (None, (0, 0)))[0]
+            channel = 0
+            for end in range(begin, len(parts) if source is not None else 0):
+                other, (first, count) = self._slices.get(parts[end], (None, (0, 0)))
+                if other is not source or first != channel:
+                    break
+                channel += count
+                if source is not None and channel == source.channels:
+                    return self._longest((*parts[:begin], source, *parts[end + 1 :]))
+        for end in range(len(parts) - 1, 1, -1):
+            if parts[:end] in self._joined:
+                return (self._joined[parts[:end]], *parts[end:])
+        return parts
+
+    def _add_slice(self, node: fx.Node, op: Op) -> str | None:
+        if op.inputs[0] not in self._values and op.inputs[0] not in self._inputs:
+            return "takes channels of what is computed elsewhere"
+        source = self._read_real(op.inputs[0], rank=4)
+        if source is None or source.channels is None or op.channels is None:
+            return "takes channels of no feature map, or one of an unknown number of them"
+        channels = op.channels.among(source.channels)
+        if channels is None:
+            return f"takes channels that a feature map of {source.channels} has not"
+        buffer = _Buffer(channels[1], one_pixel=source.one_pixel)
+        self._slices[buffer] = source, channels
+        self._emitted.append(_Emitted("slice", node, source, buffer, channels=channels))
+        self._values[node] = _Value(node, 4, buffer, one_pixel=source.one_pixel)
+        return None
+
+    def _add_pad(self, node: fx.Node, op: Op) -> str | None:
+        if self.nodes and op.inputs[0] not in self._values and op.inputs[0] not in self._inputs:
+            return "pads what is computed elsewhere"  # of so many channels as nobody may say
+        source = self._read_real(op.inputs[0], rank=4)
+        if source is None:
+            return "pads no feature map"
+        self._values[node] = _Value(node, 4, source, padding=op.padding)
+        return None
+
+    def _add_resize(self, node: fx.Node, op: Op) -> str | None:
+        if op.inputs[0] not in self._values:
+            return "resamples what is computed elsewhere"
+        source = self._read_real(op.inputs[0], rank=4)
+        like = self._extent_of(op.inputs[1]) if len(op.inputs) > 1 else None
+        if source is None or (len(op.inputs) > 1 and like is None):
+            return "resamples no feature map, or to the size of none"
+        buffer = _Buffer(None, like=source)
+        self._emitted.append(_Emitted("resize", node, source, buffer, resize=op.resize, like=like))
+        self._values[node] = _Value(node, 4, buffer)
+        return None
+
+    def _extent_of(self, node: fx.Node) -> _Buffer | None:
+        """A buffer of a node's height and width; a layer that may still grow stays so where there is another one."""
+        value = self._values.get(node)
+        if value is not None and value.pending is not None and value.padding is None:
+            conv = value.pending.conv
+            if conv is None or conv.pointwise:
+                return value.pending.input
+        return self._read(node, rank=4)
+
     def _add_flatten(self, node: fx.Node, op: Op) -> str | None:
         value = self._values.get(op.inputs[0])
         if value is None or not value.one_pixel:
@@ -320,6 +425,18 @@ class Region:
         """The buffer of a value, rounded if it is to be."""
         buffer = self._materialize(value)
         return buffer if value.rounds is None else self._converted(value.node, buffer, value.rounds)
+
+    def _with_padding_of(self, node: fx.Node, conv: Conv) -> Conv:
+        """A convolution that pads as a value does that it reads, where that is the value's only use."""
+        value = self._values.get(node)
+        if value is None or value.padding is None or len(node.users) > 1 or conv.padding is None or conv.bytes:
+            return conv
+        source = value.buffer
+        if source is None or not source.expect(conv.in_channels) or any(pad < 0 for pad in value.padding):
+            return conv
+        padding = tuple(a + b for a, b in zip(conv.padding, value.padding, strict=True))
+        value.padding = None
+        return dataclasses.replace(conv, padding=padding)  # type: ignore[arg-type]
 
     def _read_for(self, conv: Conv, node: fx.Node) -> tuple[_Buffer | None, Range | None]:
         """What a convolution reads, and how it rounds it; without bytes of weights it reads real numbers."""
@@ -382,7 +499,7 @@ class Region:
         value = self._values.get(node)
         if value is None or value.pending is None or value.pending.activation != "none":
             return None
-        return value.pending if own or len(node.users) == 1 else None
+        return value.pending if own or _data_users(node) == 1 else None
 
     def _join(self, node: fx.Node, source: fx.Node) -> None:
         value = self._values[source]
@@ -390,6 +507,11 @@ class Region:
         self._values[node] = value
 
     def _materialize(self, value: _Value) -> _Buffer:
+        if value.padding is not None:
+            source, padding = value.buffer, value.padding
+            assert source is not None
+            value.buffer, value.padding = _Buffer(None, like=source), None
+            self._emitted.append(_Emitted("pad", value.node, source, value.buffer, padding=padding))
         if value.buffer is None:
             pending = value.pending
             assert pending is not None
@@ -401,12 +523,27 @@ class Region:
 
     # Closing.
 
+    def parts_for_others(self) -> list[fx.Node]:
+        """Parts of feature maps that are read outside: views there, which native nodes make of the whole."""
+        return [node for node in self.nodes if self._is_part_for_others(node, set(self.nodes))]
+
+    def _is_part_for_others(self, node: fx.Node, inside: set[fx.Node]) -> bool:
+        if self._values[node].buffer not in self._slices:
+            return False
+        return any(user not in inside or self._is_part_for_others(user, inside) for user in node.users)
+
+    def _leaves(self, node: fx.Node, inside: set[fx.Node]) -> bool:
+        """Whether a node's value is an output: others read it, or a part of it."""
+        if self._is_part_for_others(node, inside):
+            return False
+        return any(user not in inside or self._is_part_for_others(user, inside) for user in node.users)
+
     def close(self) -> ProgramStep | str:
         """The program, or why these nodes make none."""
         inside = set(self.nodes)
         outputs: list[tuple[fx.Node, int, _Buffer]] = []
         for node in self.nodes:
-            if any(user not in inside for user in node.users):
+            if self._leaves(node, inside):
                 value = self._values[node]
                 outputs.append((node, value.rank, self._converted(node, self._rounded(value), None)))
         if not any(e.kind in ("conv", "global_avg_pool") for e in self._emitted):
@@ -449,6 +586,17 @@ class Region:
 
     def _layer(self, e: _Emitted, numbers: dict[_Buffer, int], parameters: list[Parameter]) -> LayerSpec:
         source, output = numbers[e.input], numbers[e.output]
+        if e.kind == "concat":
+            return ConcatSpec(e.node.name, source, output, tuple(numbers[part] for part in e.parts))
+        if e.kind == "slice":
+            return SliceSpec(e.node.name, source, output, *e.channels)
+        if e.kind == "pad":
+            return PadSpec(e.node.name, source, output, e.padding)
+        if e.kind == "resize":
+            assert e.resize is not None
+            r = e.resize
+            like = None if e.like is None else numbers[e.like]
+            return ResizeSpec(e.node.name, source, output, r.bilinear, r.align_corners, r.size, r.scale, like)
         if e.kind == "max_pool":
             assert e.pool is not None
             return MaxPoolSpec(e.node.name, source, output, **e.pool)
@@ -526,6 +674,15 @@ class Region:
         if conv.bytes is not None and pending.computes_bytes and not conv.bytes.winograd:
             return "direct"
         return "auto" if conv.linear else self._algorithm
+
+
+def _data_users(node: fx.Node) -> int:
+    """How many nodes read a node's elements, and not its size alone."""
+    return sum(not _reads_size_alone(user, node) for user in node.users)
+
+
+def _reads_size_alone(user: fx.Node, node: fx.Node) -> bool:
+    return isinstance(user.target, ResizedLike) and user.args[0] is not node
 
 
 def _mode(norm: Norm | None) -> NormMode | None:

@@ -16,7 +16,17 @@ import torch
 
 from resfuse import _core
 from resfuse.runtime.memory import empty
-from resfuse.runtime.spec import AffineSpec, AvgPoolSpec, ConvSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.spec import (
+    AffineSpec,
+    AvgPoolSpec,
+    ConcatSpec,
+    ConvSpec,
+    MaxPoolSpec,
+    PadSpec,
+    ProgramSpec,
+    ResizeSpec,
+    SliceSpec,
+)
 from resfuse.runtime.views import view
 from resfuse.runtime.weights import WeightCache
 
@@ -100,6 +110,22 @@ def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype 
                 activation=layer.activation,
                 slope=layer.slope,
                 writes=layer.writes,
+            )
+        elif isinstance(layer, ConcatSpec):
+            buffer = program.add_concat(layer.name, list(layer.parts))
+        elif isinstance(layer, SliceSpec):
+            buffer = program.add_slice(layer.name, layer.input, layer.first_channel, layer.channels)
+        elif isinstance(layer, PadSpec):
+            buffer = program.add_pad(layer.name, layer.input, layer.padding)
+        elif isinstance(layer, ResizeSpec):
+            buffer = program.add_resize(
+                name=layer.name,
+                input=layer.input,
+                bilinear=layer.bilinear,
+                align_corners=layer.align_corners,
+                size=layer.size,
+                scale=layer.scale,
+                like=-1 if layer.like is None else layer.like,
             )
         else:
             buffer = program.add_global_avg_pool(name=layer.name, input=layer.input, writes=layer.writes)

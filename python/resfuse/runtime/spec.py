@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,14 +133,87 @@ class AffineSpec:
     kind: str = "affine"
 
 
-LayerSpec = ConvSpec | MaxPoolSpec | AvgPoolSpec | GlobalAvgPoolSpec | AffineSpec
+@dataclasses.dataclass(frozen=True)
+class ConcatSpec:
+    """Joins the channels of buffers; ``input`` is the first of ``parts``."""
+
+    name: str
+    input: int
+    output: int
+    parts: tuple[int, ...]
+    kind: str = "concat"
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceSpec:
+    """Some of a buffer's channels."""
+
+    name: str
+    input: int
+    output: int
+    first_channel: int
+    channels: int
+    kind: str = "slice"
+
+
+@dataclasses.dataclass(frozen=True)
+class PadSpec:
+    """Zeros around an image: ``padding`` is (top, left, bottom, right); negative ones crop."""
+
+    name: str
+    input: int
+    output: int
+    padding: tuple[int, int, int, int]
+    kind: str = "pad"
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeSpec:
+    """Resampling as ``F.interpolate`` does it: to a ``size``, by factors, or to the size of the buffer ``like``."""
+
+    name: str
+    input: int
+    output: int
+    bilinear: bool
+    align_corners: bool = False
+    size: tuple[int, int] | None = None
+    scale: tuple[float, float] | None = None
+    like: int | None = None
+    kind: str = "resize"
+
+
+LayerSpec = (
+    ConvSpec
+    | MaxPoolSpec
+    | AvgPoolSpec
+    | GlobalAvgPoolSpec
+    | AffineSpec
+    | ConcatSpec
+    | SliceSpec
+    | PadSpec
+    | ResizeSpec
+)
 _KINDS: dict[str, type[LayerSpec]] = {
     "conv": ConvSpec,
     "max_pool": MaxPoolSpec,
     "avg_pool": AvgPoolSpec,
     "global_avg_pool": GlobalAvgPoolSpec,
     "affine": AffineSpec,
+    "concat": ConcatSpec,
+    "slice": SliceSpec,
+    "pad": PadSpec,
+    "resize": ResizeSpec,
 }
+MOVING = (ConcatSpec, SliceSpec, PadSpec, ResizeSpec)  # layers that compute nothing of their own
+
+
+def reads(layer: LayerSpec) -> tuple[int, ...]:
+    """The buffers that a layer reads."""
+    if isinstance(layer, ConcatSpec):
+        return layer.parts
+    others = [layer.residual] if isinstance(layer, (ConvSpec, AffineSpec)) else []
+    others += [layer.gate] if isinstance(layer, AffineSpec) else []
+    return (layer.input, *(buffer for buffer in others if buffer is not None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +237,18 @@ class ProgramSpec:
         if buffer < len(self.inputs):
             return self.inputs[buffer]
         layer = self.layers[buffer - len(self.inputs)]
-        return layer.out_channels if isinstance(layer, ConvSpec) else self.channels(layer.input)
+        if isinstance(layer, ConvSpec):
+            return layer.out_channels
+        if isinstance(layer, ConcatSpec):
+            return sum(map(self.channels, layer.parts))
+        return layer.channels if isinstance(layer, SliceSpec) else self.channels(layer.input)
 
     @functools.cached_property
     def ranges(self) -> dict[int, Range]:
         """The buffers that hold bytes, and what these stand for; a max-pool hands on what it reads."""
         held: dict[int, Range] = {}
         for layer in self.layers:
-            found = held.get(layer.input) if isinstance(layer, MaxPoolSpec) else layer.writes
+            found = held.get(layer.input) if isinstance(layer, MaxPoolSpec) else getattr(layer, "writes", None)
             if found is not None:
                 held[layer.output] = found
         return held
@@ -232,7 +310,8 @@ class ProgramSpec:
         """[N, C, H, W] of every buffer for those of the inputs; works with symbolic sizes."""
         extents: list[tuple[Any, Any]] = [(shape[2], shape[3]) for shape in inputs]
         for layer in self.layers:
-            extents.append(_output_extent(layer, extents[layer.input]))
+            like = layer.like if isinstance(layer, ResizeSpec) else None
+            extents.append(_output_extent(layer, extents[layer.input]) if like is None else extents[like])
         return [[inputs[0][0], self.channels(buffer), *extent] for buffer, extent in enumerate(extents)]
 
 
@@ -243,6 +322,8 @@ def check_operands(spec: ProgramSpec, shapes: Sequence[Sequence[Any]]) -> None:
             _require_extent(layer, "gate", shapes[layer.gate], (1, 1))
         if isinstance(layer, (ConvSpec, AffineSpec)) and layer.residual is not None:
             _require_extent(layer, "residual", shapes[layer.residual], shapes[layer.output][2:])
+        for part in layer.parts[1:] if isinstance(layer, ConcatSpec) else ():
+            _require_extent(layer, "part of a concatenation", shapes[part], shapes[layer.output][2:])
 
 
 def _layer(data: dict[str, Any]) -> LayerSpec:
@@ -265,11 +346,24 @@ def _require_extent(layer: LayerSpec, what: str, shape: Sequence[Any], want: Seq
         raise ValueError(f"{layer.name}: the {what} is {height} x {width}, want {want[0]} x {want[1]}")
 
 
+def _scaled(size: Any, scale: float) -> Any:
+    """As torch rounds it; whole factors of symbolic sizes too."""
+    return size * int(scale) if scale == int(scale) else math.floor(float(size) * scale)
+
+
 def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]:
     if isinstance(layer, GlobalAvgPoolSpec):
         return 1, 1
-    if isinstance(layer, AffineSpec):
+    if isinstance(layer, (AffineSpec, ConcatSpec, SliceSpec)):
         return extent
+    if isinstance(layer, PadSpec):
+        top, left, bottom, right = layer.padding
+        return extent[0] + top + bottom, extent[1] + left + right
+    if isinstance(layer, ResizeSpec):
+        if layer.size is not None:
+            return layer.size
+        assert layer.scale is not None
+        return _scaled(extent[0], layer.scale[0]), _scaled(extent[1], layer.scale[1])
     sizes = []
     for axis, size in enumerate(extent):
         stride = layer.stride[axis]

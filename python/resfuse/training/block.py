@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from resfuse.runtime.memory import dense
-from resfuse.runtime.spec import ConvSpec, MaxPoolSpec, ProgramSpec
+from resfuse.runtime.spec import ConvSpec, MaxPoolSpec, ProgramSpec, reads
 from resfuse.training import batch_norm, convolution, pooling
 from resfuse.training.batch_norm import Norm
 from resfuse.training.split import (
@@ -20,7 +20,6 @@ from resfuse.training.split import (
     computes_again,
     pads_of,
     parameter_places,
-    reads,
     saved_tensors,
     takes_batch_statistics,
 )

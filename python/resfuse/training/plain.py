@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from resfuse.runtime.executor import DTYPES
 from resfuse.runtime.global_avg_pool import global_avg_pool2d
-from resfuse.runtime.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec
+from resfuse.runtime.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, PadSpec, ResizeSpec, SliceSpec
 from resfuse.training.split import pads_of
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -49,6 +50,20 @@ def plain_layer(
     if isinstance(layer, AvgPoolSpec):
         return _avg_pool(layer, x)
     return global_avg_pool2d(x)
+
+
+def moved(layer: LayerSpec, x: torch.Tensor, size: Sequence[Any]) -> torch.Tensor:
+    """A slice, a padding, or resampling to ``size``."""
+    if isinstance(layer, SliceSpec):
+        return x.narrow(1, layer.first_channel, layer.channels)
+    if isinstance(layer, PadSpec):
+        top, left, bottom, right = layer.padding
+        return F.pad(x, (left, right, top, bottom))
+    assert isinstance(layer, ResizeSpec)
+    how = {"mode": "bilinear", "align_corners": layer.align_corners} if layer.bilinear else {"mode": "nearest"}
+    if layer.scale is not None:
+        return F.interpolate(x, scale_factor=layer.scale, **how)
+    return F.interpolate(x, tuple(size), **how)
 
 
 def _products(layer: ConvSpec, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from resfuse.runtime.executor import check_shapes
-from resfuse.runtime.spec import AffineSpec, ProgramSpec, check_operands
+from resfuse.runtime.spec import MOVING, AffineSpec, ConcatSpec, ProgramSpec, check_operands
 from resfuse.training import ops
 from resfuse.training.batch_norm import (
     RunningNorm,
@@ -17,7 +17,7 @@ from resfuse.training.batch_norm import (
     update_running_statistics,
     values_per_channel,
 )
-from resfuse.training.plain import ACTIVATIONS, activated, plain_layer
+from resfuse.training.plain import ACTIVATIONS, activated, moved, plain_layer
 from resfuse.training.split import Block
 
 Update = tuple[RunningNorm, torch.Tensor, torch.Tensor, int]
@@ -73,7 +73,10 @@ def _run_block(
         layer = spec.layers[index]
         if isinstance(layer, AffineSpec):
             return [_affine(layer, inputs, parameters, norms[index], updates)]
-        return [plain_layer(layer, inputs[0], parameters)]
+        if isinstance(layer, ConcatSpec):
+            return [torch.cat(inputs, 1)]
+        size = shapes[layer.output][2:]
+        return [moved(layer, inputs[0], size) if isinstance(layer, MOVING) else plain_layer(layer, inputs[0], parameters)]
     own = [parameters[p] for p in part.parameters]
     for place, factor in part.factors:
         own[place] = own[place] * factor

@@ -18,6 +18,7 @@ from resfuse.runtime.spec import (
     MaxPoolSpec,
     OutputSpec,
     ProgramSpec,
+    reads,
     same_padding,
 )
 from resfuse.training import pooling
@@ -55,13 +56,6 @@ class Block:
     statistics: tuple[Statistics, ...] = ()
     activation: str = "none"  # follows, on torch
     factors: tuple[tuple[int, float], ...] = ()  # of `parameters`: places, and what they are multiplied by
-
-
-def reads(layer: LayerSpec) -> tuple[int, ...]:
-    """The buffers that a layer reads."""
-    others = [layer.residual] if isinstance(layer, (ConvSpec, AffineSpec)) else []
-    others += [layer.gate] if isinstance(layer, AffineSpec) else []
-    return (layer.input, *(buffer for buffer in others if buffer is not None))
 
 
 def parameter_places(layer: LayerSpec) -> list[int]:
