@@ -79,7 +79,6 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
     if layer.residual is not None:
         y = y + buffers[layer.residual]
     if layer.activation in ("leaky_relu", "elu"):
-        assert isinstance(layer, AffineSpec)
         return (F.leaky_relu if layer.activation == "leaky_relu" else F.elu)(y, layer.slope)
     return ACTIVATIONS[layer.activation](y)
 

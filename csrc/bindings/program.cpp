@@ -32,13 +32,14 @@ Window make_window(Pair kernel_size, Pair stride, Pair dilation, const std::opti
 int add_conv(Program& program, const std::string& name, int input, index_t out_channels, Pair kernel_size, Pair stride,
              Pair dilation, const std::optional<std::array<index_t, 4>>& padding, index_t groups,
              const std::string& activation, int residual, const std::string& algorithm, const ByteRange& reads,
-             const ByteRange& writes) {
+             const ByteRange& writes, float slope) {
     Layer layer{.kind = LayerKind::conv, .name = name, .input = input, .output = -1, .window = {}};
     layer.residual = residual;
     layer.window = make_window(kernel_size, stride, dilation, padding, false);
     layer.out_channels = out_channels;
     layer.groups = groups;
     layer.activation = parse_activation(activation);
+    layer.slope = slope;
     layer.algorithm = require_algorithm(algorithm);
     layer.reads = quantization(reads);
     return program.add_conv(std::move(layer), quantization(writes));
@@ -90,7 +91,8 @@ void register_program(py::module_& m) {
             py::arg("channels"), py::arg("dtype") = "fp32")
         .def("add_conv", &add_conv, py::arg("name"), py::arg("input"), py::arg("out_channels"), py::arg("kernel_size"),
              py::arg("stride"), py::arg("dilation"), py::arg("padding"), py::arg("groups"), py::arg("activation"),
-             py::arg("residual"), py::arg("algorithm"), py::arg("reads") = py::none(), py::arg("writes") = py::none())
+             py::arg("residual"), py::arg("algorithm"), py::arg("reads") = py::none(), py::arg("writes") = py::none(),
+             py::arg("slope") = 0.0f)
         .def(
             "add_max_pool",
             [](Program& program, const std::string& name, int input, Pair kernel_size, Pair stride, Pair dilation,

@@ -39,7 +39,7 @@ struct ElementKernels {
     void (*resize_row)(const ResizeRowArgs&);
     void (*max_pool)(const MaxPoolArgs&);
     void (*avg_pool)(const AvgPoolArgs&);
-    void (*activate)(ActivationArgs, void*, index_t);  // in place, for activations that are not a clamp
+    void (*activate)(const ActivateArgs&);  // activations that are not a clamp
     // Training.
     void (*norm_sums)(const NormSumsArgs&);
     void (*norm_grad_sums)(const NormGradSumsArgs&);

@@ -118,6 +118,8 @@ inline ActivationArgs rounded_activation(const Layer& layer) {
 inline bool activates_apart(const Layer& layer) {
     return layer.type == DType::fp32 && !layer.is_int8() && is_by_element(layer.activation);
 }
+// The same of algorithms whose kernels only clamp: in a pass over what they have stored.
+inline bool activates_behind(const Layer& layer) { return !layer.is_int8() && is_by_element(layer.activation); }
 
 // A window of pixels; it may reach past the image.
 struct PixelWindow {

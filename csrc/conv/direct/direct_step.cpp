@@ -93,16 +93,13 @@ void DirectStep::multiply(const GemmArgs& g, index_t panel, DType type, const Wa
                                        .epilogue = int8_epilogue_});
     const ElementKernels& kernels = kernels_of(wave.kernels, type);
     operands_ == Operands::pairs ? kernels.pair_gemm(g) : kernels.gemm(g);
-    if (activates_apart(layer_))
-        for (index_t i = 0; i < g.rows; ++i)
-            kernels.activate({layer_.activation, layer_.slope}, element_at(g.c, i * g.ldc, type), g.cols);
+    if (activates_apart(layer_)) kernels.activate({{layer_.activation, layer_.slope}, g.c, g.rows, g.ldc, g.cols});
 }
 
 void DirectStep::softmax(index_t image, const Wave& wave) const {
     const Tensor& y = wave.tensors[layer_.output];
-    for (index_t pixel = 0; pixel < pixels(); ++pixel)
-        writes(wave).activate({Activation::softmax, 0.0f}, y.at(image * y.image + pixel * y.pixel),
-                              layer_.out_channels);
+    writes(wave).activate(
+        {{Activation::softmax, 0.0f}, y.at(image * y.image), pixels(), y.pixel, layer_.out_channels});
 }
 
 std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm) {

@@ -64,9 +64,11 @@ class GroupedStep final : public ConvStep {
                                               .epilogue = int8_epilogue_});
         (f2_ ? reads(wave).grouped_f2 : reads(wave).grouped)(args);
         if (activates_apart(layer_))
-            for (index_t pixel = rows.begin * out_.w; pixel < rows.end * out_.w; ++pixel)
-                writes(wave).activate({layer_.activation, layer_.slope},
-                                      y.at(image * y.image + pixel * y.pixel + begin), end - begin);
+            writes(wave).activate({{layer_.activation, layer_.slope},
+                                   y.at(image * y.image + rows.begin * out_.w * y.pixel + begin),
+                                   rows.size() * out_.w,
+                                   y.pixel,
+                                   end - begin});
     }
 
   private:

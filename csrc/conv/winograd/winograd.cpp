@@ -88,7 +88,8 @@ index_t winograd_stride(const Layer& layer) {
     const index_t most = layer.groups == 1 ? 2 : 1;
     const bool applies = !layer.is_int8() && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == w.stride_w &&
                          w.stride_h <= most && !w.is_dilated() &&
-                         (layer.groups == 1 || layer.group_in() >= kFewestChannelsOfGroup) && layer.clamps();
+                         (layer.groups == 1 || layer.group_in() >= kFewestChannelsOfGroup) &&
+                         layer.activation != Activation::softmax;
     return applies ? w.stride_h : 0;
 }
 

@@ -85,40 +85,87 @@ inline Vec mish(Vec x) {
     return x > 20.0f ? x : x * (n / (n + 2.0f));
 }
 
-// One of the functions of single elements.
-inline Vec activated(const ActivationArgs& activation, Vec x) {
+// 1 / (1 + e^-x). e^-x is 2^k times a polynomial as in `exp_vector`, with k small enough to be added to its exponent.
+inline Vec sigmoid(Vec x) {
+    const Vec low = Vec{} - 88.0f, high = Vec{} + 88.0f;
+    const Vec y = x > high ? low : (x < low ? high : -x);
+    const Vec magic = Vec{} + 0x1.8p23f;  // whose lowest bits then hold k
+    const Vec shifted = y * 1.44269504088896341f + magic;
+    const Vec k = shifted - magic;
+    const Vec r = (y - k * 0.693359375f) + k * 2.12194440e-4f;
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const Vec e = (Vec)((VecMask)p + ((VecMask)shifted << 23));
+    return 1.0f / (1.0f + e);
+}
+
+// Calls f with one of the functions of single elements.
+template <class F>
+inline void with_activation(const ActivationArgs& activation, F f) {
+    const Vec slope = broadcast(activation.slope);
     switch (activation.kind) {
         case Activation::silu:
-            return x / (1.0f + exp_vector(-x));
+            return f([](Vec x) { return x * sigmoid(x); });
         case Activation::gelu:
-            return gelu(x);
+            return f([](Vec x) { return gelu(x); });
         case Activation::leaky_relu:
-            return x > 0.0f ? x : x * broadcast(activation.slope);
+            return f([slope](Vec x) { return x > 0.0f ? x : x * slope; });
         case Activation::tanh:
-            for (int lane = 0; lane < kVectorFloats; ++lane) x[lane] = __builtin_tanhf(x[lane]);
-            return x;
+            return f([](Vec x) {
+                for (int lane = 0; lane < kVectorFloats; ++lane) x[lane] = __builtin_tanhf(x[lane]);
+                return x;
+            });
         case Activation::sigmoid:
-            return 1.0f / (1.0f + exp_vector(-x));
+            return f([](Vec x) { return x != x ? x : sigmoid(x); });
         case Activation::relu6:
-            return relu6(x);
+            return f([](Vec x) { return relu6(x); });
         case Activation::hardsigmoid:
-            return relu6(x + 3.0f) * (1.0f / 6);
+            return f([](Vec x) { return relu6(x + 3.0f) * (1.0f / 6); });
         case Activation::hardswish:
-            return x * relu6(x + 3.0f) * (1.0f / 6);
+            return f([](Vec x) { return x * relu6(x + 3.0f) * (1.0f / 6); });
         case Activation::mish:
-            return mish(x);
+            return f([](Vec x) { return mish(x); });
         case Activation::elu:
-            return x > 0.0f ? x : broadcast(activation.slope) * exp_minus_one(x);
+            return f([slope](Vec x) { return x > 0.0f ? x : slope * exp_minus_one(x); });
         default:
-            return x;
+            return;
     }
 }
 
+inline Vec activated(const ActivationArgs& activation, Vec x) {
+    with_activation(activation, [&](auto function) { x = function(x); });
+    return x;
+}
+
 template <class E>
-void activate(ActivationArgs activation, void* data, index_t n) {
-    auto* const p = static_cast<typename E::Storage*>(data);
-    if (activation.kind == Activation::softmax) return softmax<E>(p, n);
-    transform_elements<E>(p, n, [&](Vec x) { return activated(activation, x); });
+void activate(const ActivateArgs& g) {
+    auto* p = static_cast<typename E::Storage*>(g.data);
+    if (g.activation.kind == Activation::softmax) {
+        for (index_t i = 0; i < g.pixels; ++i, p += g.pixel) softmax<E>(p, g.channels);
+        return;
+    }
+    const bool dense = g.pixel == g.channels;
+    const index_t runs = dense ? 1 : g.pixels, n = dense ? g.pixels * g.channels : g.channels;
+    with_activation(g.activation, [&](auto function) {
+        for (index_t run = 0; run < runs; ++run, p += g.pixel) {
+            index_t i = 0;
+            for (; i + 4 * kVectorFloats <= n; i += 4 * kVectorFloats) {
+                Vec v[4];
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) v[j] = function(E::load(p + i + j * kVectorFloats));
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) E::store(p + i + j * kVectorFloats, v[j]);
+            }
+            for (; i < n; i += kVectorFloats) {
+                const index_t lanes = at_most(kVectorFloats, n - i);
+                E::store_first(p + i, function(E::load_first(p + i, lanes)), lanes);
+            }
+        }
+    });
 }
 
 }  // namespace

@@ -27,4 +27,11 @@ struct ActivationArgs {
     float slope;  // of leaky_relu; elu's alpha
 };
 
+// In place, of some channels of pixels `pixel` elements apart.
+struct ActivateArgs {
+    ActivationArgs activation;
+    void* data;
+    index_t pixels, pixel, channels;
+};
+
 }  // namespace resfuse

@@ -130,21 +130,24 @@ template <class E, class Value>
     }
 }
 
+// In vectors that are rounded once: activated before they are stored. Others are activated row by row.
 template <class E, bool Adds, bool Activates>
 inline void norm_apply_as(const NormApplyArgs& g) {
     const Vec floor = broadcast(g.floor);
     const auto* x = static_cast<const typename E::Storage*>(g.x);
     const auto* residual = static_cast<const typename E::Storage*>(g.residual);
     auto* y = static_cast<typename E::Storage*>(g.y);
+    constexpr bool kRounds = !std::is_same_v<E, Fp32>;
     for (index_t row = 0; row < g.rows; ++row, x += g.x_pixel, y += g.y_pixel) {
         store_rows<E>(y, 1, g.channels, [&](index_t, index_t c, index_t n) __attribute__((always_inline)) {
-            Vec v =
-                (load_at<E>(x, c, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) + load_first(g.bias + c, n);
+            Vec v = (load_at<E>(x, c, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
+                    load_first(g.bias + c, n);
             if constexpr (Adds) v += load_at<E>(residual, c, n);
             v = clamp_below(v, floor);
-            if constexpr (Activates) v = activated(g.activation, v);
+            if constexpr (Activates && kRounds) v = activated(g.activation, v);
             return v;
         });
+        if constexpr (Activates && !kRounds) activate<E>({g.activation, y, 1, g.channels, g.channels});
         if constexpr (Adds) residual += g.residual_pixel;
     }
 }

@@ -25,6 +25,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     **{f"bottleneck{i + 1}": (partial(Bottleneck, 256 << i, 64 << i), 56 >> i) for i in range(4)},
     "gap": (partial(nn.AdaptiveAvgPool2d, 1), 7),
 }
+# Libraries whose models can be named behind these words.
+_LIBRARIES = {"timm": "timm", "smp": "segmentation_models_pytorch"}
 _declared: list[torch.library.Library] = []
 
 
@@ -70,10 +72,28 @@ def make_model(name: str) -> nn.Module:
     if name in _OURS:
         model = getattr(resfuse.models, name)()
         return model
+    library, _, rest = name.partition(" ")
+    if rest and library in _LIBRARIES and importlib.util.find_spec(_LIBRARIES[library]) is not None:
+        return _of_library(library, rest)
     raise ValueError(
-        f"model: got {name!r}, want seed, {', '.join(_OURS)}, with torchvision any ResNet of its, or a layer: "
-        f"{', '.join(LAYERS)}"
+        f"model: got {name!r}, want seed, {', '.join(_OURS)}, with torchvision any ResNet of its, 'timm' and 'smp' with a "
+        f"model of theirs behind a space (where installed), or a layer: {', '.join(LAYERS)}"
     )
+
+
+def _of_library(library: str, name: str) -> nn.Module:
+    """A model of timm, or of segmentation-models-pytorch: its architecture and encoder, "Unet resnet34"."""
+    torchvision_models()  # both import it
+    module = importlib.import_module(_LIBRARIES[library])
+    try:
+        if library == "timm":
+            model: nn.Module = module.create_model(name, pretrained=False)
+            return model
+        architecture, encoder = name.split(" ")
+        model = module.create_model(architecture, encoder, encoder_weights=None)
+        return model
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"model: got {library} {name!r}, which {_LIBRARIES[library]} has not: {error}") from error
 
 
 def default_size(name: str) -> int:

@@ -35,9 +35,6 @@ from resfuse.runtime.spec import (
     SliceSpec,
 )
 
-# What convolutions have in their epilogues; the other activations are elementwise layers of their own.
-_IN_EPILOGUE = ("relu", "tanh", "sigmoid")
-
 
 class _Buffer:
     """A tensor of the program: an input, or the output of a layer. ``like`` shares its number of channels; those of
@@ -211,7 +208,7 @@ class Region:
         if op.activation == "softmax":
             if pending is None or not pending.linear:
                 return "softmax that follows no linear layer of its own"
-        elif pending is None or (pending.conv is not None and op.activation not in _IN_EPILOGUE):
+        elif pending is None:
             source = self._read(source_node, rank=4)
             if source is None:
                 return f"{op.activation} of no feature map"
@@ -666,6 +663,7 @@ class Region:
             weight_steps=steps,
             weight_zeros=None if conv.bytes is None else place(conv.bytes.zeros),
             factor=pending.factor,
+            slope=pending.slope,
         )
 
     def _algorithm_of(self, pending: _Pending) -> str:

@@ -79,6 +79,7 @@ def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype 
                 algorithm=layer.algorithm,
                 reads=layer.reads,
                 writes=layer.writes,
+                slope=layer.slope,
             )
         elif isinstance(layer, MaxPoolSpec):
             buffer = program.add_max_pool(

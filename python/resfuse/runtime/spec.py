@@ -61,6 +61,7 @@ class ConvSpec:
     weight_zeros: int | None = None
     input_means: int | None = None
     factor: float = 1.0
+    slope: float = 0.0  # of leaky_relu; elu's alpha
     kind: str = "conv"
 
 

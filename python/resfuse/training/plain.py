@@ -40,7 +40,7 @@ def plain_layer(
     """A convolution, linear layer or pool; of a convolution without batch norm and residual."""
     if isinstance(layer, ConvSpec):
         y = _products(layer, x, parameters)
-        return ACTIVATIONS[layer.activation](y) if activate else y
+        return activated(layer.activation, layer.slope, y) if activate else y
     if isinstance(layer, MaxPoolSpec):
         if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
             padding = layer.padding[:2]

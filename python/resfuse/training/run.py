@@ -17,7 +17,7 @@ from resfuse.training.batch_norm import (
     update_running_statistics,
     values_per_channel,
 )
-from resfuse.training.plain import ACTIVATIONS, activated, moved, plain_layer
+from resfuse.training.plain import activated, moved, plain_layer
 from resfuse.training.split import Block
 
 Update = tuple[RunningNorm, torch.Tensor, torch.Tensor, int]
@@ -86,7 +86,7 @@ def _run_block(
         assert norm is not None
         count = values_per_channel(shapes[spec.layers[statistics.layer].output])
         updates.append((norm, results[statistics.mean], results[statistics.variance], count))
-    return [ACTIVATIONS[part.activation](y) for y in results[: len(part.outputs)]]
+    return [activated(part.activation, part.slope, y) for y in results[: len(part.outputs)]]
 
 
 def _affine(

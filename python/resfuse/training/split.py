@@ -55,6 +55,7 @@ class Block:
     parameters: tuple[int, ...]  # places in the whole program's list
     statistics: tuple[Statistics, ...] = ()
     activation: str = "none"  # follows, on torch
+    slope: float = 0.0
     factors: tuple[tuple[int, float], ...] = ()  # of `parameters`: places, and what they are multiplied by
 
 
@@ -164,7 +165,9 @@ def split(spec: ProgramSpec, batch_statistics: tuple[bool, ...]) -> tuple[Block,
             whole = dataclasses.replace(spec, layers=(*spec.layers[:index], bare, *spec.layers[index + 1 :]))
             blocks.append(
                 dataclasses.replace(
-                    _block(whole, [index], last_read, kept, batch_statistics), activation=layer.activation
+                    _block(whole, [index], last_read, kept, batch_statistics),
+                    activation=layer.activation,
+                    slope=layer.slope,
                 )
             )
             continue
