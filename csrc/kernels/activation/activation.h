@@ -85,20 +85,18 @@ inline Vec mish(Vec x) {
     return x > 20.0f ? x : x * (n / (n + 2.0f));
 }
 
-// 1 / (1 + e^-x). e^-x is 2^k times a polynomial as in `exp_vector`, with k small enough to be added to its exponent.
+// 1 / (1 + e^-x), NaN of NaN perhaps not. e^-x is 2^k 2^f, with a polynomial of degree 5 for 2^f (its coefficients
+// make the largest error smallest: 8e-8) and k small enough to be added to its exponent.
 inline Vec sigmoid(Vec x) {
-    const Vec low = Vec{} - 88.0f, high = Vec{} + 88.0f;
-    const Vec y = x > high ? low : (x < low ? high : -x);
-    const Vec magic = Vec{} + 0x1.8p23f;  // whose lowest bits then hold k
+    const Vec low = broadcast(-88.0f), y = clamp_below(-clamp_below(x, low), low);
+    const Vec magic = broadcast(0x1.8p23f);  // whose lowest bits then hold k
     const Vec shifted = y * 1.44269504088896341f + magic;
-    const Vec k = shifted - magic;
-    const Vec r = (y - k * 0.693359375f) + k * 2.12194440e-4f;
-    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
+    const Vec f = y * 1.44269504088896341f - (shifted - magic);
+    Vec p = f * 0x1.5c08e4p-10f + 0x1.3d0c52p-7f;
+    p = p * f + 0x1.c6b6e4p-5f;
+    p = p * f + 0x1.ebf918p-3f;
+    p = p * f + 0x1.62e428p-1f;
+    p = p * f + 0x1.000002p+0f;
     const Vec e = (Vec)((VecMask)p + ((VecMask)shifted << 23));
     return 1.0f / (1.0f + e);
 }

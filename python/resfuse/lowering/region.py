@@ -316,9 +316,9 @@ class Region:
                 channel += count
                 if source is not None and channel == source.channels:
                     return self._longest((*parts[:begin], source, *parts[end + 1 :]))
-        for end in range(len(parts) - 1, 1, -1):
+        for end in range(len(parts) - 1, 0, -1):
             if parts[:end] in self._joined:
-                return (self._joined[parts[:end]], *parts[end:])
+                return self._longest((self._joined[parts[:end]], *parts[end:]))
         return parts
 
     def _add_slice(self, node: fx.Node, op: Op) -> str | None:
