@@ -82,6 +82,8 @@ py::list describe_layers(const Plan& plan) {
                            : layer.kind == LayerKind::slice    ? "slice"
                            : layer.kind == LayerKind::pad      ? "pad"
                            : layer.kind == LayerKind::resize   ? "resize"
+                           : layer.kind == LayerKind::group_norm ? "group_norm"
+                           : layer.kind == LayerKind::layer_norm ? "layer_norm"
                            : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
                                             : "global_avg_pool";
         row["packed_bytes"] = conv ? plan.algorithms()[l]->packed_bytes(layer, plan.program().kernels()) : 0;

@@ -131,6 +131,20 @@ void register_program(py::module_& m) {
             },
             py::arg("name"), py::arg("input"), py::arg("gate"), py::arg("residual"), py::arg("activation"),
             py::arg("slope"), py::arg("writes") = py::none())
+        .def(
+            "add_norm",
+            [](Program& program, const std::string& name, int input, index_t groups, float eps, int residual,
+               const std::string& activation, float slope) {
+                Layer layer{.kind = LayerKind::group_norm, .name = name, .input = input, .output = -1, .window = {}};
+                layer.residual = residual;
+                layer.activation = parse_activation(activation);
+                layer.slope = slope;
+                layer.eps = eps;
+                layer.groups = std::max<index_t>(groups, 1);
+                return groups > 0 ? program.add_group_norm(std::move(layer)) : program.add_layer_norm(std::move(layer));
+            },
+            py::arg("name"), py::arg("input"), py::arg("groups"), py::arg("eps"), py::arg("residual"),
+            py::arg("activation"), py::arg("slope"))
         .def("add_concat", &Program::add_concat, py::arg("name"), py::arg("parts"))
         .def("add_slice", &Program::add_slice, py::arg("name"), py::arg("input"), py::arg("first_channel"),
              py::arg("channels"))

@@ -36,12 +36,13 @@ struct ElementKernels {
     void (*copy_image)(const BandArgs&);  // to the same type
     void (*transpose)(const TransposeArgs&);
     void (*norm_apply)(const NormApplyArgs&);
+    void (*norm_sums)(const NormSumsArgs&);
+    void (*layer_norm)(const LayerNormArgs&);
     void (*resize_row)(const ResizeRowArgs&);
     void (*max_pool)(const MaxPoolArgs&);
     void (*avg_pool)(const AvgPoolArgs&);
     void (*activate)(const ActivateArgs&);  // activations that are not a clamp
     // Training.
-    void (*norm_sums)(const NormSumsArgs&);
     void (*norm_grad_sums)(const NormGradSumsArgs&);
     void (*norm_grad)(const NormGradArgs&);
     void (*copy_windows)(const CopyWindowsArgs&);

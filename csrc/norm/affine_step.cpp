@@ -9,17 +9,6 @@ namespace resfuse {
 
 namespace {
 
-// Rows of an image from one on: null where a layer has no such operand.
-struct Operand {
-    void* data;
-    index_t pixel;
-};
-Operand operand(const Wave& wave, int buffer, index_t image, index_t row) {
-    if (buffer < 0) return {nullptr, 0};
-    const Tensor& tensor = wave.tensors[buffer];
-    return {tensor.at(image * tensor.image + row * tensor.row), tensor.pixel};
-}
-
 class AffineStep final : public Step {
   public:
     AffineStep(const StepContext& context, std::size_t index)
@@ -52,8 +41,7 @@ class AffineStep final : public Step {
                          .floor = activation_floor(layer_.activation),
                          .y = y.data,
                          .y_pixel = y.pixel,
-                         .activation = {is_by_element(layer_.activation) ? layer_.activation : Activation::none,
-                                        layer_.slope}});
+                         .activation = activation_by_element(layer_)});
     }
 
   private:

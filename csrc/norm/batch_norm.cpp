@@ -62,8 +62,8 @@ void norm_statistics(const KernelTable& kernels, const void* x, Pixels pixels, f
                         .band = shift.data(),
                         .pixel = channels});
     const std::vector<double> sums = total(pixels, threads, [&](Range rows, float* scratch, double* part_sums) {
-        elements.norm_sums({element_at(x, rows.begin * channels, pixels.type), rows.size(), channels, shift.data(),
-                            scratch, part_sums});
+        elements.norm_sums({element_at(x, rows.begin * channels, pixels.type), channels, rows.size(), channels,
+                            shift.data(), scratch, part_sums});
     });
     const double count = static_cast<double>(pixels.rows);
     for (index_t c = 0; c < channels; ++c) {

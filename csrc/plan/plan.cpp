@@ -169,6 +169,8 @@ std::unique_ptr<Step> Plan::make_step(const StepContext& context, std::size_t l)
     if (layer.kind == LayerKind::affine) return make_affine_step(context, l);
     if (layer.kind == LayerKind::max_pool || layer.kind == LayerKind::avg_pool) return make_pool_step(context, l);
     if (layer.kind == LayerKind::global_avg_pool) return make_global_avg_pool_step(context, l);
+    if (layer.kind == LayerKind::group_norm) return make_group_norm_step(context, l);
+    if (layer.kind == LayerKind::layer_norm) return make_layer_norm_step(context, l);
     if (layer.kind == LayerKind::resize) return make_resize_step(context, l);
     if (layer.kind != LayerKind::conv) return make_move_step(context, l);
     return algorithms_[l]->make_step(context, l);

@@ -36,6 +36,8 @@ Extent output_extent(const Layer& layer, Extent in) {
         case LayerKind::affine:
         case LayerKind::concat:
         case LayerKind::slice:
+        case LayerKind::group_norm:
+        case LayerKind::layer_norm:
             return in;
         case LayerKind::pad: {
             const Extent out{in.h + w.pad_top + w.pad_bottom, in.w + w.pad_left + w.pad_right};

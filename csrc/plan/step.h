@@ -74,6 +74,8 @@ class Step {
 
 // Of layers that are no convolutions; the rooms of these layers define them.
 std::unique_ptr<Step> make_affine_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_group_norm_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_layer_norm_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_move_step(const StepContext& context, std::size_t layer);
@@ -115,11 +117,23 @@ inline ActivationArgs rounded_activation(const Layer& layer) {
     const bool applies = layer.type != DType::fp32 && is_by_element(layer.activation);
     return applies ? ActivationArgs{layer.activation, layer.slope} : ActivationArgs{Activation::none, 0.0f};
 }
+inline ActivationArgs activation_by_element(const Layer& layer) {
+    return {is_by_element(layer.activation) ? layer.activation : Activation::none, layer.slope};
+}
 inline bool activates_apart(const Layer& layer) {
     return layer.type == DType::fp32 && !layer.is_int8() && is_by_element(layer.activation);
 }
-// The same of algorithms whose kernels only clamp: in a pass over what they have stored.
-inline bool activates_behind(const Layer& layer) { return !layer.is_int8() && is_by_element(layer.activation); }
+
+// Rows of an image from one on: null where a layer has no such operand.
+struct Operand {
+    void* data;
+    index_t pixel;
+};
+inline Operand operand(const Wave& wave, int buffer, index_t image, index_t row) {
+    if (buffer < 0) return {nullptr, 0};
+    const Tensor& tensor = wave.tensors[buffer];
+    return {tensor.at(image * tensor.image + row * tensor.row), tensor.pixel};
+}
 
 // A window of pixels; it may reach past the image.
 struct PixelWindow {

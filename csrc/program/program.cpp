@@ -277,6 +277,35 @@ int Program::add_slice(const std::string& name, int input, index_t first_channel
     return add_layer(std::move(layer), {});
 }
 
+namespace {
+
+Layer normalising(Layer layer, const Layer& like) {
+    require(std::isfinite(layer.eps) && layer.eps >= 0.0f,
+            layer.name + ": eps: got " + std::to_string(layer.eps) + ", want a number that is not negative");
+    require(layer.activation != Activation::softmax, layer.name + ": softmax cannot follow a normalisation");
+    layer.kind = like.kind;
+    layer.in_channels = layer.out_channels = like.in_channels;
+    layer.type = like.type;
+    return layer;
+}
+
+}  // namespace
+
+int Program::add_group_norm(Layer layer) {
+    layer = normalising(layer, moving(LayerKind::group_norm, layer.name, layer.input));
+    require(layer.groups > 0 && layer.in_channels % layer.groups == 0,
+            layer.name + ": groups = " + std::to_string(layer.groups) + " must divide " +
+                std::to_string(layer.in_channels) + " channels");
+    check_operand(layer, layer.residual, "residual");
+    return add_layer(std::move(layer), {});
+}
+
+int Program::add_layer_norm(Layer layer) {
+    layer = normalising(layer, moving(LayerKind::layer_norm, layer.name, layer.input));
+    require(layer.residual < 0, layer.name + ": a layer norm adds no residual");
+    return add_layer(std::move(layer), {});
+}
+
 int Program::add_pad(const std::string& name, int input, const Window& pads) {
     Layer layer = moving(LayerKind::pad, name, input);
     for (const index_t pad : {pads.pad_top, pads.pad_left, pads.pad_bottom, pads.pad_right})

@@ -11,7 +11,7 @@
 
 namespace resfuse {
 
-enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine, concat, slice, pad, resize };
+enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine, concat, slice, pad, resize, group_norm, layer_norm };
 
 Activation parse_activation(const std::string& name);
 
@@ -81,6 +81,7 @@ struct Layer {
     Activation activation = Activation::none;
     float slope = 0.0f;                 // of leaky_relu; elu's alpha
     bool counts_padding = false;        // of an average pool: as zeros
+    float eps = 0.0f;                   // of a group norm (of `groups`) or layer norm
     DType input_type = DType::fp32;     // of its input's elements
     DType type = DType::fp32;           // of its output's
     std::optional<Quantization> reads;  // of a convolution that computes with bytes: how its input becomes them
@@ -89,6 +90,10 @@ struct Layer {
     index_t group_in() const { return in_channels / groups; }
     index_t group_out() const { return out_channels / groups; }
     bool is_int8() const { return reads.has_value(); }
+    // Whether it takes a scale and a bias by channel, and no weights.
+    bool is_scaled() const {
+        return kind == LayerKind::affine || kind == LayerKind::group_norm || kind == LayerKind::layer_norm;
+    }
     // The buffers that it reads.
     std::vector<int> sources() const;
     // Whether the activation is a lower clamp at most.
@@ -119,6 +124,10 @@ class Program {
     // Of real numbers, as all layers that only move elements are. Joins channels, or takes some of them.
     int add_concat(const std::string& name, const std::vector<int>& parts);
     int add_slice(const std::string& name, int input, index_t first_channel, index_t channels);
+    // Of the image and the channels of each group, or of the channels of each pixel; both take a scale and a bias by
+    // channel as an affine layer does.
+    int add_group_norm(Layer layer);
+    int add_layer_norm(Layer layer);
     // Zeros around an image; negative pads crop it.
     int add_pad(const std::string& name, int input, const Window& pads);
     int add_resize(const std::string& name, int input, const Resize& resize);

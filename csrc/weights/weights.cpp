@@ -99,7 +99,7 @@ void WeightSet::set(std::size_t index, WeightSource source) {
 }
 
 void WeightSet::set_affine(std::size_t index, const std::vector<double>& scale, const std::vector<float>& bias) {
-    if (index >= entries_.size() || program_->layers()[index].kind != LayerKind::affine)
+    if (index >= entries_.size() || !program_->layers()[index].is_scaled())
         throw std::invalid_argument("layer " + std::to_string(index) + " takes no scale and bias");
     const Layer& layer = program_->layers()[index];
     check_channels(layer, scale.size(), bias.size());
@@ -111,11 +111,11 @@ void WeightSet::set_affine(std::size_t index, const std::vector<double>& scale, 
 void WeightSet::prepare(const std::vector<const ConvAlgorithm*>& algorithms, int threads) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (std::size_t i = 0; i < entries_.size(); ++i) {
-        const LayerKind kind = program_->layers()[i].kind;
-        if (kind != LayerKind::conv && kind != LayerKind::affine) continue;
+        const bool conv = program_->layers()[i].kind == LayerKind::conv;
+        if (!conv && !program_->layers()[i].is_scaled()) continue;
         if (entries_[i].scale.empty())
             throw std::invalid_argument(program_->layers()[i].name + ": weights were not set");
-        if (kind == LayerKind::affine) continue;
+        if (!conv) continue;
         AlignedBytes& packed = entries_[i].packed.at(algorithms[i]);
         if (!packed.empty()) continue;
         const Layer& layer = program_->layers()[i];

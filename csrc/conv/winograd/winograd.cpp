@@ -89,7 +89,7 @@ index_t winograd_stride(const Layer& layer) {
     const bool applies = !layer.is_int8() && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == w.stride_w &&
                          w.stride_h <= most && !w.is_dilated() &&
                          (layer.groups == 1 || layer.group_in() >= kFewestChannelsOfGroup) &&
-                         layer.activation != Activation::softmax;
+                         (layer.clamps() || (layer.type == DType::fp32 && is_by_element(layer.activation)));
     return applies ? w.stride_h : 0;
 }
 

@@ -279,7 +279,7 @@ class WinogradStep final : public ConvStep {
                      .epilogue = int8_epilogue_});
             } else {
                 writes(wave).winograd[kernels_.number].output[c.row_kind][c.col_kind](args);
-                if (activates_behind(layer_)) activate_tiles(args, wave);
+                if (activates_apart(layer_)) activate_tiles(args, wave);
             }
             // The last class completes the image.
             if (pools_ && &c == &classes_.back()) {

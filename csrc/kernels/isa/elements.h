@@ -9,6 +9,7 @@
 #include "kernels/layout/layout.h"
 #include "kernels/layout/transpose.h"
 #include "kernels/norm/batch_norm.h"
+#include "kernels/norm/layer_norm.h"
 #include "kernels/pool/avg_pool.h"
 #include "kernels/pool/global_avg_pool.h"
 #include "kernels/pool/global_avg_pool_backward.h"
@@ -46,11 +47,12 @@ constexpr ElementKernels element_kernels() {
     kernels.copy_image = copy_band<E, E>;
     kernels.transpose = sizeof(typename E::Storage) == sizeof(float) ? transpose_floats : transpose_halves;
     kernels.norm_apply = norm_apply<E>;
+    kernels.norm_sums = norm_sums<E>;
+    kernels.layer_norm = layer_norm<E>;
     kernels.resize_row = resize_row<E>;
     kernels.max_pool = max_pool<E>;
     kernels.avg_pool = avg_pool<E>;
     kernels.activate = activate<E>;
-    kernels.norm_sums = norm_sums<E>;
     kernels.norm_grad_sums = norm_grad_sums<E>;
     kernels.norm_grad = norm_grad<E>;
     kernels.copy_windows = copy_windows<E>;

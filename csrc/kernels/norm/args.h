@@ -6,9 +6,10 @@
 
 namespace resfuse {
 
-// Batch normalisation in training. Tensors are rows of channels, dense: the pixels of channels_last images.
+// Sums over rows of channels: the pixels of channels_last images.
 struct NormSumsArgs {
     const void* x;
+    index_t x_pixel;
     index_t rows, channels;
     const float* shift;  // per channel, near its mean
     float* scratch;      // 2 * channels
@@ -27,6 +28,20 @@ struct NormApplyArgs {
     void* y;
     index_t y_pixel;
     ActivationArgs activation = {Activation::none, 0.0f};  // of single elements
+};
+
+// Layer normalisation (Ba et al., 2016, "Layer Normalization") of each pixel over its channels: y = activated((x - mean) /
+// sqrt(variance + eps) * scale + bias).
+struct LayerNormArgs {
+    const void* x;
+    index_t x_pixel;
+    index_t rows, channels;
+    float eps;
+    const float *scale, *bias;
+    void* y;
+    index_t y_pixel;
+    float floor;
+    ActivationArgs activation;
 };
 
 // The gradient behind a ReLU: that of its output, where the output is positive.

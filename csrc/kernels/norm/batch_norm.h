@@ -91,7 +91,7 @@ template <class E>
 void norm_sums(const NormSumsArgs& g) {
     sum_rows(
         [&](index_t row, index_t c, index_t n, Vec& first, Vec& second) __attribute__((always_inline)) {
-            first = load_at<E>(g.x, row * g.channels + c, n) - load_first(g.shift + c, n);
+            first = load_at<E>(g.x, row * g.x_pixel + c, n) - load_first(g.shift + c, n);
             second = first * first;
         },
         g.rows, g.channels, g.scratch, g.sums);

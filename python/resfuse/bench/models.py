@@ -76,8 +76,8 @@ def make_model(name: str) -> nn.Module:
     if rest and library in _LIBRARIES and importlib.util.find_spec(_LIBRARIES[library]) is not None:
         return _of_library(library, rest)
     raise ValueError(
-        f"model: got {name!r}, want seed, {', '.join(_OURS)}, with torchvision any ResNet of its, 'timm' and 'smp' with a "
-        f"model of theirs behind a space (where installed), or a layer: {', '.join(LAYERS)}"
+        f"model: got {name!r}, want seed, {', '.join(_OURS)}, with torchvision any ResNet of its, 'timm' or 'smp' with "
+        f"a model of theirs behind a space (where installed), or a layer: {', '.join(LAYERS)}"
     )
 
 

@@ -22,6 +22,7 @@ from resfuse.runtime.spec import (
     ConvSpec,
     LayerSpec,
     MaxPoolSpec,
+    NormSpec,
     PadSpec,
     ProgramSpec,
     Range,
@@ -271,6 +272,13 @@ def what_of(layer: LayerSpec) -> str:
             layer.activation if layer.activation != "none" else "",
         ]
         return " + ".join(part for part in parts if part) or "convert"
+    if isinstance(layer, NormSpec):
+        parts = [
+            f"group norm {layer.groups}" if layer.groups else "layer norm",
+            "add" if layer.residual is not None else "",
+            layer.activation if layer.activation != "none" else "",
+        ]
+        return " + ".join(part for part in parts if part)
     if isinstance(layer, ConcatSpec):
         return f"concatenate {len(layer.parts)}"
     if isinstance(layer, SliceSpec):

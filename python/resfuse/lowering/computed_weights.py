@@ -69,6 +69,8 @@ def _computed(node: fx.Node, values: Mapping[fx.Node, torch.Tensor], model: nn.M
 def _is_weight(node: fx.Node, layer: fx.Node) -> bool:
     """Whether all that a layer reads of a node are its weights or its bias."""
     name = str(getattr(layer.target, "__name__", layer.target)).split(".")[0]
+    if name == "mul":  # by a parameter of another shape
+        return node in layer.args and layer.args.count(node) == 1 and not layer.kwargs
     if layer.op != "call_function" or name not in _LAYERS:
         return False
     places = [i for i, argument in enumerate(layer.args) if argument is node]

@@ -22,6 +22,7 @@ from resfuse.lowering.op import (
     Parameter,
     QuantizedWeights,
     Rounding,
+    Statistics,
     Unsupported,
     WrittenNorm,
     pads,
@@ -224,9 +225,15 @@ def _gelu(call: Call) -> Op | Unsupported:
 def _two_tensors(kind: str, inplace: bool) -> Callable[[Call], Op | Unsupported]:
     def describe(call: Call) -> Op | Unsupported:
         both = call.get("input"), call.get("other")
-        if all(isinstance(node, fx.Node) for node in both) and not call.unknown("input", "other"):
+        scales = kind == "multiply" and any(call.parameter(name) is not None for name in ("input", "other"))
+        if not scales and all(isinstance(node, fx.Node) for node in both) and not call.unknown("input", "other"):
             return Op(kind, both, inplace=inplace)
         if kind == "multiply" and not call.unknown("input", "other"):
+            for node, name in ((both[0], "other"), (both[1], "input")):
+                parameter = call.parameter(name)
+                if parameter is not None and isinstance(node, fx.Node) and not inplace:
+                    shape = tuple(map(int, parameter[1].shape))
+                    return Op("channel_scale", (node,), parameter=parameter[0], shape=shape)
             for node, number in (both, both[::-1]):
                 if isinstance(node, fx.Node) and _is_number(number):
                     return Op("scale", (node,), factor=float(number), inplace=inplace)
@@ -264,6 +271,44 @@ def _activation(name: str, inplace: bool = False) -> Callable[[Call], Op | Unsup
     return describe
 
 
+def _norm_places(call: Call, what: str) -> tuple[Parameter | None, Parameter | None, int | None] | Unsupported:
+    """Weight and bias of a norm, and its channels where a weight tells them."""
+    weight, bias = call.parameter("weight"), call.parameter("bias")
+    if any(found is None and call.get(name) is not None for name, found in (("weight", weight), ("bias", bias))):
+        return Unsupported(f"a {what} with computed weights")
+    channels = None if weight is None else int(weight[1].shape[0])
+    return None if weight is None else weight[0], None if bias is None else bias[0], channels
+
+
+def _group_norm(call: Call) -> Op | Unsupported:
+    found = _norm_places(call, "group norm")
+    if isinstance(found, Unsupported):
+        return found
+    statistics = Statistics(int(call.get("num_groups")), found[0], found[1], float(call.get("eps", 1e-5)), found[2])
+    return Op("norm", call.inputs, name=_layer_name(call), statistics=statistics)
+
+
+def _layer_norm(call: Call) -> Op | Unsupported:
+    shape, found = call.get("normalized_shape"), _norm_places(call, "layer norm")
+    if not isinstance(shape, (tuple, list)) or len(shape) != 1 or not isinstance(shape[0], int):
+        return Unsupported("a layer norm over other than the last dimension")
+    if isinstance(found, Unsupported):
+        return found
+    statistics = Statistics(0, found[0], found[1], float(call.get("eps", 1e-5)), int(shape[0]))
+    return Op("norm", call.inputs, name=_layer_name(call), statistics=statistics)
+
+
+def _permute(call: Call) -> Op | Unsupported:
+    dims = call.get("dims")
+    if not isinstance(dims, (tuple, list)):
+        dims = call.node.args[1:]
+    if all(isinstance(d, int) for d in dims):
+        order = tuple(d % 4 for d in dims)
+        if order in ((0, 2, 3, 1), (0, 3, 1, 2)):
+            return Op("permute", call.inputs, to_pixels=order == (0, 2, 3, 1))
+    return Unsupported(f"permutes dimensions to {tuple(dims)}")
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
@@ -289,6 +334,11 @@ _enter(_names("input weight bias"), _linear, F.linear, torch._C._nn.linear, aten
 _enter(_NORM, _batch_norm, F.batch_norm)
 _enter(_ATEN_NORM, _batch_norm, torch.batch_norm, aten.batch_norm.default)
 _enter(_POOL, _max_pool2d, F.max_pool2d, torch.max_pool2d, aten.max_pool2d.default)
+_enter(_names("input num_groups weight bias eps"), _group_norm, F.group_norm, torch.group_norm,
+       aten.group_norm.default)  # fmt: skip
+_enter(_names("input normalized_shape weight bias eps"), _layer_norm, F.layer_norm, torch.layer_norm,
+       aten.layer_norm.default)  # fmt: skip
+_enter(_names("input dims"), _permute, torch.permute, "permute", aten.permute.default)
 _enter(_names("input kernel_size stride padding ceil_mode count_include_pad divisor_override"), _avg_pool2d,
        F.avg_pool2d, aten.avg_pool2d.default)  # fmt: skip
 _enter(_names("input output_size"), _adaptive_avg_pool2d, F.adaptive_avg_pool2d, aten.adaptive_avg_pool2d.default)

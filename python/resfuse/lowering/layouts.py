@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from resfuse.lowering.modules import qualified_name
 from resfuse.runtime.planes import to_contiguous
-from resfuse.runtime.spec import AffineSpec, ConcatSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, ConcatSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, NormSpec, ProgramSpec
 
 # Modules and functions that compute the same from either format, and whose results have the format of what they read.
 _BLIND_MODULES = (
@@ -109,6 +109,8 @@ def plain_formats(
             formats.append(None)
             continue
         channels_last = bool(source) or weight
+        if isinstance(layer, NormSpec) and layer.groups == 0:
+            channels_last = True  # it comes densely from where channels are the last dimension
         if isinstance(layer, ConcatSpec):
             channels_last = all(bool(formats[part]) for part in layer.parts)
         # Where memory is in both formats at once, torch's elementwise functions write it as contiguous, others do not.
@@ -145,10 +147,12 @@ def contiguous_outputs(
         False if plain else suggests_channels_last(x.shape, x.stride())
         for x, plain in zip(inputs, contiguous, strict=True)
     ]
-    weights = [
+    weights = [  # of linear layers: those of feature maps have them where channels are the last dimension
         isinstance(layer, ConvSpec)
-        and parameters[layer.weight].dim() == 4
-        and suggests_channels_last(parameters[layer.weight].shape, parameters[layer.weight].stride())
+        and (
+            parameters[layer.weight].dim() == 2
+            or suggests_channels_last(parameters[layer.weight].shape, parameters[layer.weight].stride())
+        )
         for layer in spec.layers
     ]
     weights = [

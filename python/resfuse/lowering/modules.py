@@ -13,7 +13,7 @@ from resfuse.capture.code import globals_read
 from resfuse.layers.global_avg_pool import FusedPool, is_global
 from resfuse.layers.same import Conv2dSame, MaxPool2dSame
 from resfuse.lowering import moving
-from resfuse.lowering.op import Conv, Norm, Op, Unsupported, pads, pair
+from resfuse.lowering.op import Conv, Norm, Op, Statistics, Unsupported, pads, pair
 from resfuse.lowering.steps import ParameterPath
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -209,6 +209,21 @@ def _fast_avg_pool(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) ->
     return Op("global_avg_pool", inputs, path, keepdim=getattr(module, "flatten", False) is not True)
 
 
+def _group_norm(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    assert isinstance(module, nn.GroupNorm)
+    weight, bias = _parameter(path, module, "weight"), _parameter(path, module, "bias")
+    statistics = Statistics(module.num_groups, weight, bias, module.eps, module.num_channels)
+    return Op("norm", inputs, path, statistics=statistics)
+
+
+def _layer_norm(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    assert isinstance(module, nn.LayerNorm)
+    if len(module.normalized_shape) != 1:
+        return Unsupported("a layer norm over other than the last dimension")
+    weight, bias = _parameter(path, module, "weight"), _parameter(path, module, "bias")
+    return Op("norm", inputs, path, statistics=Statistics(0, weight, bias, module.eps, module.normalized_shape[0]))
+
+
 def _upsample(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
     assert isinstance(module, nn.Upsample)
     return moving.resize(
@@ -242,6 +257,8 @@ _EXACT: dict[type[nn.Module], _Describe] = {
     MaxPool2dSame: _max_pool_same,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _adaptive_avg_pool,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
     nn.Upsample: _upsample,
     nn.UpsamplingNearest2d: _upsample,
     nn.UpsamplingBilinear2d: _upsample,

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.lowering.call import Call
-from resfuse.lowering.op import ChannelsOf, Op, Resize, Unsupported, pair
+from resfuse.lowering.op import ChannelsOf, Op, Resize, Unsupported
 
 aten = torch.ops.aten
 _CHANNELS = (1, -3)
@@ -215,10 +215,11 @@ def _getitem(call: Call) -> Op | Unsupported:
     key = call.get("key")
     if isinstance(key, tuple) and len(key) >= 2:
         first, channels, *others = key
-        whole = all(item in (slice(None), Ellipsis) for item in (first, *others)) and key.count(Ellipsis) <= 1
-        if whole and first == slice(None) and isinstance(channels, slice) and channels.step in (None, 1):
-            if all(bound is None or type(bound) is int for bound in (channels.start, channels.stop)):
-                return Op("slice", call.inputs, channels=ChannelsOf(channels.start, channels.stop))
+        whole = first == slice(None) and all(item == slice(None) or item is Ellipsis for item in others)
+        if whole and isinstance(channels, slice) and channels.step in (None, 1):
+            bounds = channels.start, channels.stop
+            if all(bound is None or type(bound) is int for bound in bounds):
+                return Op("slice", call.inputs, channels=ChannelsOf(*bounds))
     return Unsupported("takes other elements than some channels")
 
 
@@ -240,7 +241,7 @@ def _pad(call: Call) -> Op | Unsupported:
     return pad(call.inputs, call.get("pad"), call.get("mode", "constant"), call.get("value"))
 
 
-_INTERPOLATE = tuple("input size scale_factor mode align_corners recompute_scale_factor antialias".split())
+_INTERPOLATE = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
 # As `resfuse.lowering.functions` has them: names of arguments, what describes a call, the functions.
 ENTRIES: tuple[tuple[tuple[str, ...], Any, tuple[Any, ...]], ...] = (
     (("tensors", "dim"), _concat, (torch.cat, torch.concat, torch.concatenate, aten.cat.default)),

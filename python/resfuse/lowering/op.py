@@ -84,8 +84,8 @@ class Norm:
 
 @dataclasses.dataclass(frozen=True)
 class ChannelsOf:
-    """Some of a feature map's channels: ``begin`` to ``end`` as a Python slice has them, or part ``index`` of those that
-    ``chunk`` cuts them into or that ``split`` cuts them to.
+    """Some of a feature map's channels: ``begin`` to ``end`` as a Python slice has them, or part ``index`` of those
+    that ``chunk`` cuts them into or that ``split`` cuts them to.
     """
 
     begin: int | None = None
@@ -121,11 +121,22 @@ class Resize:
 
 
 @dataclasses.dataclass(frozen=True)
+class Statistics:
+    """A group norm, or with no groups a layer norm over channels."""
+
+    groups: int
+    weight: Parameter | None
+    bias: Parameter | None
+    eps: float
+    channels: int | None  # where that is known
+
+
+@dataclasses.dataclass(frozen=True)
 class Op:
     """A node that a program can compute, and the nodes that it reads."""
 
     # conv, batch_norm, activation, add, multiply, scale, round, identity, flatten, max_pool, avg_pool, global_avg_pool,
-    # concat, slice, pad, resize
+    # concat, slice, pad, resize, norm, permute, channel_scale
     kind: str
     inputs: tuple[fx.Node, ...]
     name: str = ""
@@ -141,6 +152,10 @@ class Op:
     channels: ChannelsOf | None = None  # of a slice
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # of a pad: top, left, bottom, right
     resize: Resize | None = None
+    statistics: Statistics | None = None  # of a norm
+    parameter: Parameter | None = None  # of a channel_scale
+    shape: tuple[int, ...] = ()  # of that parameter
+    to_pixels: bool = False  # of a permute: channels become the last dimension
     inplace: bool = False  # overwrites its first input
 
 

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from resfuse.runtime.spec import (
+    REAL,
     AffineSpec,
-    AvgPoolSpec,
     ConvSpec,
     GlobalAvgPoolSpec,
     LayerSpec,
     MaxPoolSpec,
     ProgramSpec,
-    MOVING,
     Range,
     reads,
 )
@@ -108,8 +107,8 @@ def int8_spec(spec: ProgramSpec, names: Sequence[str], ranges: Ranges) -> Progra
             made_of = range_of(layer.input) if layer.output in bytes_in and layer.input not in held else None
             place = means.get(layer.input) if layer.output in bytes_in else None
             layers.append(dataclasses.replace(layer, reads=made_of, writes=writes, input_means=place))
-        elif isinstance(layer, (MaxPoolSpec, *MOVING)):
-            layers.append(layer)  # a pool's output is what its input is; what only moves elements moves real numbers
+        elif isinstance(layer, (MaxPoolSpec, *REAL)):
+            layers.append(layer)  # a pool's output is what its input is
         else:
             layers.append(dataclasses.replace(layer, writes=writes))
     return dataclasses.replace(spec, layers=tuple(layers))
@@ -147,7 +146,7 @@ def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]
                     refused.add(layer.output)
             elif isinstance(layer, AffineSpec):
                 refused.update([] if layer.gate is None else [layer.gate])
-            elif isinstance(layer, MOVING):
+            elif isinstance(layer, REAL):
                 refused.update(reads(layer), {layer.output})
             elif isinstance(layer, MaxPoolSpec):
                 if layer.output not in held or layer.input not in held:

@@ -11,12 +11,13 @@ else wants it unrounded. Else convolutions round as they read it, and an element
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from torch import fx
 
 from resfuse.lowering.moving import ResizedLike
-from resfuse.lowering.op import Conv, Norm, Op, Parameter, Resize, may_write
+from resfuse.lowering.op import Conv, Norm, Op, Parameter, Resize, Statistics, may_write
 from resfuse.lowering.steps import NormMode, ProgramStep
 from resfuse.runtime.spec import (
     AffineSpec,
@@ -27,6 +28,7 @@ from resfuse.runtime.spec import (
     GlobalAvgPoolSpec,
     LayerSpec,
     MaxPoolSpec,
+    NormSpec,
     OutputSpec,
     PadSpec,
     ProgramSpec,
@@ -34,6 +36,9 @@ from resfuse.runtime.spec import (
     ResizeSpec,
     SliceSpec,
 )
+
+# The rank of a feature map whose channels are the last dimension.
+_PIXELS = -4
 
 
 class _Buffer:
@@ -88,6 +93,8 @@ class _Pending:
     activation: str = "none"
     slope: float = 0.0
     factor: float = 1.0  # before the residual is added
+    channel_scale: Parameter | None = None  # likewise
+    statistics: Statistics | None = None  # of an elementwise layer: it normalises by these
     reads: Range | None = None  # a convolution rounds its input so
     writes: Range | None = None
 
@@ -110,7 +117,7 @@ class _Pending:
 @dataclasses.dataclass
 class _Value:
     node: fx.Node  # the node whose result this is
-    rank: int
+    rank: int  # 4, 2 of a flattened pixel, or _PIXELS
     buffer: _Buffer | None = None
     pending: _Pending | None = None
     one_pixel: bool = False
@@ -170,17 +177,25 @@ class Region:
     def _add_conv(self, node: fx.Node, op: Op) -> str | None:
         conv = op.conv
         assert conv is not None
-        if conv.linear:
+        rank = self._rank_of(op.inputs[0])
+        if conv.linear and rank == _PIXELS:
+            source, reads = self._read_for(conv, op.inputs[0])
+            if source is None or not source.expect(conv.in_channels):
+                return "its input is no feature map of as many channels as it takes"
+        elif conv.linear:
             source, reads = self._read_for(conv, op.inputs[0]) if op.inputs[0] in self._values else (None, None)
             if source is None or not source.one_pixel or not source.expect(conv.in_channels):
                 return "its input is not a global average pool"
+        elif rank != 4:
+            return "its input's channels come last"
         else:
             conv = self._with_padding_of(op.inputs[0], conv)
             source, reads = self._read_for(conv, op.inputs[0])
             if source is None or not source.expect(conv.in_channels):
                 return "its input is no feature map of as many channels as it takes"
         pending = _Pending(op.name or node.name, source, conv, reads=reads)
-        self._values[node] = _Value(node, 2 if conv.linear else 4, None, pending, source.one_pixel and conv.pointwise)
+        rank = (_PIXELS if rank == _PIXELS else 2) if conv.linear else 4
+        self._values[node] = _Value(node, rank, None, pending, source.one_pixel and conv.pointwise)
         return None
 
     def _add_batch_norm(self, node: fx.Node, op: Op) -> str | None:
@@ -189,6 +204,7 @@ class Region:
         pending = self._joinable(op.inputs[0])
         joins = pending is not None and pending.conv is not None and not pending.linear
         plain = pending is not None and pending.residual is None and pending.factor == 1.0
+        plain = plain and pending is not None and pending.channel_scale is None
         if joins and plain and pending is not None and pending.norm is None:
             pending.norm = norm
             self._join(node, op.inputs[0])
@@ -209,11 +225,12 @@ class Region:
             if pending is None or not pending.linear:
                 return "softmax that follows no linear layer of its own"
         elif pending is None:
-            source = self._read(source_node, rank=4)
-            if source is None:
+            rank = self._rank_of(source_node)
+            source = self._read(source_node, rank)
+            if source is None or rank == 2:
                 return f"{op.activation} of no feature map"
             self._elementwise(
-                node, _Pending(node.name, source, activation=op.activation, slope=op.slope), source.one_pixel
+                node, _Pending(node.name, source, activation=op.activation, slope=op.slope), source.one_pixel, rank
             )
             return None
         pending.activation, pending.slope = op.activation, op.slope
@@ -224,12 +241,18 @@ class Region:
     def _add_add(self, node: fx.Node, op: Op) -> str | None:
         if op.inputs[0] is op.inputs[1] or any(self._is_unit(source) for source in op.inputs):
             return "sum that may broadcast"
+        ranks = {self._rank_of(source) for source in op.inputs}
+        if len(ranks) > 1:
+            return "sum of tensors whose channels are in other dimensions"
+        (rank,) = ranks
         for main, other in (op.inputs, op.inputs[::-1]):
             pending = self._joinable(main)
-            if pending is None or pending.linear or pending.residual is not None:
+            if pending is None or (pending.linear and rank != _PIXELS) or pending.residual is not None:
                 continue
-            mixes = pending.conv is None or pending.computes_bytes
-            residual = self._read(other, rank=4) if mixes else self._read_real(other, rank=4)
+            if pending.statistics is not None and pending.statistics.groups == 0:
+                continue
+            mixes = (pending.conv is None and pending.statistics is None) or pending.computes_bytes
+            residual = self._read(other, rank) if mixes else self._read_real(other, rank)
             if residual is None or not self._alike(residual, pending):
                 continue
             pending.residual = residual
@@ -237,16 +260,18 @@ class Region:
             return None
         if not any(source in self._values for source in op.inputs):
             return "sum of tensors that are computed elsewhere"
-        first, second = (self._read(source, rank=4) for source in op.inputs)
-        if first is None or second is None or not self._same_channels(first, second):
+        first, second = (self._read(source, rank) for source in op.inputs)
+        if rank == 2 or first is None or second is None or not self._same_channels(first, second):
             return "sum of other than two feature maps"
-        self._elementwise(node, _Pending(node.name, first, residual=second))
+        self._elementwise(node, _Pending(node.name, first, residual=second), rank=rank)
         return None
 
     def _add_multiply(self, node: fx.Node, op: Op) -> str | None:
         for main, gate in (op.inputs, op.inputs[::-1]):
             if not self._is_unit(gate) or self._is_unit(main) or main is gate:
                 continue
+            if self._rank_of(main) != 4:
+                break
             source, factor = self._read(main, rank=4), self._read_real(gate, rank=4)
             if source is None or factor is None or not self._same_channels(source, factor):
                 break
@@ -256,10 +281,11 @@ class Region:
 
     def _add_scale(self, node: fx.Node, op: Op) -> str | None:
         value = self._values.get(op.inputs[0])
-        if value is None or value.rank != 4:
+        if value is None or value.rank == 2:
             return "a number times what is computed elsewhere"
         pending = value.pending
         own = pending is not None and len(op.inputs[0].users) == 1 and pending.residual is None and pending.gate is None
+        own = own and pending is not None and pending.statistics is None
         # A ReLU may as well be applied behind a positive factor.
         clamps = pending is not None and (
             pending.activation == "none" or (pending.activation == "relu" and op.factor > 0)
@@ -272,9 +298,63 @@ class Region:
             pending.factor *= op.factor
             self._join(node, op.inputs[0])
         else:
-            source = self._read(op.inputs[0], rank=4)
+            source = self._read(op.inputs[0], value.rank)
             assert source is not None
-            self._elementwise(node, _Pending(node.name, source, factor=op.factor), source.one_pixel)
+            self._elementwise(node, _Pending(node.name, source, factor=op.factor), source.one_pixel, value.rank)
+        return None
+
+    def _add_channel_scale(self, node: fx.Node, op: Op) -> str | None:
+        value = self._values.get(op.inputs[0])
+        if value is None or value.rank == 2:
+            return "a parameter times what is computed elsewhere"
+        pending = value.pending
+        buffer = pending.makes(False) if pending is not None else self._read(op.inputs[0], value.rank)
+        lengths = op.shape if value.rank == _PIXELS else op.shape[-3:-2]
+        channels = None if buffer is None else buffer.channels
+        if channels is None or lengths[-1:] != (channels,) or math.prod(op.shape) != channels or len(op.shape) > 4:
+            return "a product with a parameter that is not one number for each channel"
+        own = pending is not None and pending.activation == "none" and len(op.inputs[0].users) == 1
+        own = own and pending is not None and pending.residual is None and pending.gate is None
+        plain = pending is not None and pending.statistics is None and pending.channel_scale is None
+        taken = pending is not None and (
+            pending.conv is None or pending.norm is None or pending.norm.weight is not None
+        )
+        if pending is not None and own and plain and taken and pending.writes is None:
+            pending.channel_scale = op.parameter
+            self._join(node, op.inputs[0])
+        else:
+            source = self._read(op.inputs[0], value.rank)
+            assert source is not None
+            scaled = _Pending(node.name, source, channel_scale=op.parameter)
+            self._elementwise(node, scaled, source.one_pixel, value.rank)
+        return None
+
+    def _add_norm(self, node: fx.Node, op: Op) -> str | None:
+        statistics = op.statistics
+        assert statistics is not None
+        rank = 4 if statistics.groups > 0 else _PIXELS
+        if op.inputs[0] not in self._values or self._rank_of(op.inputs[0]) != rank:
+            return "normalises what is computed elsewhere, or over other dimensions than channels"
+        source = self._read_real(op.inputs[0], rank)
+        known = statistics.channels
+        if source is None or (known is not None and not source.expect(known)):
+            return "normalises no feature map of as many channels as it takes"
+        if source.channels is None or (statistics.groups and source.channels % statistics.groups):
+            return "normalises groups of an unknown number of channels"
+        pending = _Pending(op.name or node.name, source, statistics=statistics)
+        self._elementwise(node, pending, source.one_pixel, rank)
+        return None
+
+    def _add_permute(self, node: fx.Node, op: Op) -> str | None:
+        value = self._values.get(op.inputs[0])
+        if value is None or value.rank != (4 if op.to_pixels else _PIXELS):
+            return "permutes what is computed elsewhere"
+        rank = _PIXELS if op.to_pixels else 4
+        if value.pending is not None and _data_users(op.inputs[0]) == 1:
+            self._values[node] = dataclasses.replace(value, node=node, rank=rank)
+        else:
+            buffer = self._rounded(value)
+            self._values[node] = _Value(node, rank, buffer, one_pixel=value.one_pixel)
         return None
 
     def _add_max_pool(self, node: fx.Node, op: Op) -> str | None:
@@ -399,6 +479,8 @@ class Region:
         if pending is not None:
             if pending.activation == "softmax" or (pending.conv is not None and not pending.computes_bytes):
                 return False
+            if pending.statistics is not None:
+                return False
             pending.writes = range
             self._materialize(value)
             return True
@@ -437,7 +519,7 @@ class Region:
 
     def _read_for(self, conv: Conv, node: fx.Node) -> tuple[_Buffer | None, Range | None]:
         """What a convolution reads, and how it rounds it; without bytes of weights it reads real numbers."""
-        rank = 2 if conv.linear else 4
+        rank = self._rank_of(node) if conv.linear else 4
         value = self._values.get(node)
         if conv.bytes is None:
             return self._read_real(node, rank), None
@@ -463,8 +545,12 @@ class Region:
         self._values[node] = _Value(node, 4 if op.keepdim else 2, buffer, one_pixel=one_pixel, emitted=emitted)
         return None
 
-    def _elementwise(self, node: fx.Node, pending: _Pending, one_pixel: bool = False) -> None:
-        self._values[node] = _Value(node, 4, None, pending, one_pixel)
+    def _elementwise(self, node: fx.Node, pending: _Pending, one_pixel: bool = False, rank: int = 4) -> None:
+        self._values[node] = _Value(node, rank, None, pending, one_pixel)
+
+    def _rank_of(self, node: fx.Node) -> int:
+        """Of a node's value; what comes from outside is a feature map."""
+        return self._values[node].rank if node in self._values else 4
 
     def _is_unit(self, node: fx.Node) -> bool:
         return node in self._values and self._values[node].one_pixel
@@ -549,6 +635,8 @@ class Region:
             return "the number of channels of its input is not known"
         if any(buffer in self._inputs.values() for _, _, buffer in outputs):
             return "hands an input through"
+        if any(rank == _PIXELS for _, rank, _ in outputs):
+            return "hands on a feature map whose channels come last"
         return self._step(outputs)
 
     def _step(self, outputs: list[tuple[fx.Node, int, _Buffer]]) -> ProgramStep:
@@ -622,6 +710,20 @@ class Region:
             return BatchNormSpec(weight, bias, mean, variance, norm.eps)
 
         residual = None if pending.residual is None else numbers[pending.residual]
+        if pending.statistics is not None:
+            statistics = pending.statistics
+            return NormSpec(
+                name=pending.name,
+                input=source,
+                output=output,
+                weight=place(statistics.weight),
+                bias=place(statistics.bias),
+                eps=statistics.eps,
+                groups=statistics.groups,
+                residual=residual,
+                activation=pending.activation,
+                slope=pending.slope,
+            )
         if pending.conv is None:
             gate = None if pending.gate is None else numbers[pending.gate]
             return AffineSpec(
@@ -635,6 +737,7 @@ class Region:
                 slope=pending.slope,
                 writes=pending.writes,
                 factor=pending.factor,
+                channel_scale=place(pending.channel_scale),
             )
         conv = pending.conv
         # Steps come first: the type of a program's first parameter is that of all its real numbers.
@@ -664,6 +767,7 @@ class Region:
             weight_zeros=None if conv.bytes is None else place(conv.bytes.zeros),
             factor=pending.factor,
             slope=pending.slope,
+            channel_scale=place(pending.channel_scale),
         )
 
     def _algorithm_of(self, pending: _Pending) -> str:

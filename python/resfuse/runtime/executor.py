@@ -22,6 +22,7 @@ from resfuse.runtime.spec import (
     ConcatSpec,
     ConvSpec,
     MaxPoolSpec,
+    NormSpec,
     PadSpec,
     ProgramSpec,
     ResizeSpec,
@@ -111,6 +112,16 @@ def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype 
                 activation=layer.activation,
                 slope=layer.slope,
                 writes=layer.writes,
+            )
+        elif isinstance(layer, NormSpec):
+            buffer = program.add_norm(
+                name=layer.name,
+                input=layer.input,
+                groups=layer.groups,
+                eps=layer.eps,
+                residual=-1 if layer.residual is None else layer.residual,
+                activation=layer.activation,
+                slope=layer.slope,
             )
         elif isinstance(layer, ConcatSpec):
             buffer = program.add_concat(layer.name, list(layer.parts))

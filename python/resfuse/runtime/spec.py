@@ -36,6 +36,7 @@ class ConvSpec:
     input is of bytes, or is real numbers that ``reads`` makes bytes of. ``writes`` makes bytes of its output.
     ``weight_steps`` and ``weight_zeros`` are the places of given steps and zero points of its weights, by output
     channel: then the weights are of int8 or, where they have yet to be rounded to these steps, real numbers.
+    ``channel_scale`` is the place of a parameter that multiplies as ``factor`` does, by channel.
     ``input_means`` is the place of its input's means, by channel: by them its bias makes up for rounded weights.
     """
 
@@ -62,6 +63,7 @@ class ConvSpec:
     input_means: int | None = None
     factor: float = 1.0
     slope: float = 0.0  # of leaky_relu; elu's alpha
+    channel_scale: int | None = None
     kind: str = "conv"
 
 
@@ -117,7 +119,8 @@ class GlobalAvgPoolSpec:
 class AffineSpec:
     """What is computed element by element: ``act(batch_norm(input) * factor * gate + residual)``, or a part of it.
 
-    ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; the gate excludes batch norm and factor.
+    ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; the gate excludes batch norm, factor and
+    ``channel_scale``, the place of a parameter that multiplies by channel.
     ``slope`` is leaky_relu's, and elu's alpha.
     """
 
@@ -131,6 +134,7 @@ class AffineSpec:
     slope: float = 0.0
     writes: Range | None = None
     factor: float = 1.0
+    channel_scale: int | None = None
     kind: str = "affine"
 
 
@@ -183,6 +187,25 @@ class ResizeSpec:
     kind: str = "resize"
 
 
+@dataclasses.dataclass(frozen=True)
+class NormSpec:
+    """``act(norm(input) + residual)`` with the statistics of each image's ``groups`` of channels (a group norm) or,
+    with none, of each pixel's channels (a layer norm, which adds no residual). ``weight`` and ``bias`` are places.
+    """
+
+    name: str
+    input: int
+    output: int
+    weight: int | None
+    bias: int | None
+    eps: float
+    groups: int
+    residual: int | None = None
+    activation: str = "none"
+    slope: float = 0.0
+    kind: str = "norm"
+
+
 LayerSpec = (
     ConvSpec
     | MaxPoolSpec
@@ -193,6 +216,7 @@ LayerSpec = (
     | SliceSpec
     | PadSpec
     | ResizeSpec
+    | NormSpec
 )
 _KINDS: dict[str, type[LayerSpec]] = {
     "conv": ConvSpec,
@@ -204,15 +228,18 @@ _KINDS: dict[str, type[LayerSpec]] = {
     "slice": SliceSpec,
     "pad": PadSpec,
     "resize": ResizeSpec,
+    "norm": NormSpec,
 }
 MOVING = (ConcatSpec, SliceSpec, PadSpec, ResizeSpec)  # layers that compute nothing of their own
+# Layers that read and write real numbers only.
+REAL = (*MOVING, NormSpec)
 
 
 def reads(layer: LayerSpec) -> tuple[int, ...]:
     """The buffers that a layer reads."""
     if isinstance(layer, ConcatSpec):
         return layer.parts
-    others = [layer.residual] if isinstance(layer, (ConvSpec, AffineSpec)) else []
+    others = [layer.residual] if isinstance(layer, (ConvSpec, AffineSpec, NormSpec)) else []
     others += [layer.gate] if isinstance(layer, AffineSpec) else []
     return (layer.input, *(buffer for buffer in others if buffer is not None))
 
@@ -270,6 +297,9 @@ class ProgramSpec:
         for layer in self.layers:
             if isinstance(layer, ConvSpec):
                 places += [layer.weight, layer.bias, layer.weight_steps, layer.weight_zeros, layer.input_means]
+            if isinstance(layer, NormSpec):
+                places += [layer.weight, layer.bias]
+            places.append(getattr(layer, "channel_scale", None))
             norm = getattr(layer, "batch_norm", None)
             places += [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         return 1 + max(place for place in places if place is not None)
@@ -321,7 +351,7 @@ def check_operands(spec: ProgramSpec, shapes: Sequence[Sequence[Any]]) -> None:
     for layer in spec.layers:
         if isinstance(layer, AffineSpec) and layer.gate is not None:
             _require_extent(layer, "gate", shapes[layer.gate], (1, 1))
-        if isinstance(layer, (ConvSpec, AffineSpec)) and layer.residual is not None:
+        if isinstance(layer, (ConvSpec, AffineSpec, NormSpec)) and layer.residual is not None:
             _require_extent(layer, "residual", shapes[layer.residual], shapes[layer.output][2:])
         for part in layer.parts[1:] if isinstance(layer, ConcatSpec) else ():
             _require_extent(layer, "part of a concatenation", shapes[part], shapes[layer.output][2:])
@@ -355,7 +385,7 @@ def _scaled(size: Any, scale: float) -> Any:
 def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]:
     if isinstance(layer, GlobalAvgPoolSpec):
         return 1, 1
-    if isinstance(layer, (AffineSpec, ConcatSpec, SliceSpec)):
+    if isinstance(layer, (AffineSpec, ConcatSpec, SliceSpec, NormSpec)):
         return extent
     if isinstance(layer, PadSpec):
         top, left, bottom, right = layer.padding

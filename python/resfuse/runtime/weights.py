@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from resfuse import _core
-from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, ProgramSpec
+from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, NormSpec, ProgramSpec
 from resfuse.runtime.views import view
 
 _version = operator.attrgetter("_version")
@@ -111,6 +111,10 @@ def _epilogue(
 ) -> tuple[list[float], list[float]]:
     """Scale and bias of a layer's channels, its factor included."""
     scale, shift = fold_batch_norm(layer.batch_norm, bias, tensors)
+    if layer.channel_scale is not None:
+        by_channel = tensors[layer.channel_scale].detach().double().flatten().tolist()
+        scale = [a * b for a, b in zip(scale or [1.0] * channels, by_channel, strict=True)]
+        shift = [a * b for a, b in zip(shift, by_channel, strict=True)] if shift else shift
     if layer.factor == 1.0:
         return scale, shift
     return [value * layer.factor for value in scale or [1.0] * channels], [value * layer.factor for value in shift]
@@ -227,6 +231,9 @@ class PackedWeights:
                 means = [] if layer.input_means is None else tensors[layer.input_means].tolist()
                 folded = _epilogue(layer, layer.bias, layer.out_channels, tensors)
                 weights.set(index, view(weight), *folded, steps, means)
+            elif isinstance(layer, NormSpec):
+                found = [None if place is None else tensors[place].detach() for place in (layer.weight, layer.bias)]
+                weights.set_affine(index, *[[] if values is None else values.tolist() for values in found])
             elif isinstance(layer, AffineSpec):
                 channels = self._spec.channels(layer.output)
                 weights.set_affine(index, *_epilogue(layer, None, channels, tensors))

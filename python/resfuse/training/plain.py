@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from resfuse.runtime.executor import DTYPES
 from resfuse.runtime.global_avg_pool import global_avg_pool2d
-from resfuse.runtime.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, PadSpec, ResizeSpec, SliceSpec
+from resfuse.runtime.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, NormSpec, PadSpec, ResizeSpec, SliceSpec
 from resfuse.training.split import pads_of
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -66,6 +66,17 @@ def moved(layer: LayerSpec, x: torch.Tensor, size: Sequence[Any]) -> torch.Tenso
     return F.interpolate(x, tuple(size), **how)
 
 
+def normalized(layer: NormSpec, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A group norm or layer norm, with the residual sum and the activation behind it."""
+    x = inputs[0]
+    weight, bias = (None if place is None else parameters[place] for place in (layer.weight, layer.bias))
+    if layer.groups:
+        y = F.group_norm(x, layer.groups, weight, bias, layer.eps)
+    else:
+        y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias, layer.eps).permute(0, 3, 1, 2)
+    return activated(layer.activation, layer.slope, y if layer.residual is None else y + inputs[1])
+
+
 def _products(layer: ConvSpec, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """Without the activation. Of 16-bit feature maps in float32, rounded once: torch is slow in their own types."""
     weight = parameters[layer.weight]
@@ -75,14 +86,23 @@ def _products(layer: ConvSpec, x: torch.Tensor, parameters: Sequence[torch.Tenso
         x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
     with torch.autocast("cpu", enabled=False):
         if weight.dim() == 2:
-            y = F.linear(x.flatten(1), weight, bias)[:, :, None, None]
-            return (y if layer.factor == 1.0 else y * layer.factor).to(dtype)
+            if x.shape[2] == x.shape[3] == 1:
+                y = F.linear(x.flatten(1), weight, bias)[:, :, None, None]
+            else:
+                y = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+            return _scaled(layer, y, parameters).to(dtype)
         x = F.pad(x, _pads(layer, x))
         if layer.kernel_size == (1, 1) and layer.stride != (1, 1):
             # torch 2.13 gets second derivatives of these wrong, now and then, in channels_last memory.
             x = x.contiguous()
         y = F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
-        return (y if layer.factor == 1.0 else y * layer.factor).to(dtype)
+        return _scaled(layer, y, parameters).to(dtype)
+
+
+def _scaled(layer: ConvSpec, y: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    if layer.channel_scale is not None:
+        y = y * parameters[layer.channel_scale].reshape(1, -1, 1, 1)
+    return y if layer.factor == 1.0 else y * layer.factor
 
 
 def _avg_pool(layer: AvgPoolSpec, x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from resfuse.runtime.executor import check_shapes
-from resfuse.runtime.spec import MOVING, AffineSpec, ConcatSpec, ProgramSpec, check_operands
+from resfuse.runtime.spec import MOVING, AffineSpec, ConcatSpec, NormSpec, ProgramSpec, check_operands
 from resfuse.training import ops
 from resfuse.training.batch_norm import (
     RunningNorm,
@@ -17,7 +17,7 @@ from resfuse.training.batch_norm import (
     update_running_statistics,
     values_per_channel,
 )
-from resfuse.training.plain import activated, moved, plain_layer
+from resfuse.training.plain import activated, moved, normalized, plain_layer
 from resfuse.training.split import Block
 
 Update = tuple[RunningNorm, torch.Tensor, torch.Tensor, int]
@@ -75,11 +75,16 @@ def _run_block(
             return [_affine(layer, inputs, parameters, norms[index], updates)]
         if isinstance(layer, ConcatSpec):
             return [torch.cat(inputs, 1)]
-        size = shapes[layer.output][2:]
-        return [moved(layer, inputs[0], size) if isinstance(layer, MOVING) else plain_layer(layer, inputs[0], parameters)]
+        if isinstance(layer, NormSpec):
+            return [normalized(layer, inputs, parameters)]
+        if isinstance(layer, MOVING):
+            return [moved(layer, inputs[0], shapes[layer.output][2:])]
+        return [plain_layer(layer, inputs[0], parameters)]
     own = [parameters[p] for p in part.parameters]
     for place, factor in part.factors:
         own[place] = own[place] * factor
+    for place, by_channel in part.channel_scales:
+        own[place] = own[place] * parameters[by_channel].reshape(-1, *[1] * (own[place].dim() - 1))
     results = ops.block_forward(inputs, own, part.text)
     for statistics in part.statistics:
         norm = norms[statistics.layer]
@@ -112,6 +117,8 @@ def _affine(
             mean, variance = parameters[spec.running_mean], parameters[spec.running_var]
             x = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, spec.eps)
     x = x if layer.factor == 1.0 else x * layer.factor
+    if layer.channel_scale is not None:
+        x = x * parameters[layer.channel_scale].reshape(1, -1, 1, 1)
     residual = rest.pop(0) if layer.residual is not None else None
     if layer.gate is not None:
         x = x * rest.pop(0)

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 
 from resfuse.runtime.spec import (
-    AffineSpec,
     AvgPoolSpec,
     BatchNormSpec,
     ConvSpec,
@@ -57,6 +56,7 @@ class Block:
     activation: str = "none"  # follows, on torch
     slope: float = 0.0
     factors: tuple[tuple[int, float], ...] = ()  # of `parameters`: places, and what they are multiplied by
+    channel_scales: tuple[tuple[int, int], ...] = ()  # the same by channel: places in the whole program's list
 
 
 def parameter_places(layer: LayerSpec) -> list[int]:
@@ -200,6 +200,7 @@ def _block(
 
     own: list[LayerSpec] = []
     factors: list[tuple[int, float]] = []
+    channel_scales: list[tuple[int, int]] = []
     for index, layer in zip(indices, layers, strict=True):
         source, output = numbers[layer.input], numbers[layer.output]
         if isinstance(layer, MaxPoolSpec):
@@ -214,9 +215,11 @@ def _block(
             own_statistics = batch_statistics[index]
             mean, var = (-1, -1) if own_statistics else (place(norm.running_mean), place(norm.running_var))
             norm = BatchNormSpec(gamma, beta, mean, var, norm.eps)  # type: ignore[arg-type]
+        scaled = [p for p in ((weight, bias) if norm is None else (norm.weight, norm.bias)) if p is not None]
         if layer.factor != 1.0:
-            scaled = (weight, bias) if norm is None else (norm.weight, norm.bias)
-            factors += [(p, layer.factor) for p in scaled if p is not None]
+            factors += [(p, layer.factor) for p in scaled]
+        if layer.channel_scale is not None:
+            channel_scales += [(p, layer.channel_scale) for p in scaled]
         own.append(
             dataclasses.replace(
                 layer,
@@ -227,6 +230,7 @@ def _block(
                 bias=bias,
                 batch_norm=norm,
                 factor=1.0,
+                channel_scale=None,
                 residual=None if layer.residual is None else numbers[layer.residual],
             )
         )
@@ -239,5 +243,13 @@ def _block(
         if isinstance(layer, ConvSpec) and takes_batch_statistics(layer)
     )
     return Block(
-        part, part.to_text(), tuple(indices), inputs, outputs, tuple(parameters), statistics, factors=tuple(factors)
+        part,
+        part.to_text(),
+        tuple(indices),
+        inputs,
+        outputs,
+        tuple(parameters),
+        statistics,
+        factors=tuple(factors),
+        channel_scales=tuple(channel_scales),
     )
