@@ -8,13 +8,19 @@ import torch
 from torch.nn import functional as F
 
 from resfuse.runtime.spec import (
+    MOVING,
     AffineSpec,
     AvgPoolSpec,
+    ConcatSpec,
     ConvSpec,
     GlobalAvgPoolSpec,
     LayerSpec,
     MaxPoolSpec,
+    NormSpec,
+    PadSpec,
     ProgramSpec,
+    ResizeSpec,
+    SliceSpec,
     same_padding,
 )
 
@@ -61,6 +67,8 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
         return F.avg_pool2d(x, layer.kernel_size, layer.stride, padding, layer.ceil_mode, layer.count_include_pad)
     if isinstance(layer, GlobalAvgPoolSpec):
         return x.mean((2, 3), keepdim=True)
+    if isinstance(layer, MOVING):
+        return _moved(layer, buffers)
 
     def get(i: int | None) -> torch.Tensor | None:
         return None if i is None else parameters[i].to(x.dtype)
@@ -71,16 +79,51 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
         assert weight is not None
         weight = weight[:, :, None, None] if weight.dim() == 2 else weight
         y = F.conv2d(_pad(layer, x, 0.0), weight, get(layer.bias), layer.stride, 0, layer.dilation, layer.groups)
+    if isinstance(layer, NormSpec):
+        y = _normalized(layer, x, get(layer.weight), get(layer.bias))
+        y = y if layer.residual is None else y + buffers[layer.residual]
+        return _activated(layer.activation, layer.slope, y)
     bn = layer.batch_norm
     if bn is not None:
         y = F.batch_norm(y, get(bn.running_mean), get(bn.running_var), get(bn.weight), get(bn.bias), eps=bn.eps)
     if isinstance(layer, AffineSpec) and layer.gate is not None:
         y = y * buffers[layer.gate]
+    if layer.channel_scale is not None:
+        y = y * parameters[layer.channel_scale].to(x.dtype).reshape(1, -1, 1, 1)
     if layer.residual is not None:
         y = y + buffers[layer.residual]
-    if layer.activation in ("leaky_relu", "elu"):
-        return (F.leaky_relu if layer.activation == "leaky_relu" else F.elu)(y, layer.slope)
-    return ACTIVATIONS[layer.activation](y)
+    return _activated(layer.activation, layer.slope, y)
+
+
+def _activated(activation: str, slope: float, y: torch.Tensor) -> torch.Tensor:
+    if activation in ("leaky_relu", "elu"):
+        return (F.leaky_relu if activation == "leaky_relu" else F.elu)(y, slope)
+    return ACTIVATIONS[activation](y)
+
+
+def _normalized(
+    layer: NormSpec, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    if layer.groups:
+        return F.group_norm(x, layer.groups, weight, bias, layer.eps)
+    return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias, layer.eps).permute(0, 3, 1, 2)
+
+
+def _moved(layer: LayerSpec, buffers: list[torch.Tensor]) -> torch.Tensor:
+    x = buffers[layer.input]
+    if isinstance(layer, ConcatSpec):
+        return torch.cat([buffers[part] for part in layer.parts], 1)
+    if isinstance(layer, SliceSpec):
+        return x[:, layer.first_channel : layer.first_channel + layer.channels].clone()
+    if isinstance(layer, PadSpec):
+        top, left, bottom, right = layer.padding
+        return F.pad(x, (left, right, top, bottom))
+    assert isinstance(layer, ResizeSpec)
+    how = {"mode": "bilinear", "align_corners": layer.align_corners} if layer.bilinear else {"mode": "nearest"}
+    if layer.scale is not None:
+        return F.interpolate(x, scale_factor=layer.scale, **how)
+    size = layer.size if layer.like is None else tuple(buffers[layer.like].shape[2:])
+    return F.interpolate(x, size, **how)
 
 
 def run_reference(

@@ -25,13 +25,10 @@ class MoveStep final : public ImageStep {
         for (const Move& move : moves_) {
             const Tensor &x = wave.tensors[move.from], &y = wave.tensors[move.to];
             void* const to = y.at(image * y.image + rows.begin * y.row + move.first_to);
-            wave.kernels_of(move.from)
-                .copy_image(window_copy(x, image, in_, {move.first_from, move.first_from + move.channels},
-                                        {.y0 = rows.begin - window_.pad_top,
-                                         .rows = rows.size(),
-                                         .x0 = -window_.pad_left,
-                                         .cols = out_.w},
-                                        to, y.pixel));
+            wave.kernels_of(move.from).copy_image(window_copy(
+                x, image, in_, {move.first_from, move.first_from + move.channels},
+                {.y0 = rows.begin - window_.pad_top, .rows = rows.size(), .x0 = -window_.pad_left, .cols = out_.w}, to,
+                y.pixel));
         }
     }
 

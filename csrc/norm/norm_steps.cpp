@@ -1,6 +1,7 @@
-// Group normalisation (Wu & He, 2018, "Group Normalization") and layer normalisation over channels. y = (x - mean) / sqrt(variance + eps) * scale + bias, with the
-// mean and the variance of each image's group of channels. The first stage sums parts of an image, which depend on its
-// size alone, so that results are the same bits for any number of threads; the second one adds them up in their order.
+// Group normalisation (Wu & He, 2018, "Group Normalization") and layer normalisation over channels. y = (x - mean) /
+// sqrt(variance + eps) * scale + bias, with the mean and the variance of each image's group of channels. The first
+// stage sums parts of an image, which depend on its size alone, so that results are the same bits for any number of
+// threads; the second one adds them up in their order.
 #include <algorithm>
 #include <cmath>
 
@@ -70,8 +71,8 @@ class GroupNormStep final : public Step {
         const Range some = part(pixels(), i, parts_);
         find_shift(image, wave, scratch);
         wave.kernels_of(layer_.input)
-            .norm_sums({x.at(image * x.image + some.begin * x.pixel), x.pixel, some.size(), layer_.out_channels, scratch,
-                        scratch + layer_.out_channels, sums(wave, image, i)});
+            .norm_sums({x.at(image * x.image + some.begin * x.pixel), x.pixel, some.size(), layer_.out_channels,
+                        scratch, scratch + layer_.out_channels, sums(wave, image, i)});
     }
 
     void find_factors(index_t image, const Wave& wave, float* shift) const {

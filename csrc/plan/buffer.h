@@ -16,8 +16,8 @@ struct PlannedBuffer {
     Extent extent{0, 0};
     // Where it lives: in a tensor of the caller, or in the workspace.
     int external_input = -1, external_output = -1;
-    bool dense = true;         // NHWC, its pixels some elements apart
-    index_t pixel = 0;         // those elements, where it is dense
+    bool dense = true;          // NHWC, its pixels some elements apart
+    index_t pixel = 0;          // those elements, where it is dense
     int view_of = -1;           // the buffer that it lies in, as some of the channels, or -1
     index_t first_channel = 0;  // of these
     bool whole_batch = false;   // crosses segments, so it holds all images

@@ -6,9 +6,7 @@ namespace resfuse {
 
 namespace {
 
-PlannedBuffer& at(std::vector<PlannedBuffer>& buffers, int number) {
-    return buffers[static_cast<std::size_t>(number)];
-}
+PlannedBuffer& at(std::vector<PlannedBuffer>& buffers, int number) { return buffers[static_cast<std::size_t>(number)]; }
 
 // Padding fills whole pixels.
 std::vector<bool> fill_pixels(const std::vector<PlannedBuffer>& buffers, const std::vector<Layer>& layers) {

@@ -7,8 +7,8 @@
 
 namespace resfuse {
 
-// Sets `view_of` and `first_channel`. A slice lies in what it is cut from. What a concatenation joins lies in it, unless
-// it lies elsewhere already or in a tensor of the caller.
+// Sets `view_of` and `first_channel`. A slice lies in what it is cut from. What a concatenation joins lies in it,
+// unless it lies elsewhere already or in a tensor of the caller.
 void find_views(std::vector<PlannedBuffer>& buffers, const std::vector<Layer>& layers);
 
 // Whether a buffer's elements are those of another one, from one of its channels on.

@@ -11,7 +11,19 @@
 
 namespace resfuse {
 
-enum class LayerKind { conv, max_pool, avg_pool, global_avg_pool, affine, concat, slice, pad, resize, group_norm, layer_norm };
+enum class LayerKind {
+    conv,
+    max_pool,
+    avg_pool,
+    global_avg_pool,
+    affine,
+    concat,
+    slice,
+    pad,
+    resize,
+    group_norm,
+    layer_norm
+};
 
 Activation parse_activation(const std::string& name);
 
@@ -69,12 +81,12 @@ struct Layer {
     std::string name;
     int input;
     int output;
-    int residual = -1;  // buffer added before the activation, or -1
-    int gate = -1;      // of an affine layer: buffer of one pixel that it multiplies by, or -1
+    int residual = -1;          // buffer added before the activation, or -1
+    int gate = -1;              // of an affine layer: buffer of one pixel that it multiplies by, or -1
     std::vector<int> parts;     // of a concatenation: all buffers that it joins, the input being the first
     index_t first_channel = 0;  // of a slice
     Resize resize;              // of a resize
-    Window window;  // of a pad layer its pads, which crop where they are negative
+    Window window;              // of a pad layer its pads, which crop where they are negative
     index_t in_channels = 0;
     index_t out_channels = 0;
     index_t groups = 1;

@@ -65,7 +65,7 @@ int any_buffer(Bytes& bytes, const Program& program) { return static_cast<int>(b
 void add_layer(Bytes& bytes, Program& program) {
     Layer layer{
         .kind = LayerKind::conv, .name = "layer", .input = any_buffer(bytes, program), .output = -1, .window = {}};
-    const index_t kind = bytes.between(0, 7);
+    const index_t kind = bytes.between(0, 13);
     if (kind <= 3) {
         layer.window = bytes.flag() ? make_winograd_window(bytes) : make_window(bytes);
         layer.window.ceil_mode = false;
@@ -91,6 +91,35 @@ void add_layer(Bytes& bytes, Program& program) {
         program.add_avg_pool("layer", layer.input, make_window(bytes), bytes.flag());
     } else if (kind == 6) {
         program.add_global_avg_pool("layer", layer.input);
+    } else if (kind == 8) {
+        std::vector<int> parts{layer.input};
+        for (index_t i = bytes.between(0, 3); i > 0; --i) parts.push_back(any_buffer(bytes, program));
+        program.add_concat("layer", parts);
+    } else if (kind == 9) {
+        program.add_slice("layer", layer.input, bytes.wild(0, 20), bytes.wild(1, 20));
+    } else if (kind == 10) {
+        Window pads;
+        for (index_t* const pad : {&pads.pad_top, &pads.pad_left, &pads.pad_bottom, &pads.pad_right})
+            *pad = bytes.wild(0, 3) - (bytes.byte() % 8 == 0 ? 2 : 0);
+        program.add_pad("layer", layer.input, pads);
+    } else if (kind == 11) {
+        Resize resize{.bilinear = bytes.flag(), .align_corners = bytes.flag()};
+        const index_t how = bytes.between(0, 2);
+        if (how == 0) resize.size = {bytes.wild(1, 24), bytes.wild(1, 24)};
+        if (how == 1) resize.like = any_buffer(bytes, program);
+        if (how == 2) {
+            resize.scale_h = static_cast<double>(bytes.wild(1, 12)) / 4.0;
+            resize.scale_w = static_cast<double>(bytes.wild(1, 12)) / 4.0;
+        }
+        program.add_resize("layer", layer.input, resize);
+    } else if (kind >= 12) {
+        layer.eps = 1e-3f;
+        layer.activation = static_cast<Activation>(bytes.between(0, 12));
+        layer.slope = 0.1f;
+        if (kind == 12) return void(program.add_layer_norm(std::move(layer)));
+        layer.groups = bytes.wild(1, 4);
+        if (bytes.flag()) layer.residual = any_buffer(bytes, program);
+        program.add_group_norm(std::move(layer));
     } else {
         if (bytes.flag()) layer.gate = any_buffer(bytes, program);
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
@@ -107,8 +136,11 @@ bool is_small(const Plan& plan) {
         const double floats = static_cast<double>(plan.batch()) * static_cast<double>(out.h) *
                               static_cast<double>(out.w) * static_cast<double>(layer.out_channels);
         const double taps = static_cast<double>(layer.window.kernel_h) * static_cast<double>(layer.window.kernel_w);
-        const double depth =
-            layer.kind == LayerKind::conv ? static_cast<double>(layer.in_channels / layer.groups) : 1.0;
+        const bool normalises = layer.kind == LayerKind::group_norm || layer.kind == LayerKind::layer_norm;
+        const double depth = (layer.kind == LayerKind::conv || normalises
+                                  ? static_cast<double>(layer.in_channels / layer.groups)
+                                  : 1.0) *
+                             (layer.kind == LayerKind::group_norm ? static_cast<double>(out.h * out.w) : 1.0);
         if (floats > static_cast<double>(kMostFloats) || floats * taps * depth > kMostMultiplyAdds) return false;
     }
     return plan.workspace().bytes < (std::size_t{64} << 20);
@@ -158,7 +190,7 @@ LayerWeights make_weights(const Layer& layer, Noise& noise, Bytes& bytes) {
     if (layer.kind == LayerKind::conv) {
         const index_t fan_in = layer.in_channels / layer.groups * layer.window.kernel_h * layer.window.kernel_w;
         weights.weight = noise.take(layer.out_channels * fan_in, 1.0f / std::sqrt(static_cast<float>(fan_in)));
-    } else if (layer.kind != LayerKind::affine || layer.gate >= 0) {
+    } else if (!layer.is_scaled() || layer.gate >= 0) {
         return weights;
     }
     if (bytes.flag())
@@ -184,7 +216,7 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
                          window.kernel_h * window.kernel_w, window.kernel_w, 1},
                         w.scale,
                         w.bias});
-        else if (layer.kind == LayerKind::affine)
+        else if (layer.is_scaled())
             set.set_affine(l, w.scale, w.bias);
     }
     std::vector<Images> buffers(static_cast<std::size_t>(program->buffers()));

@@ -98,13 +98,103 @@ double averaged(Images& in, index_t n, index_t c) {
     return sum / static_cast<double>(in.height * in.width);
 }
 
+// The element of the input that a layer moves to an output, or zero.
+double moved(const Layer& layer, Images& in, index_t n, index_t y, index_t x, index_t c) {
+    if (layer.kind == LayerKind::slice) return in.at(n, y, x, layer.first_channel + c);
+    y -= layer.window.pad_top;
+    x -= layer.window.pad_left;
+    return y >= 0 && y < in.height && x >= 0 && x < in.width ? in.at(n, y, x, c) : 0.0;
+}
+
+double joined(const Layer& layer, std::vector<Images>& buffers, index_t n, index_t y, index_t x, index_t c) {
+    for (const int part : layer.parts) {
+        Images& images = buffers[static_cast<std::size_t>(part)];
+        if (c < images.channels) return images.at(n, y, x, c);
+        c -= images.channels;
+    }
+    return 0.0;
+}
+
+// Where output `i` lies between pixels of the input: as torch has it, in fp32.
+float place(const Resize& resize, index_t i, index_t in, index_t out, double scale) {
+    const auto lengths = [](index_t a, index_t b) { return static_cast<float>(a) / static_cast<float>(b); };
+    if (resize.bilinear && resize.align_corners) return out > 1 ? lengths(in - 1, out - 1) * static_cast<float>(i) : 0;
+    const float step = scale > 0 ? static_cast<float>(1 / scale) : lengths(in, out);
+    const auto at = static_cast<float>(i);
+    return resize.bilinear ? std::max(step * (at + 0.5f) - 0.5f, 0.0f) : std::floor(at * step);
+}
+
+double resized(const Layer& layer, Images& in, Extent out, index_t n, index_t y, index_t x, index_t c) {
+    const Resize& r = layer.resize;
+    const double row = static_cast<double>(place(r, y, in.height, out.h, r.scale_h)),
+                 col = static_cast<double>(place(r, x, in.width, out.w, r.scale_w));
+    double sum = 0;
+    for (const index_t i : {index_t{0}, index_t{1}})
+        for (const index_t j : {index_t{0}, index_t{1}}) {
+            const double top = std::floor(row), left = std::floor(col);
+            const double weight = (i ? row - top : 1 - row + top) * (j ? col - left : 1 - col + left);
+            if (weight == 0) continue;
+            sum += weight * in.at(n, std::min(static_cast<index_t>(top) + i, in.height - 1),
+                                  std::min(static_cast<index_t>(left) + j, in.width - 1), c);
+        }
+    return sum;
+}
+
+double normalised(const Layer& layer, Images& in, index_t n, index_t y, index_t x, index_t c) {
+    const bool by_pixel = layer.kind == LayerKind::layer_norm;
+    const index_t each = by_pixel ? in.channels : in.channels / layer.groups, first = c / each * each;
+    const Extent from{by_pixel ? y : 0, by_pixel ? x : 0},
+        to{by_pixel ? y + 1 : in.height, by_pixel ? x + 1 : in.width};
+    double sum = 0, squares = 0, count = 0;
+    for (int pass = 0; pass < 2; ++pass)
+        for (index_t i = from.h; i < to.h; ++i)
+            for (index_t j = from.w; j < to.w; ++j)
+                for (index_t k = first; k < first + each; ++k) {
+                    if (pass == 0) {
+                        sum += in.at(n, i, j, k);
+                        ++count;
+                    } else {
+                        squares += std::pow(in.at(n, i, j, k) - sum / count, 2);
+                    }
+                }
+    return (in.at(n, y, x, c) - sum / count) / std::sqrt(squares / count + static_cast<double>(layer.eps));
+}
+
+// What a layer computes of its inputs, before a scale, a bias, a residual and an activation.
+double computed(const Layer& layer, const LayerWeights& weights, std::vector<Images>& buffers, Extent out, index_t n,
+                index_t y, index_t x, index_t c) {
+    Images& in = buffers[static_cast<std::size_t>(layer.input)];
+    switch (layer.kind) {
+        case LayerKind::conv:
+            return convolved(layer, weights, in, n, y, x, c);
+        case LayerKind::affine:
+            return in.at(n, y, x, c);
+        case LayerKind::global_avg_pool:
+            return averaged(in, n, c);
+        case LayerKind::max_pool:
+        case LayerKind::avg_pool:
+            return pooled(layer, in, n, y, x, c);
+        case LayerKind::concat:
+            return joined(layer, buffers, n, y, x, c);
+        case LayerKind::slice:
+        case LayerKind::pad:
+            return moved(layer, in, n, y, x, c);
+        case LayerKind::resize:
+            return resized(layer, in, out, n, y, x, c);
+        case LayerKind::group_norm:
+        case LayerKind::layer_norm:
+            return normalised(layer, in, n, y, x, c);
+    }
+    return 0.0;
+}
+
 }  // namespace
 
 void evaluate(const Plan& plan, const std::vector<LayerWeights>& weights, std::vector<Images>& buffers) {
     for (std::size_t l = 0; l < plan.layers().size(); ++l) {
         const Layer& layer = plan.layers()[l];
         const auto buffer = [&](int b) -> Images& { return buffers[static_cast<std::size_t>(b)]; };
-        Images &in = buffer(layer.input), &out = buffer(layer.output);
+        Images& out = buffer(layer.output);
         const Extent extent = plan.extent(layer.output);
         out = {plan.batch(), extent.h, extent.w, layer.out_channels, {}};
         out.values.resize(static_cast<std::size_t>(out.batch * out.height * out.width * out.channels));
@@ -119,15 +209,8 @@ void evaluate(const Plan& plan, const std::vector<LayerWeights>& weights, std::v
                 for (index_t x = 0; x < out.width; ++x) {
                     for (index_t k = 0; k < out.channels; ++k) {
                         double& to = out.at(n, y, x, k);
-                        if (layer.kind == LayerKind::conv) {
-                            to = scale(k) * convolved(layer, weights[l], in, n, y, x, k) + bias(k);
-                        } else if (layer.kind == LayerKind::affine) {
-                            const double factor = layer.gate >= 0 ? buffer(layer.gate).at(n, 0, 0, k) : scale(k);
-                            to = factor * in.at(n, y, x, k) + bias(k);
-                        } else {
-                            to = layer.kind == LayerKind::global_avg_pool ? averaged(in, n, k)
-                                                                          : pooled(layer, in, n, y, x, k);
-                        }
+                        const double factor = layer.gate >= 0 ? buffer(layer.gate).at(n, 0, 0, k) : scale(k);
+                        to = factor * computed(layer, weights[l], buffers, extent, n, y, x, k) + bias(k);
                         if (layer.residual >= 0) to += buffer(layer.residual).at(n, y, x, k);
                         to = activated(layer, to);
                     }

@@ -98,8 +98,7 @@ void DirectStep::multiply(const GemmArgs& g, index_t panel, DType type, const Wa
 
 void DirectStep::softmax(index_t image, const Wave& wave) const {
     const Tensor& y = wave.tensors[layer_.output];
-    writes(wave).activate(
-        {{Activation::softmax, 0.0f}, y.at(image * y.image), pixels(), y.pixel, layer_.out_channels});
+    writes(wave).activate({{Activation::softmax, 0.0f}, y.at(image * y.image), pixels(), y.pixel, layer_.out_channels});
 }
 
 std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm) {

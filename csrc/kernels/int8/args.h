@@ -84,8 +84,8 @@ struct Int8MeanArgs {
     OutputArgs output;
 };
 
-// output(x * scale + bias + residual) of pixels some elements apart, x of bytes or floats: scale and bias are by channel
-// and the quantisation of x is in them.
+// output(x * scale + bias + residual) of pixels some elements apart, x of bytes or floats: scale and bias are by
+// channel and the quantisation of x is in them.
 struct Int8AffineArgs {
     const void* x;
     index_t x_pixel;

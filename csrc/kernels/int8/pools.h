@@ -38,8 +38,7 @@ void max_pool_bytes(const MaxPoolArgs& g) {
                                           g.window.dilation_w, g.image.width);
             const std::uint8_t* const window =
                 static_cast<const std::uint8_t*>(g.image.data) + rows.first * g.image.row + cols.first * g.image.pixel;
-            std::uint8_t* const y =
-                static_cast<std::uint8_t*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.y_pixel;
+            std::uint8_t* const y = static_cast<std::uint8_t*>(g.y) + (oy - g.out_row_begin) * g.y_row + ox * g.y_pixel;
             for (index_t c = 0; c < g.channels; c += kLanes) {
                 const index_t n = at_most(g.channels - c, kLanes);
                 const VecBytes best =

@@ -30,8 +30,8 @@ struct NormApplyArgs {
     ActivationArgs activation = {Activation::none, 0.0f};  // of single elements
 };
 
-// Layer normalisation (Ba et al., 2016, "Layer Normalization") of each pixel over its channels: y = activated((x - mean) /
-// sqrt(variance + eps) * scale + bias).
+// Layer normalisation (Ba et al., 2016, "Layer Normalization") of each pixel over its channels: y = activated((x -
+// mean) / sqrt(variance + eps) * scale + bias).
 struct LayerNormArgs {
     const void* x;
     index_t x_pixel;

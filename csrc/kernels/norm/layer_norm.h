@@ -34,7 +34,8 @@ void layer_norm(const LayerNormArgs& g) {
     constexpr bool kRounds = !std::is_same_v<E, Fp32>;
     const Vec floor = broadcast(g.floor);
     for (index_t row = 0; row < g.rows; ++row, x += g.x_pixel, y += g.y_pixel) {
-        const Vec mean = broadcast(sum_channels(g.channels, [&](index_t c, index_t n) { return load_at<E>(x, c, n); }) / count);
+        const Vec mean =
+            broadcast(sum_channels(g.channels, [&](index_t c, index_t n) { return load_at<E>(x, c, n); }) / count);
         const float squares = sum_channels(g.channels, [&](index_t c, index_t n) {
             const Vec centred = load_at<E>(x, c, n) - mean, square = centred * centred;
             if (n == kVectorFloats) return square;
@@ -44,7 +45,8 @@ void layer_norm(const LayerNormArgs& g) {
         });
         const Vec inverse = broadcast(1.0f / __builtin_sqrtf(squares / count + g.eps));
         store_rows<E>(y, 1, g.channels, [&](index_t, index_t c, index_t n) __attribute__((always_inline)) {
-            const Vec v = (load_at<E>(x, c, n) - mean) * inverse * load_first(g.scale + c, n) + load_first(g.bias + c, n);
+            const Vec v =
+                (load_at<E>(x, c, n) - mean) * inverse * load_first(g.scale + c, n) + load_first(g.bias + c, n);
             const Vec clamped = clamp_below(v, floor);
             if constexpr (kRounds) return activated(g.activation, clamped);
             return clamped;
