@@ -85,6 +85,17 @@ class Network(nn.Module):
             elif kind == "add in place":
                 first += values[sources[1]]
                 values.append(first)
+            elif kind == "join":
+                values.append(torch.cat([values[i] for i in sources], 1))
+            elif kind == "part":
+                values.append(
+                    first.chunk(2, 1)[int(what)] if first.shape[1] % 2 == 0 else first[:, : first.shape[1] // 2]
+                )
+            elif kind == "like":
+                values.append(F.interpolate(first, size=values[sources[1]].shape[-2:], mode=what))
+            elif kind == "norm of pixels":
+                pixels = self.layers[what](first.permute(0, 2, 3, 1))
+                values.append(F.gelu(pixels).permute(0, 3, 1, 2) * self.layers[what].weight.reshape(1, -1, 1, 1))
             elif kind == "gate":
                 values.append(first * torch.sigmoid(self.layers[what](first.mean((2, 3), keepdim=True))))
             else:
@@ -119,7 +130,27 @@ def networks(draw: st.DrawFn, activations: tuple[str, ...] = ANY) -> tuple[Netwo
         channels, height, width = shapes[source]
         kind = draw(
             st.sampled_from(
-                ["conv", "conv", "conv3", "conv3", "bn", "bn", "act", "act", "add", "add", "pool", "gate", "scale"]
+                [
+                    "conv",
+                    "conv",
+                    "conv3",
+                    "conv3",
+                    "bn",
+                    "bn",
+                    "act",
+                    "act",
+                    "add",
+                    "add",
+                    "pool",
+                    "gate",
+                    "scale",
+                    "join",
+                    "join",
+                    "part",
+                    "like",
+                    "move",
+                    "norm",
+                ]
             )
         )
         if kind == "conv3":
@@ -129,6 +160,34 @@ def networks(draw: st.DrawFn, activations: tuple[str, ...] = ANY) -> tuple[Netwo
                 add_module(source, nn.Conv2d(channels, out, 3, stride, 1, bias=draw(st.booleans())))
             else:
                 add_module(source, Conv2dSame(channels, out, 3, stride, bias=draw(st.booleans())))
+        elif kind == "join":
+            alike = [i for i, other in enumerate(shapes) if other[1:] == shapes[source][1:]]
+            parts = (source, *draw(st.lists(st.sampled_from(alike), max_size=2)))
+            if sum(shapes[i][0] for i in parts) <= 100:
+                emit("join", parts, "", (sum(shapes[i][0] for i in parts), height, width))
+        elif kind == "part":
+            if channels > 1:
+                emit("part", (source,), draw(st.sampled_from(["0", "1"])), (channels // 2, height, width))
+        elif kind == "like":
+            other = draw(st.integers(0, len(shapes) - 1))
+            mode = draw(st.sampled_from(["nearest", "bilinear"]))
+            emit("like", (source, other), mode, (channels, *shapes[other][1:]))
+        elif kind == "move":
+            moves = [
+                nn.Upsample(scale_factor=2),
+                nn.Upsample(scale_factor=1.5, mode="bilinear", align_corners=draw(st.booleans())),
+                nn.Upsample(size=(7, 5), mode="bilinear"),
+                nn.ZeroPad2d(draw(st.tuples(*[st.integers(0, 2)] * 4))),
+            ]
+            if height * width < 400:
+                add_module(source, draw(st.sampled_from(moves)))
+        elif kind == "norm":
+            if channels > 1 and draw(st.booleans()):
+                add_module(source, nn.GroupNorm(1 if channels % 2 else channels // 2, channels, eps=0.1))
+            elif channels > 1:
+                name = f"l{len(layers)}"
+                layers[name] = nn.LayerNorm(channels, eps=0.1)
+                emit("norm of pixels", (source,), name, shapes[source])
         elif kind == "scale":
             emit("scale", (source,), draw(st.sampled_from(["0.5", "-1.5"])), shapes[source])
         elif kind == "conv":
@@ -191,6 +250,9 @@ def networks(draw: st.DrawFn, activations: tuple[str, ...] = ANY) -> tuple[Netwo
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2, generator=generator)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 2, generator=generator)  # type: ignore[union-attr]
@@ -285,7 +347,8 @@ def test_the_fuzzer_reaches_what_it_should() -> None:
             whole.append(False)
 
     look()
-    assert kinds == {"module", "activation", "add", "add in place", "gate", "global pool", "scale"}
+    assert kinds == {"module", "activation", "add", "add in place", "gate", "global pool", "scale", "join", "part", "like",
+                     "norm of pixels"}  # fmt: skip
     assert sum(whole) > 0.4 * len(whole), f"{sum(whole)} of {len(whole)}"
 
 
