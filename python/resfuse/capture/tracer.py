@@ -28,6 +28,7 @@ from resfuse.capture.arguments import (
     replaced,
 )
 from resfuse.capture.assumptions import Assumptions
+from resfuse.capture.conditions import SIZE_FUNCTIONS, Condition, question_about_sizes
 from resfuse.capture.recorder import Recorder, ViolationError
 from resfuse.errors import UnsupportedModelError
 
@@ -61,6 +62,7 @@ class Trace:
     native: Mapping[str, str]  # modules that are left whole for what their code does, and why
     assumptions: Assumptions
     recorder: Recorder
+    conditions: tuple[Condition, ...]  # that the inputs' sizes must meet
 
 
 class Constant:
@@ -81,7 +83,7 @@ def set_attribute(path: str, name: str, value: Any) -> None:
     raise NotImplementedError("set_attribute: is carried out by the runner of a graph")
 
 
-_PURE = (getattr, operator.eq, operator.ne, operator.getitem, operator.gt, operator.ge, operator.lt, operator.le)
+_PURE = (getattr, *SIZE_FUNCTIONS)
 _TENSOR_ATTRIBUTES = ("T", "mT", "H", "mH", "data", "real", "imag")
 # Methods and functions whose results are no single tensors.
 _OTHER_RESULTS = frozenset(
@@ -129,10 +131,6 @@ class _Proxy(fx.Proxy):
 
     def __itruediv__(self, other: Any) -> fx.Proxy:
         return self._in_place(operator.itruediv, other)
-
-    def __iter__(self) -> Iterator[Any]:
-        count = _parts_of(self.node)
-        return super().__iter__() if count is None else iter([operator.getitem(self, i) for i in range(count)])
 
     def __len__(self) -> int:
         count = _parts_of(self.node)
@@ -194,6 +192,8 @@ class _Tracer(fx.Tracer):
         self._autocast = torch.is_autocast_enabled("cpu")
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
+        self._inputs: list[Any] = []
+        self.conditions: list[Condition] = []
 
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
         """The graph of a call of a model's own forward with arguments of this pattern."""
@@ -206,6 +206,7 @@ class _Tracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         _, inputs = read_arguments(self._args, self._kwargs)
+        self._inputs = inputs
         proxies = []
         for index, value in enumerate(inputs):
             tensor = isinstance(value, torch.Tensor)
@@ -327,6 +328,22 @@ class _Tracer(fx.Tracer):
             return self.create_node("get_attr", path, (), {})
         return super().create_arg(a)
 
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Over the parts of a tensor, where their number is known."""
+        count = _parts_of(obj.node)
+        return super().iter(obj) if count is None else iter([operator.getitem(obj, i) for i in range(count)])
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Answers what code asks of its inputs' sizes; nobody knows those of a guessed call, whose code is told no."""
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        evaluate = question_about_sizes(obj.node, placeholders)
+        if evaluate is None:
+            return super().to_bool(obj)
+        known = all(x.dim() > 1 for x in self._inputs if isinstance(x, torch.Tensor))
+        answer = known and bool(evaluate(self._inputs))
+        self.conditions.append(Condition(evaluate, answer))
+        return answer
+
     def _parameter(self, path: str, name: str) -> fx.Proxy:
         target = f"{path}.{name}".lstrip(".")
         if target not in self._attributes:
@@ -380,7 +397,16 @@ def trace(
             raise _unsupported(model, str(error), recorder) from error
         _drop_assertions(graph)
         key, _ = read_arguments(args, kwargs or {})
-        return Trace(key, graph, tracer.template, tuple(tracer.traced), native, recorder.assumptions, recorder)
+        return Trace(
+            key,
+            graph,
+            tracer.template,
+            tuple(tracer.traced),
+            native,
+            recorder.assumptions,
+            recorder,
+            tuple(tracer.conditions),
+        )
 
 
 def _unsupported(model: nn.Module, reason: str, recorder: Recorder) -> UnsupportedModelError:

@@ -28,6 +28,8 @@ class Graph:
 
     def __init__(self, key: Key, assumptions: Assumptions, binding: Binding | None, reason: str = "") -> None:
         self.key = key
+        trace = None if binding is None else binding.lowered.trace
+        self._conditions = () if trace is None else trace.conditions
         self.assumptions = assumptions
         self.binding = binding  # None: it cannot be traced
         self.reason = reason
@@ -36,8 +38,17 @@ class Graph:
             assumptions.usually(vars(norm), "training", False)
         assumptions.watch()
 
+    def suits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call's inputs are of sizes for which it was made."""
+        if not self._conditions:
+            return True
+        _, values = read_arguments(args, kwargs)
+        return all(condition.holds(values) for condition in self._conditions)
+
     def unchanged(self) -> bool:
         """Whether its assumptions hold, in Python that Dynamo can read and guard."""
+        if self._conditions:
+            return False
         plain, held, absent = self.assumptions.for_dynamo()
         for holder, name, value in plain:  # Dynamo makes numbers and tuples anew
             if holder.get(name, ABSENT) != value:
@@ -85,7 +96,7 @@ class Graphs:
         """The graph for a call, made if there is none, and what its assumptions' check said."""
         self._calls += 1
         first = self.kept[0] if self.kept else None
-        if first is not None and first.key == key:
+        if first is not None and first.key == key and first.suits(args, kwargs):
             state = first.assumptions.check()
             if state != FAILS:
                 return first, state
@@ -97,7 +108,7 @@ class Graphs:
     ) -> tuple[Graph, int]:
         found: list[Difference] = []
         for graph in list(self.kept):
-            if graph.key != key:
+            if graph.key != key or not graph.suits(args, kwargs):
                 continue
             state = graph.assumptions.check()
             if state != FAILS:
@@ -127,8 +138,14 @@ class Graphs:
         )
         if not any(value is kept for value in values for kept in empty):
             self._example = example  # objects of a call are not kept
+        # Code may ask for sizes.
+        shaped = [torch.empty(v.shape, device="meta") if isinstance(v, torch.Tensor) else v for v in values]
+        seen = []
+        sized = tuple(replaced(value, seen, shaped) for value in args)
         try:
-            lowered = lower(model, self._algorithm, example.args, example.kwargs)
+            lowered = lower(
+                model, self._algorithm, sized, {name: replaced(value, seen, shaped) for name, value in kwargs.items()}
+            )
         except UnsupportedModelError as error:
             assumptions = error.assumptions or Assumptions(model)
             return Graph(key, assumptions, None, str(error))

@@ -38,5 +38,5 @@ def _owns(node: fx.Node, model: nn.Module) -> bool:
         module = model.get_submodule(str(node.target))
         source = node.args[0] if is_random(module) else None  # it returns what it is given, or a tensor of its own
         return type(module) in _OWNERS or (isinstance(source, fx.Node) and _owns(source, model))
-    # A part of a feature map is a view of it.
-    return op.kind != "slice" and (op.kind != "flatten" or _owns(op.inputs[0], model))
+    # These are views of what they read.
+    return op.kind not in ("flatten", "slice", "permute") or _owns(op.inputs[0], model)

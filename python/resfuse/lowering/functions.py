@@ -225,6 +225,8 @@ def _gelu(call: Call) -> Op | Unsupported:
 def _two_tensors(kind: str, inplace: bool) -> Callable[[Call], Op | Unsupported]:
     def describe(call: Call) -> Op | Unsupported:
         both = call.get("input"), call.get("other")
+        if kind == "add" and any(call.parameter(name) is not None for name in ("input", "other")):
+            return Unsupported("a sum with a parameter")
         scales = kind == "multiply" and any(call.parameter(name) is not None for name in ("input", "other"))
         if not scales and all(isinstance(node, fx.Node) for node in both) and not call.unknown("input", "other"):
             return Op(kind, both, inplace=inplace)

@@ -1,0 +1,72 @@
+"""What code asked of its inputs' sizes while it was traced: the graph holds where the answers are the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+SIZE_FUNCTIONS = frozenset({
+    operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
+    operator.neg, operator.abs, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
+    operator.and_, operator.or_, operator.not_,
+})  # fmt: skip
+_METHODS = ("size", "dim", "numel", "ndimension")
+_ATTRIBUTES = ("shape", "ndim")
+
+Evaluate = Callable[[Sequence[Any]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A question about the inputs' sizes and the answer that the code was given."""
+
+    evaluate: Evaluate
+    answer: bool
+
+    def holds(self, inputs: Sequence[Any]) -> bool:
+        """Whether a call's inputs give the same answer."""
+        try:
+            return bool(self.evaluate(inputs)) == self.answer
+        except (TypeError, ValueError, IndexError, ZeroDivisionError):
+            return False  # the code itself will say so
+
+
+def question_about_sizes(node: fx.Node, inputs: Sequence[fx.Node]) -> Evaluate | None:
+    """A node's value as a function of the sizes of the graph's inputs; None where it depends on more than these."""
+    if node.op == "call_function" and node.target is getattr:
+        source, name = node.args
+        return _of_input(source, inputs, operator.attrgetter(str(name))) if name in _ATTRIBUTES else None
+    if node.op == "call_method" and node.target in _METHODS and not node.kwargs:
+        source, *rest = node.args
+        if any(not isinstance(argument, int) for argument in rest):
+            return None
+        return _of_input(source, inputs, lambda x: getattr(x, str(node.target))(*rest))
+    if node.op != "call_function" or node.target not in SIZE_FUNCTIONS or node.kwargs:
+        return None
+    parts: list[Evaluate] = []
+    for argument in node.args:
+        part = question_about_sizes(argument, inputs) if isinstance(argument, fx.Node) else _constant(argument)
+        if part is None:
+            return None
+        parts.append(part)
+    target: Any = node.target
+    return lambda values: target(*[part(values) for part in parts])
+
+
+def _constant(value: Any) -> Evaluate | None:
+    plain = isinstance(value, (int, float, slice, str, type(None))) or (
+        isinstance(value, tuple) and all(isinstance(item, (int, float)) for item in value)
+    )
+    return (lambda _: value) if plain else None
+
+
+def _of_input(source: Any, inputs: Sequence[fx.Node], read: Callable[[torch.Tensor], Any]) -> Evaluate | None:
+    if source not in inputs:
+        return None
+    index = list(inputs).index(source)
+    return lambda values: read(values[index])
