@@ -1,9 +1,10 @@
 """Every model of `zoo.py`: how much of it is fused, how exact it is, and how fast beside torch in the same process.
 
-python benchmarks/model_zoo.py [--models resnet18 "timm seresnet50" ...] [--batch 1 16] [--compile] [--json zoo.json]
+python benchmarks/model_zoo.py [--models resnet18 "timm seresnet50" ...] [--batch 1 16] [--peers] [--compile]
 
 "share": of the multiply-adds, those in fused programs. "error": the fused output's rms error from fp64 over eager's.
-The other columns: the other's median time over that of `resfuse.fuse`, in interleaved rounds. "backend" is
+The other columns: the other's median time over that of `resfuse.fuse`, in interleaved rounds. "onnxruntime" and
+"openvino" (with ``--peers``, for models that ``resfuse bench`` knows by this name) run in own processes. "backend" is
 ``torch.compile(model, backend="resfuse")``, "inductor" ``torch.compile`` with freezing, in channels_last; it takes half
 a minute a model and is there with ``--compile`` only.
 """
@@ -30,7 +31,9 @@ import resfuse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/model_zoo.py`
 from benchmarks.zoo import ZOO, Entry, fused_share
-from resfuse.bench.models import randomize_batch_norm
+from resfuse.bench.duel import duel
+from resfuse.bench.engines import installed
+from resfuse.bench.models import make_model, randomize_batch_norm
 from resfuse.bench.timing import interleaved
 from resfuse.quantization.sensitivity import tensors_of
 
@@ -69,6 +72,20 @@ def measure(entry: Entry, batch: int, size: int, rounds: int, with_inductor: boo
     return row | {name: timing.median / ours for name, timing in timings.items() if name != "resfuse"}
 
 
+PEERS = ("onnxruntime", "openvino")
+
+
+def measure_peers(name: str, batch: int, size: int, rounds: int, threads: int) -> dict[str, float]:
+    """The times of other engines over ours; nothing for a model that has no name for `resfuse bench`."""
+    try:
+        make_model(name)
+    except ValueError:
+        return {}
+    names = ["resfuse", *(peer for peer in PEERS if installed(peer))]
+    scores = duel(names, name, batch=batch, size=size, threads=threads, rounds=rounds, forwards=4 if batch == 1 else 1)
+    return {peer: scores[peer].timing.median / scores["resfuse"].timing.median for peer in names[1:] if peer in scores}
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,13 +94,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", action="store_true", help="beside ONNX Runtime and OpenVINO, where installed")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    columns = ["share", "error", "ms", "backend", "eager", "channels_last", *(["inductor"] if options.compile else [])]
+    columns = ["share", "error", "ms", "backend", "eager", "channels_last", *(["inductor"] if options.compile else []),
+               *(PEERS if options.peers else [])]  # fmt: skip
     table = Table(box=None, title=f"{options.threads} threads; ratios: their time / resfuse.fuse's")
     for name in ("model", "batch", *columns):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
@@ -95,8 +114,16 @@ def main() -> None:
         for batch in [] if missing else options.batch:
             size = 32 if name == "seed network" else options.size
             row = measure(entry, batch, size, options.rounds, options.compile)
+            if options.peers:
+                row |= measure_peers(name, batch, size, options.rounds, options.threads)
             rows.append({"model": name, "batch": batch, **row})
-            table.add_row(name, str(batch), f"{row['share']:.1%}", *(f"{row[column]:.2f}" for column in columns[1:]))
+            cells = [f"{row[column]:.2f}" if column in row else "" for column in columns[1:]]
+            table.add_row(name, str(batch), f"{row['share']:.1%}", *cells)
+                name,
+                str(batch),
+                f"{row['share']:.1%}",
+                *(f"{row[column]:.2f}" if column in row else "" for column in columns[1:]),
+            )
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

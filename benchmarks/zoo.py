@@ -38,6 +38,15 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def _segmentation(architecture: str, encoder: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        torchvision_models()  # so does segmentation-models-pytorch
+        library = importlib.import_module("segmentation_models_pytorch")
+        return library.create_model(architecture, encoder, encoder_weights=None)
+
+    return make
+
+
 def _hugging_face(name: str, **options: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         torchvision_models()  # so does transformers
@@ -115,6 +124,7 @@ def fused_share(model: nn.Module, fast: nn.Module, x: torch.Tensor) -> float:
 
 
 _TV, _TIMM, _HF = ("torchvision",), ("torchvision", "timm"), ("torchvision", "transformers")
+_SMP = (*_TIMM, "segmentation_models_pytorch")
 _DILATED = {"replace_stride_with_dilation": [False, True, True]}
 _SMALL = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 64], "depths": [2, 1, 2, 1]}
 
@@ -149,8 +159,22 @@ ZOO: dict[str, Entry] = {
     "timm resnet18 leaky_relu": Entry(_TIMM, _timm("resnet18", act_layer="leaky_relu")),
     "timm resnet18 drop_path": Entry(_TIMM, _timm("resnet18", drop_path_rate=0.2)),
     "timm nf_resnet50 (norm-free)": Entry(_TIMM, _timm("nf_resnet50")),
-    "timm resnetv2_50x1_bit (group norm)": Entry(_TIMM, _timm("resnetv2_50x1_bit"), natives=150),
-    "timm resnet50_gn (group norm)": Entry(_TIMM, _timm("resnet50_gn"), natives=150),
+    "timm resnetv2_50x1_bit (group norm)": Entry(_TIMM, _timm("resnetv2_50x1_bit")),
+    "timm resnet50_gn (group norm)": Entry(_TIMM, _timm("resnet50_gn")),
+    "timm darknet53": Entry(_TIMM, _timm("darknet53")),
+    "timm hrnet_w18_small": Entry(_TIMM, _timm("hrnet_w18_small"), even=True),
+    "timm res2net50_26w_4s": Entry(_TIMM, _timm("res2net50_26w_4s")),
+    "timm densenet121": Entry(_TIMM, _timm("densenet121")),
+    "timm dla34": Entry(_TIMM, _timm("dla34"), even=True),
+    "timm regnety_008": Entry(_TIMM, _timm("regnety_008")),
+    "timm efficientnet_b0": Entry(_TIMM, _timm("efficientnet_b0")),
+    "timm mobilenetv3_large_100": Entry(_TIMM, _timm("mobilenetv3_large_100")),
+    "timm ghostnet_100": Entry(_TIMM, _timm("ghostnet_100")),
+    "timm convnext_atto": Entry(_TIMM, _timm("convnext_atto")),
+    "convnext_tiny": Entry(_TV, _torchvision("convnext_tiny")),
+    "smp Unet resnet34": Entry(_SMP, _segmentation("Unet", "resnet34"), even=True),
+    "smp UnetPlusPlus resnet18": Entry(_SMP, _segmentation("UnetPlusPlus", "resnet18"), even=True),
+    "smp FPN resnet18": Entry(_SMP, _segmentation("FPN", "resnet18"), natives=8, even=True),
     "ResNetForImageClassification": Entry(_HF, _hugging_face("ResNetForImageClassification"), natives=3),
     "ResNetModel, basic": Entry(_HF, _hugging_face("ResNetModel", layer_type="basic", **_SMALL), natives=3),
     "ResNetModel, downsample_in_first_stage": Entry(
@@ -164,6 +188,6 @@ ZOO: dict[str, Entry] = {
     ),
     "by hand: pre-activation": Entry((), _by_hand(lambda: PreActivation(24), lambda: PreActivation(24))),
     "by hand: bias, no batch norm": Entry((), _by_hand(lambda: Plain(24), lambda: Plain(24))),
-    "by hand: group norm": Entry((), _by_hand(lambda: Plain(24, lambda c: nn.GroupNorm(4, c))), natives=5),
+    "by hand: group norm": Entry((), _by_hand(lambda: Plain(24, lambda c: nn.GroupNorm(4, c)))),
     "seed network": Entry((), lambda: make_model("seed")),
 }  # fmt: skip

@@ -192,6 +192,7 @@ PoolShape pool_shape(const Array4& x, const Array4& y, const std::array<index_t,
                 .channels = x.shape[1],
                 .type = x.type};
     s.window.ceil_mode = ceil_mode;
+    check_pool_window(s.window, "max_pool");
     const Extent expected = window_extent(s.window, s.in, "max_pool");
     if (y.shape[0] != s.batch || y.shape[1] != s.channels || expected.h != s.out.h || expected.w != s.out.w)
         throw py::value_error("max_pool: got input " + shape_text(x.shape) + " and output " + shape_text(y.shape) +

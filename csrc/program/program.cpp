@@ -69,6 +69,13 @@ Activation parse_activation(const std::string& name) {
     throw std::invalid_argument("activation: got '" + name + "', want one of " + wanted);
 }
 
+void check_pool_window(const Window& window, const std::string& layer) {
+    check_window(window, layer);
+    require(2 * std::max(window.pad_top, window.pad_bottom) <= window.dilation_h * (window.kernel_h - 1) + 1 &&
+                2 * std::max(window.pad_left, window.pad_right) <= window.dilation_w * (window.kernel_w - 1) + 1,
+            layer + ": padding must be at most half the kernel");
+}
+
 std::vector<int> Layer::sources() const {
     std::vector<int> found = kind == LayerKind::concat ? parts : std::vector<int>{input};
     for (const int buffer : {residual, gate})
@@ -192,10 +199,7 @@ int Program::add_conv(Layer layer, const Writes& writes) {
 int Program::add_pool(LayerKind kind, const std::string& name, int input, const Window& window, bool counts_padding,
                       const Writes& writes) {
     check_buffer(input, name + ": input");
-    check_window(window, name);
-    require(2 * std::max(window.pad_top, window.pad_bottom) <= window.dilation_h * (window.kernel_h - 1) + 1 &&
-                2 * std::max(window.pad_left, window.pad_right) <= window.dilation_w * (window.kernel_w - 1) + 1,
-            name + ": padding must be at most half the kernel");
+    check_pool_window(window, name);
     Layer layer{.kind = kind, .name = name, .input = input, .output = -1, .window = window};
     layer.counts_padding = counts_padding;
     layer.in_channels = layer.out_channels = channels(input);

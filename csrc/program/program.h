@@ -73,6 +73,9 @@ void require_addressable(std::initializer_list<index_t> shape, const std::string
 // The window with the pads that "same" padding gives for an image; other windows as they are.
 Window resolve_padding(Window window, Extent in);
 
+// Throws std::invalid_argument for a pool's window that may meet padding alone, or that has no size.
+void check_pool_window(const Window& window, const std::string& layer);
+
 // Output extent of a window over an image, as torch computes it; throws std::invalid_argument when it is not positive.
 Extent window_extent(const Window& window, Extent in, const std::string& layer);
 

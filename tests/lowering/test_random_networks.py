@@ -375,8 +375,15 @@ _SPEC = {
         {"name": "g", "input": 5, "output": 6, "kind": "global_avg_pool"},
         {"name": "e", "input": 5, "output": 7, "batch_norm": None, "gate": 6, "residual": 4, "activation": "silu",
          "slope": 0.1, "kind": "affine"},
+        {"name": "c", "input": 4, "output": 8, "parts": [4, 7], "kind": "concat"},
+        {"name": "s", "input": 8, "output": 9, "first_channel": 2, "channels": 4, "kind": "slice"},
+        {"name": "z", "input": 9, "output": 10, "padding": [1, 0, 2, 1], "kind": "pad"},
+        {"name": "u", "input": 10, "output": 11, "bilinear": True, "align_corners": False, "size": None,
+         "scale": [1.5, 2.0], "like": None, "kind": "resize"},
+        {"name": "n", "input": 11, "output": 12, "weight": 7, "bias": None, "eps": 1e-3, "groups": 0, "residual": None,
+         "activation": "silu", "slope": 0.0, "kind": "norm"},
     ],
-    "outputs": [{"buffer": 7, "rank": 4}, {"buffer": 6, "rank": 2}],
+    "outputs": [{"buffer": 7, "rank": 4}, {"buffer": 6, "rank": 2}, {"buffer": 12, "rank": 4}],
 }  # fmt: skip
 _STRANGE = st.sampled_from(
     [None, -1, 0, 1, 2, 3, 5, 7, 64, 10**6, 2**31, 2**63, -(2**40), 0.5, float("nan"), 1e300, "", "conv", "relu", "same",
@@ -406,7 +413,7 @@ def test_mutated_programs_raise_or_run(data: st.DataObject) -> None:
                 holder[last] = copy.deepcopy(data.draw(_STRANGE))  # type: ignore[index]
         except (TypeError, KeyError, IndexError, AttributeError):
             continue  # an earlier change took the place away
-    shapes = [(8, 4, 3, 3), (8,), (8,), (8,), (8,), (8,), (4, 4, 3, 3)]
+    shapes = [(8, 4, 3, 3), (8,), (8,), (8,), (8,), (8,), (4, 4, 3, 3), (4,)]
     parameters = [torch.rand(shape) + 0.5 for shape in shapes]
     inputs = [torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6)]
     operator = data.draw(st.sampled_from([torch.ops.resfuse.program, torch.ops.resfuse.block]))

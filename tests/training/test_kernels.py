@@ -236,6 +236,16 @@ def test_training_max_pool_kernels(isa, dtype, kernel, stride, shape, ceil_mode,
     assert_rounded_once(dx, torch.autograd.grad(want, xs, grad.double())[0], 1e-6)
 
 
+@pytest.mark.parametrize("padding", [(9, 9, 9, 9), (0, 2, 0, 0), (-1, 0, 0, 0)])
+def test_training_max_pool_refuses_windows_of_padding(padding: tuple[int, int, int, int]) -> None:
+    x = torch.randn(1, 4, 6, 6).to(memory_format=torch.channels_last)
+    shape = (1, 4, 5 + padding[0] + padding[2], 5 + padding[1] + padding[3])
+    y = torch.empty(shape).to(memory_format=torch.channels_last)
+    taps = torch.empty(shape, dtype=torch.uint8).to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="max_pool: padding must"):
+        _core.max_pool_forward(x.numpy(), y.numpy(), taps.numpy(), (2, 2), (1, 1), padding, False, 1)
+
+
 def test_training_max_pool_keeps_nan() -> None:
     x = torch.randn(1, 16, 8, 8)
     x[0, 3, 2, 2] = float("nan")

@@ -174,6 +174,8 @@ def _by_blocks(
     missing = set(fused) - set(exact)
     if missing:
         raise UnsupportedModelError(f"model: has no part {min(missing)!r}; want the model that fast was made from")
+    # Sums in code that has channels as the last dimension.
+    fused = {n: y if y.shape == exact[n].shape else y.permute(0, 2, 3, 1) for n, y in fused.items()}
     rows = [_row(name, exact[name], eager[name], fused[name]) for name in fused]
     return rows, (exact_result, eager_result, result)
 

@@ -351,7 +351,7 @@ class Region:
             return "permutes what is computed elsewhere"
         rank = _PIXELS if op.to_pixels else 4
         if value.pending is not None and _data_users(op.inputs[0]) == 1:
-            self._values[node] = dataclasses.replace(value, node=node, rank=rank)
+            self._values[node] = dataclasses.replace(value, rank=rank)
         else:
             buffer = self._rounded(value)
             self._values[node] = _Value(node, rank, buffer, one_pixel=value.one_pixel)
