@@ -119,11 +119,6 @@ def main() -> None:
             rows.append({"model": name, "batch": batch, **row})
             cells = [f"{row[column]:.2f}" if column in row else "" for column in columns[1:]]
             table.add_row(name, str(batch), f"{row['share']:.1%}", *cells)
-                name,
-                str(batch),
-                f"{row['share']:.1%}",
-                *(f"{row[column]:.2f}" if column in row else "" for column in columns[1:]),
-            )
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

@@ -130,22 +130,17 @@ class Graphs:
     def _make(self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
         self._lowerings += 1
         _, values = read_arguments(args, kwargs)
-        empty = [torch.empty(0) if isinstance(value, torch.Tensor) else value for value in values]
+        # Code may ask for sizes.
+        shapes = [torch.empty(v.shape, device="meta") if isinstance(v, torch.Tensor) else v for v in values]
         seen: list[Any] = []
         example = Example(
-            tuple(replaced(value, seen, empty) for value in args),
-            {name: replaced(value, seen, empty) for name, value in kwargs.items()},
+            tuple(replaced(value, seen, shapes) for value in args),
+            {name: replaced(value, seen, shapes) for name, value in kwargs.items()},
         )
-        if not any(value is kept for value in values for kept in empty):
+        if not any(value is kept for value in values for kept in shapes):
             self._example = example  # objects of a call are not kept
-        # Code may ask for sizes.
-        shaped = [torch.empty(v.shape, device="meta") if isinstance(v, torch.Tensor) else v for v in values]
-        seen = []
-        sized = tuple(replaced(value, seen, shaped) for value in args)
         try:
-            lowered = lower(
-                model, self._algorithm, sized, {name: replaced(value, seen, shaped) for name, value in kwargs.items()}
-            )
+            lowered = lower(model, self._algorithm, example.args, example.kwargs)
         except UnsupportedModelError as error:
             assumptions = error.assumptions or Assumptions(model)
             return Graph(key, assumptions, None, str(error))
