@@ -13,6 +13,7 @@ class UnsupportedModelError(ResfuseError, ValueError):
     """Nothing in a model can be fused; the text says what was looked for and what was found."""
 
     assumptions: Any = None  # what was read of the model until then
+    conditions: Any = ()  # and what was asked of its inputs' sizes
 
 
 class VerificationError(ResfuseError, AssertionError):

@@ -390,11 +390,11 @@ def trace(
                 graph = tracer.run(model, args, dict(kwargs or {}))
         except ViolationError as violation:
             if not violation.path or violation.path in native or len(native) >= _MOST_NATIVE_MODULES:
-                raise _unsupported(model, f"it {violation.reason}", recorder) from violation
+                raise _unsupported(model, f"it {violation.reason}", recorder, tracer) from violation
             native[violation.path] = violation.reason
             continue
         except Exception as error:
-            raise _unsupported(model, str(error), recorder) from error
+            raise _unsupported(model, str(error), recorder, tracer) from error
         _drop_assertions(graph)
         key, _ = read_arguments(args, kwargs or {})
         return Trace(
@@ -409,11 +409,14 @@ def trace(
         )
 
 
-def _unsupported(model: nn.Module, reason: str, recorder: Recorder) -> UnsupportedModelError:
+def _unsupported(
+    model: nn.Module, reason: str, recorder: Recorder, tracer: _Tracer | None = None
+) -> UnsupportedModelError:
     error = UnsupportedModelError(
         f"model: {type(model).__name__} cannot be traced by torch.fx, so its structure is not known: {reason}"
     )
     error.assumptions = recorder.assumptions
+    error.conditions = () if tracer is None else tuple(tracer.conditions)
     return error
 
 

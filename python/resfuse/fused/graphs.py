@@ -12,6 +12,7 @@ from torch import nn
 
 from resfuse.capture.arguments import Key, read_arguments, replaced
 from resfuse.capture.assumptions import ABSENT, FAILS, USUAL, Assumptions, Difference
+from resfuse.capture.conditions import Condition
 from resfuse.errors import UnsupportedModelError
 from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import lower
@@ -23,16 +24,32 @@ _FREE_LOWERINGS = 32  # before a model whose state changes all the time runs nat
 _CALLS_A_LOWERING = 8
 
 
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Arguments like those of a call, without its tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class Graph:
     """What a model computes for calls of one pattern while its assumptions hold."""
 
-    def __init__(self, key: Key, assumptions: Assumptions, binding: Binding | None, reason: str = "") -> None:
+    def __init__(
+        self,
+        key: Key,
+        assumptions: Assumptions,
+        binding: Binding | None,
+        reason: str = "",
+        conditions: Sequence[Condition] = (),
+    ) -> None:
         self.key = key
         trace = None if binding is None else binding.lowered.trace
-        self._conditions = () if trace is None else trace.conditions
+        self._conditions = conditions if trace is None else trace.conditions
         self.assumptions = assumptions
         self.binding = binding  # None: it cannot be traced
         self.reason = reason
+        self.example: Example | None = None  # what it was made for, unless that was a guess
         self.always_trains = binding is not None and binding.always_trains
         for norm in [] if binding is None else binding.norm_modules():
             assumptions.usually(vars(norm), "training", False)
@@ -59,14 +76,6 @@ class Graph:
         return not any([name in holder for holder, name in absent])
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """Arguments like those of a call, without its tensors."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 class Graphs:
     """Keeps a few graphs, the one used last first."""
 
@@ -77,7 +86,6 @@ class Graphs:
         self._ranges = ranges
         self._lock = threading.RLock()
         self.kept: list[Graph] = []
-        self._example: Example | None = None
         self._lowerings = 0
         self._calls = 0
         self.changed: str | None = None  # what the last new graph was made for
@@ -137,15 +145,17 @@ class Graphs:
             tuple(replaced(value, seen, shapes) for value in args),
             {name: replaced(value, seen, shapes) for name, value in kwargs.items()},
         )
-        if not any(value is kept for value in values for kept in shapes):
-            self._example = example  # objects of a call are not kept
         try:
             lowered = lower(model, self._algorithm, example.args, example.kwargs)
         except UnsupportedModelError as error:
             assumptions = error.assumptions or Assumptions(model)
-            return Graph(key, assumptions, None, str(error))
-        assert lowered.trace is not None
-        return Graph(key, lowered.trace.assumptions, Binding(lowered, model, self._ranges))
+            graph = Graph(key, assumptions, None, str(error), error.conditions)
+        else:
+            assert lowered.trace is not None
+            graph = Graph(key, lowered.trace.assumptions, Binding(lowered, model, self._ranges))
+        if not any(value is kept for value in values for kept in shapes):
+            graph.example = example  # objects of a call are not kept
+        return graph
 
     def _keep(self, graph: Graph) -> None:
         self.kept.insert(0, graph)
@@ -153,7 +163,7 @@ class Graphs:
 
     def present(self, model: nn.Module) -> Graph:
         """The graph for calls like the last one, with the model as it is now."""
-        example = self._example
+        example = self.kept[0].example if self.kept else None
         if example is None:
             for graph in self.kept:
                 if graph.assumptions.check() != FAILS:
