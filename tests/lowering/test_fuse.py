@@ -155,7 +155,10 @@ def test_replaced_modules_are_seen(model: nn.Module, x: torch.Tensor) -> None:
     assert_same(fast, model, x)
     fast.layer1[0].bn1 = model.layer1[0].bn1 = nn.GroupNorm(2, 8)
     assert_same(fast, model, x)
-    assert any("GroupNorm" in row.what for row in resfuse.report(fast).native)
+    assert any("group norm" in row.what for row in resfuse.report(fast).rows)
+    fast.layer1[0].bn1 = model.layer1[0].bn1 = nn.InstanceNorm2d(8)
+    assert_same(fast, model, x)
+    assert any("InstanceNorm2d" in row.what for row in resfuse.report(fast).native)
 
 
 def test_train_mode_runs_fused(model: nn.Module, x: torch.Tensor) -> None:
