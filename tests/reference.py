@@ -90,6 +90,8 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
         y = y * buffers[layer.gate]
     if layer.channel_scale is not None:
         y = y * parameters[layer.channel_scale].to(x.dtype).reshape(1, -1, 1, 1)
+    if isinstance(layer, AffineSpec) and layer.product is not None:
+        y = y * buffers[layer.product]
     if layer.residual is not None:
         y = y + buffers[layer.residual]
     return _activated(layer.activation, layer.slope, y)

@@ -121,16 +121,17 @@ void register_program(py::module_& m) {
         .def(
             "add_affine",
             [](Program& program, const std::string& name, int input, int gate, int residual,
-               const std::string& activation, float slope, const ByteRange& writes) {
+               const std::string& activation, float slope, const ByteRange& writes, int product) {
                 Layer layer{.kind = LayerKind::affine, .name = name, .input = input, .output = -1, .window = {}};
                 layer.gate = gate;
+                layer.product = product;
                 layer.residual = residual;
                 layer.activation = parse_activation(activation);
                 layer.slope = slope;
                 return program.add_affine(std::move(layer), quantization(writes));
             },
             py::arg("name"), py::arg("input"), py::arg("gate"), py::arg("residual"), py::arg("activation"),
-            py::arg("slope"), py::arg("writes") = py::none())
+            py::arg("slope"), py::arg("writes") = py::none(), py::arg("product") = -1)
         .def(
             "add_norm",
             [](Program& program, const std::string& name, int input, index_t groups, float eps, int residual,

@@ -1,5 +1,5 @@
-// What is computed element by element: act((x * scale + bias, or x * gate) + residual), scale and bias by channel, the
-// gate by image and channel. Tasks are bands of rows of single images.
+// What is computed element by element: act((x * scale + bias, or x * gate, times product) + residual), scale and bias
+// by channel, the gate by image and channel. Tasks are bands of rows of single images.
 #include <algorithm>
 
 #include "plan/step.h"
@@ -25,11 +25,14 @@ class AffineStep final : public Step {
         const index_t image = task / bands_;
         const Range rows = part(out_.h, task % bands_, bands_);
         const Operand x = operand(wave, layer_.input, image, rows.begin),
+                      product = operand(wave, layer_.product, image, rows.begin),
                       residual = operand(wave, layer_.residual, image, rows.begin),
                       y = operand(wave, layer_.output, image, rows.begin);
         wave.kernels_of(layer_.output)
             .norm_apply({.x = x.data,
                          .x_pixel = x.pixel,
+                         .product = product.data,
+                         .product_pixel = product.pixel,
                          .residual = residual.data,
                          .residual_pixel = residual.pixel,
                          .rows = rows.size() * out_.w,

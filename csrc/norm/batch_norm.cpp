@@ -82,6 +82,8 @@ void norm_forward(const KernelTable& kernels, const void* x, const void* residua
         kernels_of(kernels, pixels.type)
             .norm_apply({.x = at(x),
                          .x_pixel = pixels.channels,
+                         .product = nullptr,
+                         .product_pixel = 0,
                          .residual = residual ? at(residual) : nullptr,
                          .residual_pixel = pixels.channels,
                          .rows = rows.size(),

@@ -112,6 +112,8 @@ class GroupNormStep final : public Step {
         wave.kernels_of(layer_.output)
             .norm_apply({.x = x.data,
                          .x_pixel = x.pixel,
+                         .product = nullptr,
+                         .product_pixel = 0,
                          .residual = residual.data,
                          .residual_pixel = residual.pixel,
                          .rows = rows.size() * extent_.w,

@@ -18,7 +18,7 @@ namespace {
 bool overwrites_residual(const std::vector<PlannedBuffer>& buffers, const Layer& layer) {
     const PlannedBuffer& from = buffers[static_cast<std::size_t>(layer.residual)];
     const PlannedBuffer& to = buffers[static_cast<std::size_t>(layer.output)];
-    for (const int other : {layer.input, layer.gate})
+    for (const int other : {layer.input, layer.gate, layer.product})
         if (other >= 0 && root_of(buffers, other) == layer.residual) return false;
     return from.whole_batch == to.whole_batch && from.type == to.type && from.image() == to.image() &&
            from.pixel == to.pixel;

@@ -62,7 +62,7 @@ void Plan::place_inputs(const std::vector<InputShape>& inputs) {
         bool needs_dense = false;
         for (std::size_t l = 0; l < layers_.size(); ++l) {
             const Layer& layer = layers_[l];
-            needs_dense |= layer.residual == number || layer.gate == number;
+            needs_dense |= layer.residual == number || layer.gate == number || layer.product == number;
             needs_dense |= layer.input == number && !reads_any_strides(l);
         }
         if (inputs[i].dense || !needs_dense) {

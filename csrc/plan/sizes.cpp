@@ -82,6 +82,7 @@ Sizes infer_sizes(const Program& program, index_t batch, const std::vector<Input
         for (std::size_t p = 1; p < layer.parts.size(); ++p)
             require_extent(layer, "part of a concatenation", extent(layer.parts[p]), in);
         if (layer.gate >= 0) require_extent(layer, "gate", extent(layer.gate), {1, 1});
+        if (layer.product >= 0) require_extent(layer, "product", extent(layer.product), out);
         if (layer.residual >= 0) require_extent(layer, "residual", extent(layer.residual), out);
         require_addressable({batch, layer.out_channels, out.h, out.w}, layer.name + ": output");
         extent(layer.output) = out;

@@ -78,7 +78,7 @@ void check_pool_window(const Window& window, const std::string& layer) {
 
 std::vector<int> Layer::sources() const {
     std::vector<int> found = kind == LayerKind::concat ? parts : std::vector<int>{input};
-    for (const int buffer : {residual, gate})
+    for (const int buffer : {residual, gate, product})
         if (buffer >= 0) found.push_back(buffer);
     return found;
 }
@@ -242,6 +242,11 @@ int Program::add_affine(Layer layer, const Writes& writes) {
     layer.type = output_type(layer.input, writes);
     check_operand(layer, layer.residual, "residual");
     check_operand(layer, layer.gate, "gate");
+    check_operand(layer, layer.product, "product");
+    if (layer.product >= 0)
+        for (const DType found :
+             {type(layer.input), layer.type, layer.residual < 0 ? layer.type : type(layer.residual)})
+            require(found != DType::u8, name + ": products of two feature maps are of real numbers, got u8");
     require(layer.activation != Activation::softmax, name + ": softmax is no function of single elements");
     return add_layer(std::move(layer), writes);
 }

@@ -86,6 +86,7 @@ struct Layer {
     int output;
     int residual = -1;          // buffer added before the activation, or -1
     int gate = -1;              // of an affine layer: buffer of one pixel that it multiplies by, or -1
+    int product = -1;           // of an affine layer: buffer of its output's size that it multiplies by, or -1
     std::vector<int> parts;     // of a concatenation: all buffers that it joins, the input being the first
     index_t first_channel = 0;  // of a slice
     Resize resize;              // of a resize

@@ -73,6 +73,7 @@ class Program:
         activation: str,
         slope: float,
         writes: tuple[float, int] | None = None,
+        product: int = -1,
     ) -> int: ...
     def add_output(self, buffer: int) -> None: ...
     @property

@@ -122,6 +122,7 @@ void add_layer(Bytes& bytes, Program& program) {
         program.add_group_norm(std::move(layer));
     } else {
         if (bytes.flag()) layer.gate = any_buffer(bytes, program);
+        if (bytes.byte() % 4 == 0) layer.product = any_buffer(bytes, program);
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
         layer.activation = static_cast<Activation>(bytes.between(0, 12));
         layer.slope = 0.1f;
@@ -137,10 +138,10 @@ bool is_small(const Plan& plan) {
                               static_cast<double>(out.w) * static_cast<double>(layer.out_channels);
         const double taps = static_cast<double>(layer.window.kernel_h) * static_cast<double>(layer.window.kernel_w);
         const bool normalises = layer.kind == LayerKind::group_norm || layer.kind == LayerKind::layer_norm;
-        const double depth = (layer.kind == LayerKind::conv || normalises
-                                  ? static_cast<double>(layer.in_channels / layer.groups)
-                                  : 1.0) *
-                             (layer.kind == LayerKind::group_norm ? static_cast<double>(out.h * out.w) : 1.0);
+        const double depth =
+            (layer.kind == LayerKind::conv || normalises ? static_cast<double>(layer.in_channels / layer.groups)
+                                                         : 1.0) *
+            (layer.kind == LayerKind::group_norm ? static_cast<double>(out.h * out.w) : 1.0);
         if (floats > static_cast<double>(kMostFloats) || floats * taps * depth > kMostMultiplyAdds) return false;
     }
     return plan.workspace().bytes < (std::size_t{64} << 20);

@@ -211,6 +211,7 @@ void evaluate(const Plan& plan, const std::vector<LayerWeights>& weights, std::v
                         double& to = out.at(n, y, x, k);
                         const double factor = layer.gate >= 0 ? buffer(layer.gate).at(n, 0, 0, k) : scale(k);
                         to = factor * computed(layer, weights[l], buffers, extent, n, y, x, k) + bias(k);
+                        if (layer.product >= 0) to *= buffer(layer.product).at(n, y, x, k);
                         if (layer.residual >= 0) to += buffer(layer.residual).at(n, y, x, k);
                         to = activated(layer, to);
                     }

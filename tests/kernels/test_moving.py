@@ -118,9 +118,9 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
                 layer = AvgPoolSpec("pool", source, b.next, (2, 2), (1, 1), (0, 0, 0, 0), False, True)
             b.add(layer, channels, made)
         elif kind == "affine":
-            residual, scale = draw(st.sampled_from(same)), b.parameter(channels)
+            residual, product, scale = draw(st.sampled_from(same)), draw(st.sampled_from(same)), b.parameter(channels)
             layer = AffineSpec("affine", source, b.next, residual=residual, activation=activation, slope=0.2,
-                               channel_scale=scale)  # fmt: skip
+                               channel_scale=scale, product=product)  # fmt: skip
             b.add(layer, channels, (height, width))
         elif kind == "norm" and channels > 1:
             groups = draw(st.sampled_from([0, *(g for g in (1, 2, 4) if channels % g == 0 and channels // g > 1)]))

@@ -85,6 +85,8 @@ class Network(nn.Module):
             elif kind == "add in place":
                 first += values[sources[1]]
                 values.append(first)
+            elif kind == "product":
+                values.append(first * values[sources[1]])
             elif kind == "join":
                 values.append(torch.cat([values[i] for i in sources], 1))
             elif kind == "part":
@@ -217,7 +219,8 @@ def networks(draw: st.DrawFn, activations: tuple[str, ...] = ANY) -> tuple[Netwo
                 other = draw(st.sampled_from(others))
                 fresh = source > 0 and source not in read and instructions[source - 1][0] == "module"
                 in_place = fresh and isinstance(layers[instructions[source - 1][2]], (nn.Conv2d, nn.BatchNorm2d))
-                emit("add in place" if in_place else "add", (source, other), "", shapes[source])
+                kind = "add in place" if in_place else draw(st.sampled_from(["add", "add", "product"]))
+                emit(kind, (source, other), "", shapes[source])
         elif kind == "pool":
             size = draw(st.integers(1, 3))
             if size > min(height, width):
@@ -348,7 +351,7 @@ def test_the_fuzzer_reaches_what_it_should() -> None:
 
     look()
     assert kinds == {"module", "activation", "add", "add in place", "gate", "global pool", "scale", "join", "part", "like",
-                     "norm of pixels"}  # fmt: skip
+                     "norm of pixels", "product"}  # fmt: skip
     assert sum(whole) > 0.4 * len(whole), f"{sum(whole)} of {len(whole)}"
 
 

@@ -16,10 +16,12 @@ struct NormSumsArgs {
     double* sums;        // [2][channels]
 };
 
-// y = activated(max((x - mean) * scale + bias + residual, floor)), of pixels some elements apart.
+// y = activated(max(((x - mean) * scale + bias) * product + residual, floor)), of pixels some elements apart.
 struct NormApplyArgs {
     const void* x;
     index_t x_pixel;
+    const void* product;  // or null
+    index_t product_pixel;
     const void* residual;  // or null
     index_t residual_pixel;
     index_t rows, channels;

@@ -131,10 +131,11 @@ template <class E, class Value>
 }
 
 // In vectors that are rounded once: activated before they are stored. Others are activated row by row.
-template <class E, bool Adds, bool Activates>
+template <class E, bool Multiplies, bool Adds, bool Activates>
 inline void norm_apply_as(const NormApplyArgs& g) {
     const Vec floor = broadcast(g.floor);
     const auto* x = static_cast<const typename E::Storage*>(g.x);
+    const auto* product = static_cast<const typename E::Storage*>(g.product);
     const auto* residual = static_cast<const typename E::Storage*>(g.residual);
     auto* y = static_cast<typename E::Storage*>(g.y);
     constexpr bool kRounds = !std::is_same_v<E, Fp32>;
@@ -142,21 +143,28 @@ inline void norm_apply_as(const NormApplyArgs& g) {
         store_rows<E>(y, 1, g.channels, [&](index_t, index_t c, index_t n) __attribute__((always_inline)) {
             Vec v = (load_at<E>(x, c, n) - load_first(g.mean + c, n)) * load_first(g.scale + c, n) +
                     load_first(g.bias + c, n);
+            if constexpr (Multiplies) v *= load_at<E>(product, c, n);
             if constexpr (Adds) v += load_at<E>(residual, c, n);
             v = clamp_below(v, floor);
             if constexpr (Activates && kRounds) v = activated(g.activation, v);
             return v;
         });
         if constexpr (Activates && !kRounds) activate<E>({g.activation, y, 1, g.channels, g.channels});
+        if constexpr (Multiplies) product += g.product_pixel;
         if constexpr (Adds) residual += g.residual_pixel;
     }
 }
 
 template <class E>
 void norm_apply(const NormApplyArgs& g) {
-    if (g.activation.kind != Activation::none)
-        return g.residual ? norm_apply_as<E, true, true>(g) : norm_apply_as<E, false, true>(g);
-    g.residual ? norm_apply_as<E, true, false>(g) : norm_apply_as<E, false, false>(g);
+    const bool activates = g.activation.kind != Activation::none;
+    if (g.product) {
+        if (activates)
+            return g.residual ? norm_apply_as<E, true, true, true>(g) : norm_apply_as<E, true, false, true>(g);
+        return g.residual ? norm_apply_as<E, true, true, false>(g) : norm_apply_as<E, true, false, false>(g);
+    }
+    if (activates) return g.residual ? norm_apply_as<E, false, true, true>(g) : norm_apply_as<E, false, false, true>(g);
+    g.residual ? norm_apply_as<E, false, true, false>(g) : norm_apply_as<E, false, false, false>(g);
 }
 
 template <class E>

@@ -268,6 +268,7 @@ def what_of(layer: LayerSpec) -> str:
         parts = [
             "batch norm" if layer.batch_norm else "",
             "gate" if layer.gate is not None else "",
+            "multiply" if layer.product is not None or layer.channel_scale is not None else "",
             "add" if layer.residual is not None else "",
             layer.activation if layer.activation != "none" else "",
         ]

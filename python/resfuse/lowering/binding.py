@@ -69,6 +69,7 @@ class BoundProgram:
         others = [layer.input for layer in step.spec.layers if not isinstance(layer, ConvSpec)]
         others += [b for layer in step.spec.layers for b in reads(layer)[1:]]
         self._feeds_convolutions = [i not in others for i in range(len(step.inputs))]
+        self._scales_channels = any(getattr(layer, "channel_scale", None) is not None for layer in step.spec.layers)
         # Dynamo reads this table: the usual states are in it from the start.
         self._blocks: dict[tuple[bool, ...], tuple[Block, ...]] = {}
         for training in (False, True):
@@ -164,6 +165,8 @@ class BoundProgram:
             return None
         if autocast not in DTYPES or not all([p.dtype is torch.float32 for p in parameters]):
             return f"autocast to {autocast} of parameters that are not float32"
+        if self._scales_channels:
+            return "under autocast a feature map times a parameter is float32"
         for x, feeds_convolutions in zip(inputs, self._feeds_convolutions, strict=True):
             # Convolutions cast what they read; others would compute in float32.
             if x.dtype is not autocast and not (feeds_convolutions and x.dtype is torch.float32):

@@ -311,6 +311,14 @@ def _permute(call: Call) -> Op | Unsupported:
     return Unsupported(f"permutes dimensions to {tuple(dims)}")
 
 
+def _clamp(call: Call) -> Op | Unsupported:
+    low, high = call.get("min"), call.get("max")
+    names = {(0, None): "relu", (0, 6): "relu6"}
+    if _is_number(low) and (high is None or _is_number(high)) and (low, high) in names:
+        return Op("activation", call.inputs, activation=names[low, high])
+    return Unsupported(f"clamps to {low} ... {high}, want 0 ... 6 or 0 and more")
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
@@ -340,6 +348,7 @@ _enter(_names("input num_groups weight bias eps"), _group_norm, F.group_norm, to
        aten.group_norm.default)  # fmt: skip
 _enter(_names("input normalized_shape weight bias eps"), _layer_norm, F.layer_norm, torch.layer_norm,
        aten.layer_norm.default)  # fmt: skip
+_enter(_names("input min max"), _clamp, torch.clamp, torch.clip, "clamp", "clip", aten.clamp.default)
 _enter(_names("input dims"), _permute, torch.permute, "permute", aten.permute.default)
 _enter(_names("input kernel_size stride padding ceil_mode count_include_pad divisor_override"), _avg_pool2d,
        F.avg_pool2d, aten.avg_pool2d.default)  # fmt: skip

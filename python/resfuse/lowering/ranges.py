@@ -144,6 +144,8 @@ def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]
                     refused.update(reads(layer), {layer.output})
                 if layer.activation == "softmax":
                     refused.add(layer.output)
+            elif isinstance(layer, AffineSpec) and layer.product is not None:
+                refused.update(reads(layer), {layer.output})
             elif isinstance(layer, AffineSpec):
                 refused.update([] if layer.gate is None else [layer.gate])
             elif isinstance(layer, REAL):

@@ -89,6 +89,7 @@ class _Pending:
     conv: Conv | None = None
     norm: Norm | None = None
     gate: _Buffer | None = None
+    product: _Buffer | None = None
     residual: _Buffer | None = None
     activation: str = "none"
     slope: float = 0.0
@@ -251,7 +252,8 @@ class Region:
                 continue
             if pending.statistics is not None and pending.statistics.groups == 0:
                 continue
-            mixes = (pending.conv is None and pending.statistics is None) or pending.computes_bytes
+            real = pending.statistics is not None or pending.product is not None
+            mixes = (pending.conv is None and not real) or pending.computes_bytes
             residual = self._read(other, rank) if mixes else self._read_real(other, rank)
             if residual is None or not self._alike(residual, pending):
                 continue
@@ -277,7 +279,19 @@ class Region:
                 break
             self._elementwise(node, _Pending(node.name, source, gate=factor))
             return None
-        return "product of other than a feature map and one number for each of its channels"
+        return self._multiply_maps(node, op)
+
+    def _multiply_maps(self, node: fx.Node, op: Op) -> str | None:
+        ranks = {self._rank_of(source) for source in op.inputs}
+        known = all(source in self._values for source in op.inputs)
+        if len(ranks) > 1 or 2 in ranks or not known or any(self._is_unit(source) for source in op.inputs):
+            return "product of other than two feature maps, or one and one number for each of its channels"
+        (rank,) = ranks
+        first, second = (self._read_real(source, rank) for source in op.inputs)
+        if first is None or second is None or not self._same_channels(first, second):
+            return "product of feature maps of different numbers of channels"
+        self._elementwise(node, _Pending(node.name, first, product=second), rank=rank)
+        return None
 
     def _add_scale(self, node: fx.Node, op: Op) -> str | None:
         value = self._values.get(op.inputs[0])
@@ -285,7 +299,7 @@ class Region:
             return "a number times what is computed elsewhere"
         pending = value.pending
         own = pending is not None and len(op.inputs[0].users) == 1 and pending.residual is None and pending.gate is None
-        own = own and pending is not None and pending.statistics is None
+        own = own and pending is not None and pending.statistics is None and pending.product is None
         # A ReLU may as well be applied behind a positive factor.
         clamps = pending is not None and (
             pending.activation == "none" or (pending.activation == "relu" and op.factor > 0)
@@ -316,6 +330,7 @@ class Region:
         own = pending is not None and pending.activation == "none" and len(op.inputs[0].users) == 1
         own = own and pending is not None and pending.residual is None and pending.gate is None
         plain = pending is not None and pending.statistics is None and pending.channel_scale is None
+        plain = plain and pending is not None and pending.product is None
         taken = pending is not None and (
             pending.conv is None or pending.norm is None or pending.norm.weight is not None
         )
@@ -479,7 +494,7 @@ class Region:
         if pending is not None:
             if pending.activation == "softmax" or (pending.conv is not None and not pending.computes_bytes):
                 return False
-            if pending.statistics is not None:
+            if pending.statistics is not None or pending.product is not None:
                 return False
             pending.writes = range
             self._materialize(value)
@@ -726,6 +741,7 @@ class Region:
             )
         if pending.conv is None:
             gate = None if pending.gate is None else numbers[pending.gate]
+            product = None if pending.product is None else numbers[pending.product]
             return AffineSpec(
                 name=pending.name,
                 input=source,
@@ -738,6 +754,7 @@ class Region:
                 writes=pending.writes,
                 factor=pending.factor,
                 channel_scale=place(pending.channel_scale),
+                product=product,
             )
         conv = pending.conv
         # Steps come first: the type of a program's first parameter is that of all its real numbers.

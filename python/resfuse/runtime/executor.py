@@ -112,6 +112,7 @@ def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype 
                 activation=layer.activation,
                 slope=layer.slope,
                 writes=layer.writes,
+                product=-1 if layer.product is None else layer.product,
             )
         elif isinstance(layer, NormSpec):
             buffer = program.add_norm(

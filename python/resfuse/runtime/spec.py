@@ -120,7 +120,8 @@ class AffineSpec:
     """What is computed element by element: ``act(batch_norm(input) * factor * gate + residual)``, or a part of it.
 
     ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; the gate excludes batch norm, factor and
-    ``channel_scale``, the place of a parameter that multiplies by channel.
+    ``channel_scale``, the place of a parameter that multiplies by channel. ``product`` is a buffer of the output's size
+    that multiplies before the residual is added.
     ``slope`` is leaky_relu's, and elu's alpha.
     """
 
@@ -135,6 +136,7 @@ class AffineSpec:
     writes: Range | None = None
     factor: float = 1.0
     channel_scale: int | None = None
+    product: int | None = None
     kind: str = "affine"
 
 
@@ -240,7 +242,7 @@ def reads(layer: LayerSpec) -> tuple[int, ...]:
     if isinstance(layer, ConcatSpec):
         return layer.parts
     others = [layer.residual] if isinstance(layer, (ConvSpec, AffineSpec, NormSpec)) else []
-    others += [layer.gate] if isinstance(layer, AffineSpec) else []
+    others += [layer.gate, layer.product] if isinstance(layer, AffineSpec) else []
     return (layer.input, *(buffer for buffer in others if buffer is not None))
 
 
@@ -351,6 +353,8 @@ def check_operands(spec: ProgramSpec, shapes: Sequence[Sequence[Any]]) -> None:
     for layer in spec.layers:
         if isinstance(layer, AffineSpec) and layer.gate is not None:
             _require_extent(layer, "gate", shapes[layer.gate], (1, 1))
+        if isinstance(layer, AffineSpec) and layer.product is not None:
+            _require_extent(layer, "product", shapes[layer.product], shapes[layer.output][2:])
         if isinstance(layer, (ConvSpec, AffineSpec, NormSpec)) and layer.residual is not None:
             _require_extent(layer, "residual", shapes[layer.residual], shapes[layer.output][2:])
         for part in layer.parts[1:] if isinstance(layer, ConcatSpec) else ():

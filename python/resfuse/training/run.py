@@ -122,6 +122,8 @@ def _affine(
     residual = rest.pop(0) if layer.residual is not None else None
     if layer.gate is not None:
         x = x * rest.pop(0)
+    if layer.product is not None:
+        x = x * rest.pop(0)
     if residual is not None:
         x = x + residual
     return activated(layer.activation, layer.slope, x)
