@@ -12,136 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 from torch import fx
 
 from resfuse.lowering.moving import ResizedLike
-from resfuse.lowering.op import Conv, Norm, Op, Parameter, Resize, Statistics, may_write
-from resfuse.lowering.steps import NormMode, ProgramStep
-from resfuse.runtime.spec import (
-    AffineSpec,
-    AvgPoolSpec,
-    BatchNormSpec,
-    ConcatSpec,
-    ConvSpec,
-    GlobalAvgPoolSpec,
-    LayerSpec,
-    MaxPoolSpec,
-    NormSpec,
-    OutputSpec,
-    PadSpec,
-    ProgramSpec,
-    Range,
-    ResizeSpec,
-    SliceSpec,
-)
-
-# The rank of a feature map whose channels are the last dimension.
-_PIXELS = -4
-
-
-class _Buffer:
-    """A tensor of the program: an input, or the output of a layer. ``like`` shares its number of channels; those of
-    ``parts`` are joined.
-    """
-
-    def __init__(
-        self,
-        channels: int | None,
-        like: _Buffer | None = None,
-        one_pixel: bool = False,
-        range: Range | None = None,
-        parts: tuple[_Buffer, ...] = (),
-    ) -> None:
-        self._channels = channels
-        self._like = like
-        self.one_pixel = one_pixel  # known to be of one
-        self.range = range  # of bytes
-        self.parts = parts
-
-    @property
-    def channels(self) -> int | None:
-        if self.parts:
-            known = [part.channels for part in self.parts]
-            return None if None in known else sum(channels or 0 for channels in known)
-        return self._like.channels if self._like is not None else self._channels
-
-    def expect(self, channels: int) -> bool:
-        """Settles an open number of channels; False on a contradiction."""
-        if self.parts:
-            unknown = [part for part in self.parts if part.channels is None]
-            rest = channels - sum(part.channels or 0 for part in self.parts)
-            return rest == 0 if not unknown else len(unknown) == 1 and rest > 0 and unknown[0].expect(rest)
-        if self._like is not None:
-            return self._like.expect(channels)
-        if self._channels is None:
-            self._channels = channels
-        return self._channels == channels
-
-
-@dataclasses.dataclass
-class _Pending:
-    """A layer that may still grow: a convolution or linear layer, or without one an elementwise layer."""
-
-    name: str
-    input: _Buffer
-    conv: Conv | None = None
-    norm: Norm | None = None
-    gate: _Buffer | None = None
-    product: _Buffer | None = None
-    residual: _Buffer | None = None
-    activation: str = "none"
-    slope: float = 0.0
-    factor: float = 1.0  # before the residual is added
-    channel_scale: Parameter | None = None  # likewise
-    statistics: Statistics | None = None  # of an elementwise layer: it normalises by these
-    reads: Range | None = None  # a convolution rounds its input so
-    writes: Range | None = None
-
-    @property
-    def computes_bytes(self) -> bool:
-        """Whether it is a convolution of bytes."""
-        return self.conv is not None and (self.reads is not None or self.input.range is not None)
-
-    @property
-    def linear(self) -> bool:
-        return self.conv is not None and self.conv.linear
-
-    def makes(self, one_pixel: bool) -> _Buffer:
-        """The buffer of its result."""
-        if self.conv is None:
-            return _Buffer(None, like=self.input, one_pixel=one_pixel, range=self.writes)
-        return _Buffer(self.conv.out_channels, one_pixel=one_pixel, range=self.writes)
-
-
-@dataclasses.dataclass
-class _Value:
-    node: fx.Node  # the node whose result this is
-    rank: int  # 4, 2 of a flattened pixel, or _PIXELS
-    buffer: _Buffer | None = None
-    pending: _Pending | None = None
-    one_pixel: bool = False
-    emitted: _Emitted | None = None  # of a pool
-    rounds: Range | None = None  # the value is the buffer's real numbers, rounded so by whoever reads it
-    padding: tuple[int, int, int, int] | None = None  # and with zeros around them
-
-
-@dataclasses.dataclass
-class _Emitted:
-    kind: str
-    node: fx.Node
-    input: _Buffer
-    output: _Buffer
-    pending: _Pending | None = None
-    pool: dict[str, Any] | None = None
-    mean: bool = False
-    writes: Range | None = None  # of a pool
-    parts: tuple[_Buffer, ...] = ()  # of a concatenation
-    channels: tuple[int, int] = (0, 0)  # of a slice: the first one and how many
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    resize: Resize | None = None
-    like: _Buffer | None = None  # of the size to which a resize goes
+from resfuse.lowering.op import Conv, Op, Parameter, may_write
+from resfuse.lowering.pending import PIXELS, Buffer, Emitted, Pending, Value
+from resfuse.lowering.specs import layer_spec, norm_mode
+from resfuse.lowering.steps import ProgramStep
+from resfuse.runtime.spec import LayerSpec, OutputSpec, ProgramSpec, Range
 
 
 class Region:
@@ -149,12 +28,12 @@ class Region:
 
     def __init__(self, algorithm: str) -> None:
         self._algorithm = algorithm
-        self._values: dict[fx.Node, _Value] = {}
-        self._inputs: dict[fx.Node, _Buffer] = {}
-        self._emitted: list[_Emitted] = []
-        self._conversions: dict[tuple[_Buffer, Range | None], _Buffer] = {}
-        self._joined: dict[tuple[_Buffer, ...], _Buffer] = {}
-        self._slices: dict[_Buffer, tuple[_Buffer, tuple[int, int]]] = {}  # what they are cut from, and which channels
+        self._values: dict[fx.Node, Value] = {}
+        self._inputs: dict[fx.Node, Buffer] = {}
+        self._emitted: list[Emitted] = []
+        self._conversions: dict[tuple[Buffer, Range | None], Buffer] = {}
+        self._joined: dict[tuple[Buffer, ...], Buffer] = {}
+        self._slices: dict[Buffer, tuple[Buffer, tuple[int, int]]] = {}  # what they are cut from, and which channels
         self.nodes: list[fx.Node] = []
 
     def add(self, node: fx.Node, op: Op) -> str | None:
@@ -179,7 +58,7 @@ class Region:
         conv = op.conv
         assert conv is not None
         rank = self._rank_of(op.inputs[0])
-        if conv.linear and rank == _PIXELS:
+        if conv.linear and rank == PIXELS:
             source, reads = self._read_for(conv, op.inputs[0])
             if source is None or not source.expect(conv.in_channels):
                 return "its input is no feature map of as many channels as it takes"
@@ -194,9 +73,9 @@ class Region:
             source, reads = self._read_for(conv, op.inputs[0])
             if source is None or not source.expect(conv.in_channels):
                 return "its input is no feature map of as many channels as it takes"
-        pending = _Pending(op.name or node.name, source, conv, reads=reads)
-        rank = (_PIXELS if rank == _PIXELS else 2) if conv.linear else 4
-        self._values[node] = _Value(node, rank, None, pending, source.one_pixel and conv.pointwise)
+        pending = Pending(op.name or node.name, source, conv, reads=reads)
+        rank = (PIXELS if rank == PIXELS else 2) if conv.linear else 4
+        self._values[node] = Value(node, rank, None, pending, source.one_pixel and conv.pointwise)
         return None
 
     def _add_batch_norm(self, node: fx.Node, op: Op) -> str | None:
@@ -213,7 +92,7 @@ class Region:
             source = self._read(op.inputs[0], rank=4)
             if source is None or source.one_pixel or not source.expect(norm.channels):
                 return "batch norm of no feature map of as many channels as it takes"
-            self._elementwise(node, _Pending(op.name or node.name, source, norm=norm))
+            self._elementwise(node, Pending(op.name or node.name, source, norm=norm))
         return None if op.activation == "none" else self._activate(node, node, op)
 
     def _add_activation(self, node: fx.Node, op: Op) -> str | None:
@@ -231,7 +110,7 @@ class Region:
             if source is None or rank == 2:
                 return f"{op.activation} of no feature map"
             self._elementwise(
-                node, _Pending(node.name, source, activation=op.activation, slope=op.slope), source.one_pixel, rank
+                node, Pending(node.name, source, activation=op.activation, slope=op.slope), source.one_pixel, rank
             )
             return None
         pending.activation, pending.slope = op.activation, op.slope
@@ -248,7 +127,7 @@ class Region:
         (rank,) = ranks
         for main, other in (op.inputs, op.inputs[::-1]):
             pending = self._joinable(main)
-            if pending is None or (pending.linear and rank != _PIXELS) or pending.residual is not None:
+            if pending is None or (pending.linear and rank != PIXELS) or pending.residual is not None:
                 continue
             if pending.statistics is not None and pending.statistics.groups == 0:
                 continue
@@ -265,7 +144,7 @@ class Region:
         first, second = (self._read(source, rank) for source in op.inputs)
         if rank == 2 or first is None or second is None or not self._same_channels(first, second):
             return "sum of other than two feature maps"
-        self._elementwise(node, _Pending(node.name, first, residual=second), rank=rank)
+        self._elementwise(node, Pending(node.name, first, residual=second), rank=rank)
         return None
 
     def _add_multiply(self, node: fx.Node, op: Op) -> str | None:
@@ -277,7 +156,7 @@ class Region:
             source, factor = self._read(main, rank=4), self._read_real(gate, rank=4)
             if source is None or factor is None or not self._same_channels(source, factor):
                 break
-            self._elementwise(node, _Pending(node.name, source, gate=factor))
+            self._elementwise(node, Pending(node.name, source, gate=factor))
             return None
         return self._multiply_maps(node, op)
 
@@ -290,7 +169,7 @@ class Region:
         first, second = (self._read_real(source, rank) for source in op.inputs)
         if first is None or second is None or not self._same_channels(first, second):
             return "product of feature maps of different numbers of channels"
-        self._elementwise(node, _Pending(node.name, first, product=second), rank=rank)
+        self._elementwise(node, Pending(node.name, first, product=second), rank=rank)
         return None
 
     def _add_scale(self, node: fx.Node, op: Op) -> str | None:
@@ -314,7 +193,7 @@ class Region:
         else:
             source = self._read(op.inputs[0], value.rank)
             assert source is not None
-            self._elementwise(node, _Pending(node.name, source, factor=op.factor), source.one_pixel, value.rank)
+            self._elementwise(node, Pending(node.name, source, factor=op.factor), source.one_pixel, value.rank)
         return None
 
     def _add_channel_scale(self, node: fx.Node, op: Op) -> str | None:
@@ -323,7 +202,7 @@ class Region:
             return "a parameter times what is computed elsewhere"
         pending = value.pending
         buffer = pending.makes(False) if pending is not None else self._read(op.inputs[0], value.rank)
-        lengths = op.shape if value.rank == _PIXELS else op.shape[-3:-2]
+        lengths = op.shape if value.rank == PIXELS else op.shape[-3:-2]
         channels = None if buffer is None else buffer.channels
         if channels is None or lengths[-1:] != (channels,) or math.prod(op.shape) != channels or len(op.shape) > 4:
             return "a product with a parameter that is not one number for each channel"
@@ -340,14 +219,14 @@ class Region:
         else:
             source = self._read(op.inputs[0], value.rank)
             assert source is not None
-            scaled = _Pending(node.name, source, channel_scale=op.parameter)
+            scaled = Pending(node.name, source, channel_scale=op.parameter)
             self._elementwise(node, scaled, source.one_pixel, value.rank)
         return None
 
     def _add_norm(self, node: fx.Node, op: Op) -> str | None:
         statistics = op.statistics
         assert statistics is not None
-        rank = 4 if statistics.groups > 0 else _PIXELS
+        rank = 4 if statistics.groups > 0 else PIXELS
         if op.inputs[0] not in self._values or self._rank_of(op.inputs[0]) != rank:
             return "normalises what is computed elsewhere, or over other dimensions than channels"
         source = self._read_real(op.inputs[0], rank)
@@ -356,20 +235,20 @@ class Region:
             return "normalises no feature map of as many channels as it takes"
         if source.channels is None or (statistics.groups and source.channels % statistics.groups):
             return "normalises groups of an unknown number of channels"
-        pending = _Pending(op.name or node.name, source, statistics=statistics)
+        pending = Pending(op.name or node.name, source, statistics=statistics)
         self._elementwise(node, pending, source.one_pixel, rank)
         return None
 
     def _add_permute(self, node: fx.Node, op: Op) -> str | None:
         value = self._values.get(op.inputs[0])
-        if value is None or value.rank != (4 if op.to_pixels else _PIXELS):
+        if value is None or value.rank != (4 if op.to_pixels else PIXELS):
             return "permutes what is computed elsewhere"
-        rank = _PIXELS if op.to_pixels else 4
+        rank = PIXELS if op.to_pixels else 4
         if value.pending is not None and _data_users(op.inputs[0]) == 1:
             self._values[node] = dataclasses.replace(value, rank=rank)
         else:
             buffer = self._rounded(value)
-            self._values[node] = _Value(node, rank, buffer, one_pixel=value.one_pixel)
+            self._values[node] = Value(node, rank, buffer, one_pixel=value.one_pixel)
         return None
 
     def _add_max_pool(self, node: fx.Node, op: Op) -> str | None:
@@ -391,13 +270,13 @@ class Region:
         parts = self._longest(tuple(buffers))
         if parts not in self._joined:
             one_pixel = all(part.one_pixel for part in parts)
-            self._joined[parts] = _Buffer(None, one_pixel=one_pixel, parts=parts)
-            self._emitted.append(_Emitted("concat", node, parts[0], self._joined[parts], parts=parts))
+            self._joined[parts] = Buffer(None, one_pixel=one_pixel, parts=parts)
+            self._emitted.append(Emitted("concat", node, parts[0], self._joined[parts], parts=parts))
         buffer = self._joined[parts]
-        self._values[node] = _Value(node, 4, buffer, one_pixel=buffer.one_pixel)
+        self._values[node] = Value(node, 4, buffer, one_pixel=buffer.one_pixel)
         return None
 
-    def _longest(self, parts: tuple[_Buffer, ...]) -> tuple[_Buffer, ...]:
+    def _longest(self, parts: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
         """The same channels in fewer parts: slices that are all of a buffer are that, and what was joined before need
         not be joined again.
         """
@@ -425,10 +304,10 @@ class Region:
         channels = op.channels.among(source.channels)
         if channels is None:
             return f"takes channels that a feature map of {source.channels} has not"
-        buffer = _Buffer(channels[1], one_pixel=source.one_pixel)
+        buffer = Buffer(channels[1], one_pixel=source.one_pixel)
         self._slices[buffer] = source, channels
-        self._emitted.append(_Emitted("slice", node, source, buffer, channels=channels))
-        self._values[node] = _Value(node, 4, buffer, one_pixel=source.one_pixel)
+        self._emitted.append(Emitted("slice", node, source, buffer, channels=channels))
+        self._values[node] = Value(node, 4, buffer, one_pixel=source.one_pixel)
         return None
 
     def _add_pad(self, node: fx.Node, op: Op) -> str | None:
@@ -437,7 +316,7 @@ class Region:
         source = self._read_real(op.inputs[0], rank=4)
         if source is None:
             return "pads no feature map"
-        self._values[node] = _Value(node, 4, source, padding=op.padding)
+        self._values[node] = Value(node, 4, source, padding=op.padding)
         return None
 
     def _add_resize(self, node: fx.Node, op: Op) -> str | None:
@@ -447,12 +326,12 @@ class Region:
         like = self._extent_of(op.inputs[1]) if len(op.inputs) > 1 else None
         if source is None or (len(op.inputs) > 1 and like is None):
             return "resamples no feature map, or to the size of none"
-        buffer = _Buffer(None, like=source)
-        self._emitted.append(_Emitted("resize", node, source, buffer, resize=op.resize, like=like))
-        self._values[node] = _Value(node, 4, buffer)
+        buffer = Buffer(None, like=source)
+        self._emitted.append(Emitted("resize", node, source, buffer, resize=op.resize, like=like))
+        self._values[node] = Value(node, 4, buffer)
         return None
 
-    def _extent_of(self, node: fx.Node) -> _Buffer | None:
+    def _extent_of(self, node: fx.Node) -> Buffer | None:
         """A buffer of a node's height and width; a layer that may still grow stays so where there is another one."""
         value = self._values.get(node)
         if value is not None and value.pending is not None and value.padding is None:
@@ -465,7 +344,7 @@ class Region:
         value = self._values.get(op.inputs[0])
         if value is None or not value.one_pixel:
             return "flattens more than one pixel"
-        self._values[node] = _Value(node, 2, self._materialize(value), one_pixel=True, rounds=value.rounds)
+        self._values[node] = Value(node, 2, self._materialize(value), one_pixel=True, rounds=value.rounds)
         return None
 
     def _add_round(self, node: fx.Node, op: Op) -> str | None:
@@ -474,7 +353,7 @@ class Region:
         if value is None:
             if self.nodes and source not in self._inputs:
                 return "rounds what is computed elsewhere"  # of so many channels as nobody may say
-            value = _Value(source, 4, self._read(source, rank=4))
+            value = Value(source, 4, self._read(source, rank=4))
         elif len(source.users) == 1 and self._write_bytes(value, range):
             self._join(node, source)
             return None
@@ -483,12 +362,12 @@ class Region:
             rounds = range
         else:
             buffer, rounds = self._converted(node, self._rounded(value), range), None
-        self._values[node] = _Value(node, value.rank, buffer, one_pixel=value.one_pixel, rounds=rounds)
+        self._values[node] = Value(node, value.rank, buffer, one_pixel=value.one_pixel, rounds=rounds)
         return None
 
     # Helpers.
 
-    def _write_bytes(self, value: _Value, range: Range | None) -> bool:
+    def _write_bytes(self, value: Value, range: Range | None) -> bool:
         """Has the layer that makes a value write bytes, if it can."""
         pending, emitted = value.pending, value.emitted
         if pending is not None:
@@ -504,18 +383,18 @@ class Region:
         emitted.writes = emitted.output.range = range
         return True
 
-    def _converted(self, node: fx.Node, buffer: _Buffer, range: Range | None) -> _Buffer:
+    def _converted(self, node: fx.Node, buffer: Buffer, range: Range | None) -> Buffer:
         """The same numbers as bytes of a range, or (None) as real ones, by a layer of its own."""
         if buffer.range == range:
             return buffer
         key = (buffer, range)
         if key not in self._conversions:
-            pending = _Pending(node.name, buffer, writes=range)
+            pending = Pending(node.name, buffer, writes=range)
             self._conversions[key] = pending.makes(buffer.one_pixel)
-            self._emitted.append(_Emitted("affine", node, buffer, self._conversions[key], pending))
+            self._emitted.append(Emitted("affine", node, buffer, self._conversions[key], pending))
         return self._conversions[key]
 
-    def _rounded(self, value: _Value) -> _Buffer:
+    def _rounded(self, value: Value) -> Buffer:
         """The buffer of a value, rounded if it is to be."""
         buffer = self._materialize(value)
         return buffer if value.rounds is None else self._converted(value.node, buffer, value.rounds)
@@ -532,7 +411,7 @@ class Region:
         value.padding = None
         return dataclasses.replace(conv, padding=padding)  # type: ignore[arg-type]
 
-    def _read_for(self, conv: Conv, node: fx.Node) -> tuple[_Buffer | None, Range | None]:
+    def _read_for(self, conv: Conv, node: fx.Node) -> tuple[Buffer | None, Range | None]:
         """What a convolution reads, and how it rounds it; without bytes of weights it reads real numbers."""
         rank = self._rank_of(node) if conv.linear else 4
         value = self._values.get(node)
@@ -542,7 +421,7 @@ class Region:
             return self._read(node, rank), None
         return self._materialize(value), value.rounds
 
-    def _read_real(self, node: fx.Node, rank: int) -> _Buffer | None:
+    def _read_real(self, node: fx.Node, rank: int) -> Buffer | None:
         """As `_read`, of real numbers."""
         buffer = self._read(node, rank)
         return None if buffer is None else self._converted(node, buffer, None)
@@ -554,14 +433,14 @@ class Region:
         if source is None:
             return "its input is no feature map"
         held = source.range if op.kind == "max_pool" else None
-        buffer = _Buffer(None, like=source, one_pixel=one_pixel, range=held)
-        emitted = _Emitted(op.kind, node, source, buffer, pool=op.pool, mean=op.mean)
+        buffer = Buffer(None, like=source, one_pixel=one_pixel, range=held)
+        emitted = Emitted(op.kind, node, source, buffer, pool=op.pool, mean=op.mean)
         self._emitted.append(emitted)
-        self._values[node] = _Value(node, 4 if op.keepdim else 2, buffer, one_pixel=one_pixel, emitted=emitted)
+        self._values[node] = Value(node, 4 if op.keepdim else 2, buffer, one_pixel=one_pixel, emitted=emitted)
         return None
 
-    def _elementwise(self, node: fx.Node, pending: _Pending, one_pixel: bool = False, rank: int = 4) -> None:
-        self._values[node] = _Value(node, rank, None, pending, one_pixel)
+    def _elementwise(self, node: fx.Node, pending: Pending, one_pixel: bool = False, rank: int = 4) -> None:
+        self._values[node] = Value(node, rank, None, pending, one_pixel)
 
     def _rank_of(self, node: fx.Node) -> int:
         """Of a node's value; what comes from outside is a feature map."""
@@ -570,18 +449,18 @@ class Region:
     def _is_unit(self, node: fx.Node) -> bool:
         return node in self._values and self._values[node].one_pixel
 
-    def _alike(self, residual: _Buffer, pending: _Pending) -> bool:
+    def _alike(self, residual: Buffer, pending: Pending) -> bool:
         if pending.conv is not None:
             return residual.expect(pending.conv.out_channels)
         return self._same_channels(residual, pending.input)
 
     @staticmethod
-    def _same_channels(a: _Buffer, b: _Buffer) -> bool:
+    def _same_channels(a: Buffer, b: Buffer) -> bool:
         if a.channels is not None:
             return b.expect(a.channels)
         return b.channels is not None and a.expect(b.channels)
 
-    def _read(self, node: fx.Node, rank: int) -> _Buffer | None:
+    def _read(self, node: fx.Node, rank: int) -> Buffer | None:
         """The buffer of a node's value, computed here or brought in from outside."""
         value = self._values.get(node)
         if value is not None:
@@ -589,10 +468,10 @@ class Region:
         if rank != 4:
             return None
         if node not in self._inputs:
-            self._inputs[node] = _Buffer(None)
+            self._inputs[node] = Buffer(None)
         return self._inputs[node]
 
-    def _joinable(self, node: fx.Node, own: bool = False) -> _Pending | None:
+    def _joinable(self, node: fx.Node, own: bool = False) -> Pending | None:
         """The pending layer behind a node whose value nobody else wants as it is now."""
         value = self._values.get(node)
         if value is None or value.pending is None or value.pending.activation != "none":
@@ -604,18 +483,18 @@ class Region:
         value.node = node
         self._values[node] = value
 
-    def _materialize(self, value: _Value) -> _Buffer:
+    def _materialize(self, value: Value) -> Buffer:
         if value.padding is not None:
             source, padding = value.buffer, value.padding
             assert source is not None
-            value.buffer, value.padding = _Buffer(None, like=source), None
-            self._emitted.append(_Emitted("pad", value.node, source, value.buffer, padding=padding))
+            value.buffer, value.padding = Buffer(None, like=source), None
+            self._emitted.append(Emitted("pad", value.node, source, value.buffer, padding=padding))
         if value.buffer is None:
             pending = value.pending
             assert pending is not None
             value.buffer = pending.makes(value.one_pixel)
             kind = "affine" if pending.conv is None else "conv"
-            self._emitted.append(_Emitted(kind, value.node, pending.input, value.buffer, pending))
+            self._emitted.append(Emitted(kind, value.node, pending.input, value.buffer, pending))
             value.pending = None
         return value.buffer
 
@@ -639,7 +518,7 @@ class Region:
     def close(self) -> ProgramStep | str:
         """The program, or why these nodes make none."""
         inside = set(self.nodes)
-        outputs: list[tuple[fx.Node, int, _Buffer]] = []
+        outputs: list[tuple[fx.Node, int, Buffer]] = []
         for node in self.nodes:
             if self._leaves(node, inside):
                 value = self._values[node]
@@ -650,17 +529,17 @@ class Region:
             return "the number of channels of its input is not known"
         if any(buffer in self._inputs.values() for _, _, buffer in outputs):
             return "hands an input through"
-        if any(rank == _PIXELS for _, rank, _ in outputs):
+        if any(rank == PIXELS for _, rank, _ in outputs):
             return "hands on a feature map whose channels come last"
         return self._step(outputs)
 
-    def _step(self, outputs: list[tuple[fx.Node, int, _Buffer]]) -> ProgramStep:
-        numbers: dict[_Buffer, int] = {buffer: i for i, buffer in enumerate(self._inputs.values())}
+    def _step(self, outputs: list[tuple[fx.Node, int, Buffer]]) -> ProgramStep:
+        numbers: dict[Buffer, int] = {buffer: i for i, buffer in enumerate(self._inputs.values())}
         parameters: list[Parameter] = []
         layers: list[LayerSpec] = []
         for emitted in self._emitted:
             numbers[emitted.output] = len(numbers)
-            layers.append(self._layer(emitted, numbers, parameters))
+            layers.append(layer_spec(emitted, numbers, parameters, self._algorithm))
         wanted: dict[tuple[int, int], fx.Node] = {}
         aliases: list[tuple[fx.Node, fx.Node]] = []
         for node, rank, buffer in outputs:
@@ -679,120 +558,10 @@ class Region:
             outputs=tuple(wanted.values()),
             aliases=tuple(aliases),
             parameters=tuple(parameters),
-            norms=tuple(_mode(e.pending.norm if e.pending else None) for e in self._emitted),
+            norms=tuple(norm_mode(e.pending.norm if e.pending else None) for e in self._emitted),
             nodes=tuple(e.node for e in self._emitted),
             all_nodes=tuple(self.nodes),
         )
-
-    def _layer(self, e: _Emitted, numbers: dict[_Buffer, int], parameters: list[Parameter]) -> LayerSpec:
-        source, output = numbers[e.input], numbers[e.output]
-        if e.kind == "concat":
-            return ConcatSpec(e.node.name, source, output, tuple(numbers[part] for part in e.parts))
-        if e.kind == "slice":
-            return SliceSpec(e.node.name, source, output, *e.channels)
-        if e.kind == "pad":
-            return PadSpec(e.node.name, source, output, e.padding)
-        if e.kind == "resize":
-            assert e.resize is not None
-            r = e.resize
-            like = None if e.like is None else numbers[e.like]
-            return ResizeSpec(e.node.name, source, output, r.bilinear, r.align_corners, r.size, r.scale, like)
-        if e.kind == "max_pool":
-            assert e.pool is not None
-            return MaxPoolSpec(e.node.name, source, output, **e.pool)
-        if e.kind == "avg_pool":
-            assert e.pool is not None
-            return AvgPoolSpec(e.node.name, source, output, **e.pool, writes=e.writes)
-        if e.kind == "global_avg_pool":
-            return GlobalAvgPoolSpec(e.node.name, source, output, e.mean, e.writes)
-        pending = e.pending
-        assert pending is not None
-
-        def place(parameter: Parameter | None) -> int | None:
-            if parameter is None:
-                return None
-            parameters.append(parameter)
-            return len(parameters) - 1
-
-        def batch_norm() -> BatchNormSpec | None:
-            norm = pending.norm
-            if norm is None:
-                return None
-            weight, bias = place(norm.weight), place(norm.bias)
-            mean, variance = place(norm.running_mean), place(norm.running_var)
-            assert mean is not None
-            assert variance is not None
-            return BatchNormSpec(weight, bias, mean, variance, norm.eps)
-
-        residual = None if pending.residual is None else numbers[pending.residual]
-        if pending.statistics is not None:
-            statistics = pending.statistics
-            return NormSpec(
-                name=pending.name,
-                input=source,
-                output=output,
-                weight=place(statistics.weight),
-                bias=place(statistics.bias),
-                eps=statistics.eps,
-                groups=statistics.groups,
-                residual=residual,
-                activation=pending.activation,
-                slope=pending.slope,
-            )
-        if pending.conv is None:
-            gate = None if pending.gate is None else numbers[pending.gate]
-            product = None if pending.product is None else numbers[pending.product]
-            return AffineSpec(
-                name=pending.name,
-                input=source,
-                output=output,
-                batch_norm=batch_norm(),
-                gate=gate,
-                residual=residual,
-                activation=pending.activation,
-                slope=pending.slope,
-                writes=pending.writes,
-                factor=pending.factor,
-                channel_scale=place(pending.channel_scale),
-                product=product,
-            )
-        conv = pending.conv
-        # Steps come first: the type of a program's first parameter is that of all its real numbers.
-        steps = None if conv.bytes is None else place(conv.bytes.steps)
-        weight_place = place(conv.weight)
-        assert weight_place is not None
-        return ConvSpec(
-            name=pending.name,
-            input=source,
-            output=output,
-            in_channels=conv.in_channels,
-            out_channels=conv.out_channels,
-            weight=weight_place,
-            bias=place(conv.bias),
-            batch_norm=batch_norm(),
-            kernel_size=conv.kernel_size,
-            stride=conv.stride,
-            dilation=conv.dilation,
-            padding=conv.padding,
-            groups=conv.groups,
-            activation=pending.activation,
-            residual=residual,
-            algorithm=self._algorithm_of(pending),
-            reads=pending.reads,
-            writes=pending.writes,
-            weight_steps=steps,
-            weight_zeros=None if conv.bytes is None else place(conv.bytes.zeros),
-            factor=pending.factor,
-            slope=pending.slope,
-            channel_scale=place(pending.channel_scale),
-        )
-
-    def _algorithm_of(self, pending: _Pending) -> str:
-        conv = pending.conv
-        assert conv is not None
-        if conv.bytes is not None and pending.computes_bytes and not conv.bytes.winograd:
-            return "direct"
-        return "auto" if conv.linear else self._algorithm
 
 
 def _data_users(node: fx.Node) -> int:
@@ -802,9 +571,3 @@ def _data_users(node: fx.Node) -> int:
 
 def _reads_size_alone(user: fx.Node, node: fx.Node) -> bool:
     return isinstance(user.target, ResizedLike) and user.args[0] is not node
-
-
-def _mode(norm: Norm | None) -> NormMode | None:
-    if norm is None or (norm.module is None and not norm.training):
-        return None
-    return NormMode(norm.module, norm.training, norm.momentum)
