@@ -100,7 +100,7 @@ void add_layer(Bytes& bytes, Program& program) {
     } else if (kind == 10) {
         Window pads;
         for (index_t* const pad : {&pads.pad_top, &pads.pad_left, &pads.pad_bottom, &pads.pad_right})
-            *pad = bytes.wild(0, 3) - (bytes.byte() % 8 == 0 ? 2 : 0);
+            *pad = bytes.byte() % 8 == 0 ? -bytes.between(0, 2) : bytes.wild(0, 3);
         program.add_pad("layer", layer.input, pads);
     } else if (kind == 11) {
         Resize resize{.bilinear = bytes.flag(), .align_corners = bytes.flag()};
