@@ -122,6 +122,24 @@ class UpAndDown(nn.Module):
         return self.join(torch.cat([x, y], 1))
 
 
+class Parts(nn.Module):
+    """Parts that are joined again, one of which leaves; channels as the last dimension; a question about sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.part = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), conv_norm_relu(CHANNELS // 2, CHANNELS // 2)
+        self.norm, self.mix = nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+        self.gamma = nn.Parameter(torch.full((CHANNELS,), 0.5))
+        self.kept: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(F.pad(x, (1, 0, 0, 1)))[:, :, :-1, 1:] if x.shape[-1] > 7 else self.conv(x)
+        first, second = y.chunk(2, 1)
+        self.kept = first
+        y = torch.cat([self.part(second), first], 1) * x
+        return x + (self.gamma * F.gelu(self.mix(self.norm(y.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+
+
 class Frozen(nn.Module):
     """A part without gradients, and a detached one."""
 
@@ -138,7 +156,7 @@ class Frozen(nn.Module):
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: kind
-    for kind in (Residual, PreActivation, Gate, Optional, Keeps, Counts, Groups, Views, UpAndDown, Frozen)
+    for kind in (Residual, PreActivation, Gate, Optional, Keeps, Counts, Groups, Views, UpAndDown, Parts, Frozen)
 }
 
 
