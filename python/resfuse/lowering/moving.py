@@ -133,8 +133,11 @@ def _length_of(length: Any) -> tuple[fx.Node | None, int]:
         source, dim = length.args
     elif length.target is operator.getitem:
         shape, dim = length.args
-        if isinstance(shape, fx.Node) and _sized_like(shape) is not None:  # height and width alone
-            return _sized_like(shape), dim if dim in (0, 1) else dim + 2 if dim in (-1, -2) else -1
+        if not isinstance(dim, int):
+            return None, -1
+        other = _sized_like(shape) if isinstance(shape, fx.Node) else None
+        if other is not None:  # of its height and width alone
+            return other, {0: 0, 1: 1, -2: 0, -1: 1}.get(dim, -1)
         source = shape.args[0] if isinstance(shape, fx.Node) and _is_size(shape) and _is_whole(shape) else None
     return (source, _EXTENT[dim]) if isinstance(source, fx.Node) and dim in _EXTENT else (None, -1)
 

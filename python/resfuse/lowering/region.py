@@ -176,18 +176,9 @@ class Region:
         value = self._values.get(op.inputs[0])
         if value is None or value.rank == 2:
             return "a number times what is computed elsewhere"
-        pending = value.pending
-        own = pending is not None and len(op.inputs[0].users) == 1 and pending.residual is None and pending.gate is None
-        own = own and pending is not None and pending.statistics is None and pending.product is None
+        pending = self._scalable(op.inputs[0])
         # A ReLU may as well be applied behind a positive factor.
-        clamps = pending is not None and (
-            pending.activation == "none" or (pending.activation == "relu" and op.factor > 0)
-        )
-        # In training a batch norm's weight and bias take the factor.
-        taken = pending is not None and (
-            pending.conv is None or pending.norm is None or pending.norm.weight is not None
-        )
-        if pending is not None and own and clamps and taken and pending.writes is None:
+        if pending is not None and (pending.activation == "none" or (pending.activation == "relu" and op.factor > 0)):
             pending.factor *= op.factor
             self._join(node, op.inputs[0])
         else:
@@ -196,24 +187,30 @@ class Region:
             self._elementwise(node, Pending(node.name, source, factor=op.factor), source.one_pixel, value.rank)
         return None
 
+    def _scalable(self, node: fx.Node) -> Pending | None:
+        """The pending layer behind a node, where it can multiply its own result and nobody wants that as it is now."""
+        value = self._values[node]
+        pending = value.pending
+        if pending is None or len(node.users) != 1 or pending.writes is not None:
+            return None
+        if any(part is not None for part in (pending.residual, pending.gate, pending.product, pending.statistics)):
+            return None
+        # In training a batch norm's weight and bias take the factor.
+        taken = pending.conv is None or pending.norm is None or pending.norm.weight is not None
+        return pending if taken else None
+
     def _add_channel_scale(self, node: fx.Node, op: Op) -> str | None:
         value = self._values.get(op.inputs[0])
         if value is None or value.rank == 2:
             return "a parameter times what is computed elsewhere"
-        pending = value.pending
-        buffer = pending.makes(False) if pending is not None else self._read(op.inputs[0], value.rank)
+        waiting = value.pending
+        buffer = waiting.makes(False) if waiting is not None else self._read(op.inputs[0], value.rank)
         lengths = op.shape if value.rank == PIXELS else op.shape[-3:-2]
         channels = None if buffer is None else buffer.channels
         if channels is None or lengths[-1:] != (channels,) or math.prod(op.shape) != channels or len(op.shape) > 4:
             return "a product with a parameter that is not one number for each channel"
-        own = pending is not None and pending.activation == "none" and len(op.inputs[0].users) == 1
-        own = own and pending is not None and pending.residual is None and pending.gate is None
-        plain = pending is not None and pending.statistics is None and pending.channel_scale is None
-        plain = plain and pending is not None and pending.product is None
-        taken = pending is not None and (
-            pending.conv is None or pending.norm is None or pending.norm.weight is not None
-        )
-        if pending is not None and own and plain and taken and pending.writes is None:
+        pending = self._scalable(op.inputs[0])
+        if pending is not None and pending.activation == "none" and pending.channel_scale is None:
             pending.channel_scale = op.parameter
             self._join(node, op.inputs[0])
         else:
