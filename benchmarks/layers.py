@@ -14,8 +14,8 @@ from torch import nn
 
 from resfuse import _core
 from resfuse.bench.timing import interleaved
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.spec import ConvSpec, OutputSpec, ProgramSpec
+from resfuse.engine.executor import Executor
+from resfuse.engine.spec import ConvSpec, OutputSpec, ProgramSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from resfuse.runtime.spec import (
+from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
+    BatchNormSpec,
     ConvSpec,
     GlobalAvgPoolSpec,
     LayerSpec,
@@ -24,7 +25,6 @@ from resfuse.runtime.spec import (
     Range,
     same_padding,
 )
-from resfuse.runtime.weights import fold_batch_norm
 
 Array = npt.NDArray[Any]
 f32 = np.float32
@@ -123,6 +123,26 @@ def _pads(layer: ConvSpec, x: Array) -> list[tuple[int, int]]:
     return [(top, bottom), (left, right)]
 
 
+def fold_batch_norm(
+    bn: BatchNormSpec | None, bias_place: int | None, parameters: Sequence[torch.Tensor]
+) -> tuple[list[float], list[float]]:
+    """Scale and bias by channel, in fp64, of a batch norm behind a bias; empty lists: all ones, all zeros."""
+
+    def get(index: int | None) -> torch.Tensor | None:
+        return None if index is None else parameters[index].detach().double()
+
+    bias = get(bias_place)
+    if bn is None:
+        return [], [] if bias is None else bias.tolist()
+    gamma, beta = get(bn.weight), get(bn.bias)
+    scale = (parameters[bn.running_var].detach().double() + bn.eps).rsqrt()
+    scale = scale if gamma is None else scale * gamma
+    shift = -parameters[bn.running_mean].detach().double()
+    shift = shift if bias is None else shift + bias
+    shift = shift * scale
+    return scale.tolist(), (shift if beta is None else shift + beta).tolist()
+
+
 def _conv(layer: ConvSpec, buffers: list[Buffer], parameters: Sequence[torch.Tensor]) -> Buffer:
     assert layer.activation in ("none", "relu")
     x, scale, zero = buffers[layer.input].bytes_by(layer.reads)
@@ -139,7 +159,7 @@ def _conv(layer: ConvSpec, buffers: list[Buffer], parameters: Sequence[torch.Ten
     folded, bias = fold_batch_norm(layer.batch_norm, layer.bias, parameters)
     units = _units(layer)
     factor = np.float64(scale) * steps.astype(np.float64) * (np.array(folded) if folded else 1.0) * units
-    added = f32(bias).astype(np.float64) if bias else np.zeros(len(steps))
+    added = np.array(bias) if bias else np.zeros(len(steps))
     if layer.input_means is not None:
         lost = lost_means(weight, integers, steps, parameters[layer.input_means].numpy(), layer.groups)
         added = added + (np.array(folded) if folded else 1.0) * lost

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.spec import (
+from resfuse.engine.executor import Executor
+from resfuse.engine.spec import (
     AffineSpec,
     ConvSpec,
     OutputSpec,

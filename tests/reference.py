@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from resfuse.runtime.spec import (
+from resfuse.engine.spec import (
     MOVING,
     AffineSpec,
     AvgPoolSpec,

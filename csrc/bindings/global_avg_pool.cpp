@@ -1,5 +1,5 @@
 // Global average pooling on raw addresses: the one place of the core that takes them, because a call on a small tensor
-// has to cost a few microseconds. The caller (resfuse.runtime.pooling) has checked what they point to.
+// has to cost a few microseconds. The caller (resfuse.engine.pooling) has checked what they point to.
 #include "pool/global_avg_pool.h"
 
 #include <pybind11/numpy.h>

@@ -9,6 +9,7 @@
 #include "bindings/register.h"
 #include "bindings/views.h"
 #include "plan/run.h"
+#include "spec/spec.h"
 #include "weights/weights.h"
 
 namespace py = pybind11;
@@ -138,12 +139,12 @@ void register_plan(py::module_& m) {
         },
         "The algorithms for convolutions.");
     py::class_<Plan>(m, "Plan", "A program made ready for one batch and image size.")
-        .def(py::init([](std::shared_ptr<Program> program, index_t batch,
+        .def(py::init([](const std::shared_ptr<Spec>& program, index_t batch,
                          const std::vector<std::tuple<index_t, index_t, bool>>& inputs, int threads,
                          const std::vector<std::size_t>& planes) {
                  std::vector<InputShape> shapes;
                  for (const auto& [h, w, dense] : inputs) shapes.push_back({h, w, dense});
-                 return std::make_unique<Plan>(std::move(program), batch, shapes, threads, planes);
+                 return std::make_unique<Plan>(program->program, batch, shapes, threads, planes);
              }),
              py::arg("program"), py::arg("batch"), py::arg("inputs"), py::arg("threads"),
              py::arg("planes") = std::vector<std::size_t>{})

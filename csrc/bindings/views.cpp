@@ -5,12 +5,6 @@
 namespace py = pybind11;
 using namespace resfuse;
 
-std::string shape_text(const std::array<index_t, 4>& shape) {
-    std::string text = "[";
-    for (const index_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-    return text + "]";
-}
-
 float* vector_data(const py::array& array, index_t size, const std::string& what) {
     if (!py::isinstance<py::array_t<float>>(array))
         throw py::type_error(what + ": got dtype " + std::string(py::str(array.dtype())) + ", want float32");
@@ -48,34 +42,4 @@ Array4 array4(const py::array& array, const std::string& what, DType type) {
         view.strides[static_cast<std::size_t>(i)] = bytes / size;
     }
     return view;
-}
-
-namespace {
-
-// Of a dimension of one element the stride says nothing.
-bool fits(index_t size, index_t stride, index_t want) { return size == 1 || stride == want; }
-
-}  // namespace
-
-bool is_dense_nchw(const Array4& a) {
-    const auto [n, c, h, w] = a.shape;
-    return fits(w, a.strides[3], 1) && fits(h, a.strides[2], w) && fits(c, a.strides[1], h * w) &&
-           fits(n, a.strides[0], c * h * w);
-}
-
-Tensor to_planes(const Array4& a) {
-    const auto [n, c, h, w] = a.shape;
-    return {static_cast<std::byte*>(a.data), c * h * w, w, 1, h * w, a.type};
-}
-
-bool is_dense_nhwc(const Array4& a) {
-    const auto [n, c, h, w] = a.shape;
-    return fits(c, a.strides[1], 1) && fits(w, a.strides[3], c) && fits(h, a.strides[2], w * c) &&
-           fits(n, a.strides[0], h * w * c);
-}
-
-Tensor to_tensor(const Array4& a) {
-    const auto [n, c, h, w] = a.shape;
-    if (is_dense_nhwc(a)) return {static_cast<std::byte*>(a.data), h * w * c, w * c, c, 1, a.type};
-    return {static_cast<std::byte*>(a.data), a.strides[0], a.strides[2], a.strides[3], a.strides[1], a.type};
 }

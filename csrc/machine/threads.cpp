@@ -1,10 +1,16 @@
 #include "machine/threads.h"
 
 #include <dirent.h>
+#include <omp.h>
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <set>
+#include <string>
 
 #include "machine/cgroup.h"
 
@@ -40,6 +46,22 @@ int usable_threads(int wanted) {
     if (registered && lost_threads.load(std::memory_order_relaxed)) return 1;
     const double quota = cpu_quota();
     return quota > 0 && quota < wanted ? static_cast<int>(std::ceil(quota)) : wanted;
+}
+
+int default_threads() {
+    const char* const told = std::getenv("OMP_NUM_THREADS");
+    if (told != nullptr && *told != '\0') return usable_threads(omp_get_max_threads());
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return usable_threads(omp_get_max_threads());
+    std::set<std::string> cores;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+        if (!CPU_ISSET(cpu, &allowed)) continue;
+        std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+        std::string siblings;
+        if (!std::getline(file, siblings)) siblings = std::to_string(cpu);
+        cores.insert(siblings);
+    }
+    return usable_threads(cores.empty() ? 1 : static_cast<int>(cores.size()));
 }
 
 #if defined(__SSE__)

@@ -8,6 +8,9 @@ namespace resfuse {
 // survive a fork, and a region that waits for it would wait forever.
 int usable_threads(int wanted);
 
+// What OMP_NUM_THREADS says; else one for each core that this process may use, two threads of one core being no faster.
+int default_threads();
+
 // Denormal numbers count as zeros while it lives: each would cost a hundred cycles, and none changes a result by more
 // than 1e-38. Restores what the thread had.
 class FlushDenormals {

@@ -16,6 +16,7 @@ void require(bool condition, const std::string& message) {
 
 // Windows and images within it have products that an index holds.
 constexpr index_t kMostLength = 0x7fffffff;
+constexpr index_t kMostChannels = index_t{1} << 24;
 // Sums of so many products of bytes hold in 31 bits.
 constexpr index_t kMostInt8Products = kMostLength / (255 * 128);
 
@@ -133,8 +134,8 @@ int Program::add_buffer(index_t channels, DType type, const Writes& range) {
 }
 
 int Program::add_input(index_t channels, DType type) {
-    require(channels > 0 && channels <= kMostLength,
-            "channels: got " + std::to_string(channels) + ", want a positive number of 31 bits");
+    require(channels > 0 && channels <= kMostChannels,
+            "channels: got " + std::to_string(channels) + ", want 1 to " + std::to_string(kMostChannels));
     require(type != DType::u8, "dtype: got 'u8', inputs are real numbers");
     inputs_.push_back(add_buffer(channels, type));
     return inputs_.back();
@@ -270,7 +271,8 @@ int Program::add_concat(const std::string& name, const std::vector<int>& parts) 
                 name + ": parts: got " + type_name(layer.type) + " and " + type_name(other.type) + ", want one type");
         layer.out_channels += other.in_channels;
     }
-    require(layer.out_channels <= kMostLength, name + ": parts have more channels than 31 bits hold");
+    require(layer.out_channels <= kMostChannels,
+            name + ": its parts have more than " + std::to_string(kMostChannels) + " channels together");
     layer.parts = parts;
     return add_layer(std::move(layer), {});
 }

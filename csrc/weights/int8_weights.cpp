@@ -98,7 +98,9 @@ Int8Weights quantize_weights(const Layer& layer, const WeightSource& source, int
             }
             made.steps[k] = step;
             made.sums[k] = static_cast<std::int32_t>(sums.values);
-            if (!source.means.empty()) {
+            if (!source.lost.empty()) {
+                made.lost[k] = source.lost[k];
+            } else if (!source.means.empty()) {
                 const index_t group = channel / (layer.out_channels / layer.groups);
                 made.lost[k] = lost_mean(weights, made.weights.data() + k * depth, step,
                                          source.means.data() + group * layer.group_in(), layer.group_in());

@@ -7,6 +7,7 @@
 
 #include "program/requantize.h"
 #include "weights/panels.h"
+#include "weights/real_weights.h"
 
 namespace resfuse {
 
@@ -29,8 +30,7 @@ std::size_t places(const Layer& layer, const KernelTable& kernels) {
     return static_cast<std::size_t>(grid.total * grid.tile_cols);
 }
 
-template <class T>
-AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const std::vector<T>& values, float none) {
+AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const std::vector<double>& values, float none) {
     AlignedFloats laid(places(layer, kernels));
     std::fill_n(laid.data(), laid.size(), none);
     if (!values.empty())
@@ -49,8 +49,7 @@ AlignedBytes int32_per_panel(const Layer& layer, const KernelTable& kernels, F v
 }
 
 // Affine layers': as the channels are.
-template <class T>
-AlignedFloats by_channel(const Layer& layer, const std::vector<T>& values, float none) {
+AlignedFloats by_channel(const Layer& layer, const std::vector<double>& values, float none) {
     AlignedFloats laid(static_cast<std::size_t>(layer.out_channels));
     std::fill_n(laid.data(), laid.size(), none);
     for (std::size_t i = 0; i < values.size(); ++i) laid.data()[i] = static_cast<float>(values[i]);
@@ -92,13 +91,16 @@ void WeightSet::set(std::size_t index, WeightSource source) {
     for (const float mean : source.means)
         if (!std::isfinite(mean))
             throw std::invalid_argument(layer.name + ": means has " + std::to_string(mean) + ", want finite numbers");
+    if (!source.lost.empty() && source.lost.size() != static_cast<std::size_t>(layer.out_channels))
+        throw std::invalid_argument(layer.name + ": lost has " + std::to_string(source.lost.size()) + " values, want " +
+                                    std::to_string(layer.out_channels));
     Entry& entry = entries_[index];
     entry.scale = per_panel(layer, program_->kernels(), source.scale, 1.0f);
     entry.bias = per_panel(layer, program_->kernels(), source.bias, 0.0f);
     entry.source = std::move(source);
 }
 
-void WeightSet::set_affine(std::size_t index, const std::vector<double>& scale, const std::vector<float>& bias) {
+void WeightSet::set_affine(std::size_t index, const std::vector<double>& scale, const std::vector<double>& bias) {
     if (index >= entries_.size() || !program_->layers()[index].is_scaled())
         throw std::invalid_argument("layer " + std::to_string(index) + " takes no scale and bias");
     const Layer& layer = program_->layers()[index];
@@ -120,13 +122,14 @@ void WeightSet::prepare(const std::vector<const ConvAlgorithm*>& algorithms, int
         if (!packed.empty()) continue;
         const Layer& layer = program_->layers()[i];
         AlignedBytes made(algorithms[i]->packed_bytes(layer, program_->kernels()));
+        const RealWeights real(layer, entries_[i].source, threads);
         Int8Weights int8;
         if (layer.is_int8()) {
-            int8 = quantize_weights(layer, entries_[i].source, threads);
+            int8 = quantize_weights(layer, real.source(), threads);
             if (entries_[i].offset.empty()) finish_int8(i, int8);  // else somebody may read it
         }
-        algorithms[i]->pack({layer, entries_[i].source, entries_[i].scale.data(), int8.weights.data(),
-                             program_->kernels(), threads, made.data()});
+        algorithms[i]->pack({layer, real.source(), entries_[i].scale.data(), int8.weights.data(), program_->kernels(),
+                             threads, made.data()});
         packed = std::move(made);
     }
 }
@@ -144,7 +147,7 @@ void WeightSet::finish_int8(std::size_t index, const Int8Weights& weights) {
     std::vector<double> scale, bias;
     for (std::size_t k = 0; k < weights.steps.size(); ++k) {
         const double folded = entry.source.scale.empty() ? 1.0 : entry.source.scale[k];
-        const double added = entry.source.bias.empty() ? 0.0 : static_cast<double>(entry.source.bias[k]);
+        const double added = entry.source.bias.empty() ? 0.0 : entry.source.bias[k];
         scale.push_back(static_cast<double>(layer.reads->scale) * static_cast<double>(weights.steps[k]) * folded *
                         units);
         bias.push_back((added + folded * weights.lost[k]) * units - zero_of_residual);
@@ -157,6 +160,12 @@ void WeightSet::finish_int8(std::size_t index, const Int8Weights& weights) {
     });
     entry.offset =
         int32_per_panel(layer, kernels, [&](std::size_t k) { return -layer.reads->zero_point * weights.sums[k]; });
+}
+
+Int8Weights WeightSet::int8(std::size_t index, int threads) const {
+    const Layer& layer = program_->layers()[index];
+    const RealWeights real(layer, entries_[index].source, threads);
+    return quantize_weights(layer, real.source(), threads);
 }
 
 const void* WeightSet::packed(std::size_t layer, const ConvAlgorithm& algorithm) const {

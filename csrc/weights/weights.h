@@ -19,7 +19,7 @@ class WeightSet {
     // Layers are numbered as in the Program. Throws std::invalid_argument where shapes do not fit.
     void set(std::size_t layer, WeightSource source);
     // Of an affine layer, by channel; empty: ones, zeros.
-    void set_affine(std::size_t layer, const std::vector<double>& scale, const std::vector<float>& bias);
+    void set_affine(std::size_t layer, const std::vector<double>& scale, const std::vector<double>& bias);
 
     // Packs what `algorithms` (one per layer) asks for and is not there yet. Thread-safe.
     void prepare(const std::vector<const ConvAlgorithm*>& algorithms, int threads);
@@ -37,6 +37,9 @@ class WeightSet {
     const std::int32_t* centre(std::size_t layer) const {
         return reinterpret_cast<const std::int32_t*>(entries_[layer].centre.data());
     }
+
+    // The integers that stand for a layer's weights where it computes with bytes.
+    Int8Weights int8(std::size_t layer, int threads) const;
 
     std::size_t bytes() const;
     const Program& program() const { return *program_; }

@@ -1,38 +1,80 @@
 """resfuse: fused residual blocks and global average pooling. ResNets on CPUs, faster, with the same numbers."""
 
-# torch comes first: its OpenMP runtime must be the one that the core finds loaded.
-import torch  # noqa: F401  # isort: skip
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from resfuse import models, nn
-from resfuse.errors import GradientsEnabledWarning, ResfuseError, UnsupportedModelError, VerificationError
-from resfuse.fused.fuse import fuse
-from resfuse.fused.refresh import refresh
-from resfuse.inspect.class_activation_map import class_activation_map
-from resfuse.inspect.profile import Profile, profile
-from resfuse.inspect.report import Report, report
-from resfuse.inspect.verify import Verification, verify
-from resfuse.quantization.quantize import quantize
-from resfuse.runtime.gil import require_gil
-
-require_gil()
+if TYPE_CHECKING:
+    from resfuse.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "GradientsEnabledWarning",
-    "Profile",
-    "Report",
-    "ResfuseError",
-    "UnsupportedModelError",
-    "Verification",
-    "VerificationError",
-    "class_activation_map",
-    "fuse",
-    "models",
-    "nn",
-    "profile",
-    "quantize",
-    "refresh",
-    "report",
-    "verify",
-]
+    "GradientsEnabledWarning", "Preprocessing", "Profile", "Report", "ResfuseError", "UnsupportedModelError",
+    "Verification", "VerificationError", "class_activation_map", "fuse", "load", "models", "nn", "profile", "quantize",
+    "refresh", "report", "save", "verify",
+]  # fmt: skip
+
+# `resfuse.runtime` runs without torch. So the package imports torch, and all that needs it, when the first of its names
+# above is used, or when somebody else imports torch.
+
+
+def _load() -> None:
+    from resfuse import api
+
+    globals().update({name: getattr(api, name) for name in __all__})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return importlib.import_module("resfuse.runtime")
+    if not name.startswith("__"):
+        importlib.import_module("torch")
+        _load()
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _is_importing() -> bool:
+    """Whether a module of this package is being imported just now: it will import what it needs."""
+    own = [module for name, module in sys.modules.items() if name.startswith("resfuse.")]
+    return any(getattr(module.__spec__, "_initializing", False) for module in own)
+
+
+class _AfterTorch(MetaPathFinder):
+    """Registers the operators once torch is there: programs that torch.export saved need them and name nothing here."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("torch")
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                if not _is_importing():
+                    _load()
+
+            loader.exec_module = exec_module
+        return spec
+
+
+if "torch" in sys.modules:
+    _load()
+else:
+    sys.meta_path.insert(0, _AfterTorch())

@@ -7,75 +7,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 
 class Program:
-    def __init__(self, isa: str | None = None) -> None: ...
-    def add_input(self, channels: int, dtype: str = "fp32") -> int: ...
-    def add_conv(
-        self,
-        name: str,
-        input: int,
-        out_channels: int,
-        kernel_size: Sequence[int],
-        stride: Sequence[int],
-        dilation: Sequence[int],
-        padding: Sequence[int] | None,
-        groups: int,
-        activation: str,
-        residual: int,
-        algorithm: str,
-        reads: tuple[float, int] | None = None,
-        writes: tuple[float, int] | None = None,
-        slope: float = 0.0,
-    ) -> int: ...
-    def add_max_pool(
-        self,
-        name: str,
-        input: int,
-        kernel_size: Sequence[int],
-        stride: Sequence[int],
-        dilation: Sequence[int],
-        padding: Sequence[int] | None,
-        ceil_mode: bool,
-    ) -> int: ...
-    def add_avg_pool(
-        self,
-        name: str,
-        input: int,
-        kernel_size: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int] | None,
-        ceil_mode: bool,
-        count_include_pad: bool,
-        writes: tuple[float, int] | None = None,
-    ) -> int: ...
-    def add_global_avg_pool(self, name: str, input: int, writes: tuple[float, int] | None = None) -> int: ...
-    def add_norm(
-        self, name: str, input: int, groups: int, eps: float, residual: int, activation: str, slope: float
-    ) -> int: ...
-    def add_concat(self, name: str, parts: list[int]) -> int: ...
-    def add_slice(self, name: str, input: int, first_channel: int, channels: int) -> int: ...
-    def add_pad(self, name: str, input: int, padding: tuple[int, int, int, int]) -> int: ...
-    def add_resize(
-        self,
-        name: str,
-        input: int,
-        bilinear: bool,
-        align_corners: bool,
-        size: tuple[int, int] | None,
-        scale: tuple[float, float] | None,
-        like: int = -1,
-    ) -> int: ...
-    def add_affine(
-        self,
-        name: str,
-        input: int,
-        gate: int,
-        residual: int,
-        activation: str,
-        slope: float,
-        writes: tuple[float, int] | None = None,
-        product: int = -1,
-    ) -> int: ...
-    def add_output(self, buffer: int) -> None: ...
+    def __init__(self, text: str, isa: str | None = None, dtype: str = "fp32") -> None: ...
     @property
     def isa(self) -> str: ...
     @property
@@ -83,16 +15,11 @@ class Program:
 
 class WeightSet:
     def __init__(self, program: Program) -> None: ...
-    def set(
-        self,
-        layer: int,
-        weight: FloatArray,
-        scale: Sequence[float],
-        bias: Sequence[float],
-        steps: Sequence[float] = (),
-        means: Sequence[float] = (),
-    ) -> None: ...
-    def set_affine(self, layer: int, scale: Sequence[float], bias: Sequence[float]) -> None: ...
+    def set_parameters(self, parameters: Sequence[npt.NDArray[Any]]) -> None: ...
+    def set_first(self, weight: FloatArray, bias: Sequence[float]) -> None: ...
+    def int8(
+        self, layer: int, threads: int
+    ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float64]]: ...
     @property
     def packed_bytes(self) -> int: ...
 

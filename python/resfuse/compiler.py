@@ -12,6 +12,7 @@ from torch import fx
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from resfuse.checks import require_choice
+from resfuse.engine.executor import DTYPES
 from resfuse.fused.calls import (
     asks_for_gradients,
     autocast_dtype,
@@ -25,7 +26,6 @@ from resfuse.lowering.binding import Binding
 from resfuse.lowering.lower import join_nodes, lower_graph
 from resfuse.lowering.op import GIVEN, value_of
 from resfuse.lowering.steps import Lowered, NativeStep, NodeParameter, ProgramStep, Step
-from resfuse.runtime.executor import DTYPES
 
 Compiled = Callable[..., Any]
 FALLBACKS = ("eager", "inductor")
@@ -121,7 +121,7 @@ class CompiledGraph:
         programs = self.binding.lowered.programs
         read = {node.name for step in programs for node in step.inputs}
         for step in programs:
-            real = [p for i, p in enumerate(step.parameters) if i not in step.spec.whole_numbers]
+            real = [p for i, p in enumerate(step.parameters) if i not in step.spec.other_types]
             read |= {p.name for p in real if isinstance(p, NodeParameter)}
         placeholders = [node.name for node in graph_module.graph.nodes if node.op == "placeholder"]
         self._read = [i for i, name in enumerate(placeholders) if name in read]

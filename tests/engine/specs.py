@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from resfuse.runtime.spec import (
+from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
     ConvSpec,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+
 import pytest
 import torch
 from torch import nn
 
 import resfuse
 from resfuse import _core
+from resfuse.engine.executor import build_program
+from resfuse.engine.spec import ConvSpec, GlobalAvgPoolSpec, OutputSpec, ProgramSpec
 
 
 def _last(*shape: int) -> torch.Tensor:
@@ -58,9 +64,9 @@ def _program_text() -> str:
         (lambda: _to_planes(_last(1, 3, 4, 4), _last(1, 3, 4, 4)), ValueError, "y: want writable, contiguous"),
         (lambda: _to_planes(_last(1, 3, 4, 4).double(), torch.empty(1, 3, 4, 4)), TypeError, "x: got dtype float64"),
         (lambda: torch.ops.resfuse.program([torch.randn(1, 3, 8, 8)], [], _program_text()), ValueError, "parameters: got 0 tensors"),
-        (lambda: _core.Program("mips"), ValueError, "RESFUSE_ISA=mips"),
-        (lambda: _core.Program().add_input(0), ValueError, "channels: got 0"),
-        (lambda: _core.Program().add_global_avg_pool("gap", 0), ValueError, "gap: input: got buffer 0"),
+        (lambda: _core.Program(_program_text(), "mips"), ValueError, "RESFUSE_ISA=mips"),
+        (lambda: build_program(ProgramSpec((0,), (), ())), ValueError, "channels: got 0"),
+        (lambda: build_program(ProgramSpec((), (GlobalAvgPoolSpec("gap", 0, 0),), ())), ValueError, "gap: input: got buffer 0"),
     ],
 )  # fmt: skip
 def test_bad_arguments(call, error: type[Exception], text: str) -> None:
@@ -108,42 +114,69 @@ def test_bad_input_to_a_fused_model_raises(x: object) -> None:
     ],
 )
 def test_core_refuses_impossible_layers(options: dict[str, object], text: str) -> None:
-    program = _core.Program()
-    layer = {
-        "name": "conv", "input": program.add_input(4), "out_channels": 4, "kernel_size": [3, 3], "stride": [1, 1],
-        "dilation": [1, 1], "padding": [1, 1, 1, 1], "groups": 1, "activation": "none", "residual": -1,
-        "algorithm": "auto", **options,
-    }  # fmt: skip
+    spec = ConvSpec("conv", 0, 1, 4, 4, 0, kernel_size=(3, 3), padding=(1, 1, 1, 1))
+    layer = dataclasses.replace(spec, **options)
     with pytest.raises(ValueError, match=r"conv|got") as caught:
-        program.add_conv(**layer)
+        build_program(ProgramSpec((4,), (layer,), ()))
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda d: d.pop("inputs"), "program: has no field 'inputs'"),
+        (lambda d: d.update(more=1), "program: got an unknown field 'more'"),
+        (lambda d: d.update(layers={}), "program: layers: want a list"),
+        (lambda d: d.update(inputs=[3.5]), "program: inputs: want an integer"),
+        (lambda d: d["layers"][0].update(kind="fold"), "got kind 'fold', which no layer is of"),
+        (lambda d: d["layers"][0].update(stride=[1]), "stride: got 1 values, want 2"),
+        (lambda d: d["layers"][0].update(weight=None), "weight: want the place of a parameter"),
+        (lambda d: d["layers"][0].update(weight=-1), "weight: want an integer that is not negative"),
+        (lambda d: d["layers"][0].update(in_channels=5), "in_channels: got 5, its input has 3"),
+        (lambda d: d["layers"][0].update(output=7), "output: got 7, the next buffer is 1"),
+        (lambda d: d["layers"][0].update(reads=[0.5]), "reads: want a scale and a zero point"),
+        (lambda d: d["layers"][0].update(slope="steep"), "slope: want a number"),
+        (lambda d: d["outputs"][0].update(rank=3), "rank: want 2 or 4"),
+    ],
+)
+def test_core_refuses_text_that_is_no_specification(change, text: str) -> None:
+    data = json.loads(_program_text())
+    _core.Program(json.dumps(data))
+    change(data)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        _core.Program(json.dumps(data))
+
+
+def _one_conv(kernel: int) -> _core.Program:
+    layer = ConvSpec("conv", 0, 1, 4, 8, 0, kernel_size=(kernel, kernel), padding=(1, 1, 1, 1))
+    return build_program(ProgramSpec((4,), (layer,), (OutputSpec(1),)))
+
+
 def test_core_checks_arrays() -> None:
-    program = _core.Program()
-    program.add_output(
-        program.add_conv("conv", program.add_input(4), 8, [3, 3], [1, 1], [1, 1], [1, 1, 1, 1], 1, "none", -1, "auto")
-    )
+    program = _one_conv(3)
     plan = _core.Plan(program, 2, [(5, 6, False)], 2)
     weights = _core.WeightSet(program)
     x, y = torch.randn(2, 4, 5, 6).numpy(), torch.empty(2, 8, 5, 6).to(memory_format=torch.channels_last).numpy()
     with pytest.raises(ValueError, match="weights were not set"):
         plan.run(weights, [x], [y])
     with pytest.raises(ValueError, match=r"weight has shape \[8, 4, 1, 1\], want \[8, 4, 3, 3\]"):
-        weights.set(0, torch.randn(8, 4, 1, 1).numpy(), [], [])
-    with pytest.raises(ValueError, match="scale has 3 values, want 8"):
-        weights.set(0, torch.randn(8, 4, 3, 3).numpy(), [1.0] * 3, [])
-    weights.set(0, torch.randn(8, 4, 3, 3).numpy(), [], [])
+        weights.set_parameters([torch.randn(8, 4, 1, 1).numpy()])
+    with pytest.raises(ValueError, match="weight is of type int8, want float32"):
+        weights.set_parameters([torch.zeros(8, 4, 3, 3, dtype=torch.int8).numpy()])
+    with pytest.raises(TypeError, match=r"parameters\[0\]: got dtype bool"):
+        weights.set_parameters([torch.zeros(8, 4, 3, 3, dtype=torch.bool).numpy()])
+    with pytest.raises(ValueError, match="bias has 3 values, want 8"):
+        weights.set_first(torch.randn(8, 4, 3, 3).numpy(), [1.0] * 3)
+    with pytest.raises(ValueError, match="layer: 0 computes no bytes"):
+        weights.int8(0, 1)
+    weights.set_first(torch.randn(8, 4, 3, 3).numpy(), [])
     with pytest.raises(ValueError, match=r"inputs\[0\]: got shape"):
         plan.run(weights, [x[:1]], [y])
     with pytest.raises(TypeError, match="float64"):
         plan.run(weights, [x.astype("float64")], [y])
     with pytest.raises(ValueError, match=r"outputs\[0\]"):
         plan.run(weights, [x], [torch.empty(2, 8, 5, 6).numpy()])
-    with pytest.raises(ValueError, match="cannot grow"):
-        program.add_input(3)
-    other = _core.Program()
-    other.add_output(other.add_global_avg_pool("gap", other.add_input(4)))
+    other = build_program(ProgramSpec((4,), (GlobalAvgPoolSpec("gap", 0, 1),), (OutputSpec(1),)))
     with pytest.raises(ValueError, match="another program"):
         plan.run(_core.WeightSet(other), [x], [y])
     plan.run(weights, [x], [y])
@@ -156,11 +189,7 @@ def test_core_checks_arrays() -> None:
 
 
 def _big_kernel() -> _core.Plan:
-    program = _core.Program()
-    program.add_output(
-        program.add_conv("conv", program.add_input(4), 8, [7, 7], [1, 1], [1, 1], [1, 1, 1, 1], 1, "none", -1, "auto")
-    )
-    return _core.Plan(program, 1, [(3, 3, False)], 1)
+    return _core.Plan(_one_conv(7), 1, [(3, 3, False)], 1)
 
 
 _LAYERS = {

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
+from resfuse.engine.pooling import _DTYPES
 from resfuse.nn import functional as RF
-from resfuse.runtime.pooling import _DTYPES
 
 # ---- the operator ----
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resfuse.runtime.spec import BatchNormSpec, ConvSpec, GlobalAvgPoolSpec, MaxPoolSpec, OutputSpec, ProgramSpec
+from resfuse.engine.spec import BatchNormSpec, ConvSpec, GlobalAvgPoolSpec, MaxPoolSpec, OutputSpec, ProgramSpec
 
 LAYERS = (
     ConvSpec("stem", 0, 1, 3, 8, 0, batch_norm=BatchNormSpec(1, 2, 3, 4, 1e-5), kernel_size=(3, 3), stride=(2, 2), padding=None, activation="relu"),

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resfuse import _core
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.spec import (
+from resfuse.engine.executor import Executor
+from resfuse.engine.spec import (
     ConvSpec,
     GlobalAvgPoolSpec,
     MaxPoolSpec,

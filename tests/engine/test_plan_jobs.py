@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resfuse import _core
-from resfuse.runtime.executor import build_program
-from resfuse.runtime.spec import ConvSpec, OutputSpec, ProgramSpec
+from resfuse.engine.executor import build_program
+from resfuse.engine.spec import ConvSpec, OutputSpec, ProgramSpec
 from tests.engine.specs import program_specs
 
 sides = st.integers(1, 40)
@@ -148,15 +148,15 @@ def test_buffers_that_are_alive_together_do_not_overlap(
 def test_types_that_a_level_does_not_compute_are_refused(isa: str) -> None:
     types = _core.kernel_types(isa)
     assert "programs" in types["fp32"]
+    text = ProgramSpec((3,), (), ()).to_text()
     for dtype, uses in types.items():
-        program = _core.Program(isa)
         if dtype == "u8":  # within programs
             with pytest.raises(ValueError, match="inputs are real numbers"):
-                program.add_input(3, dtype)
+                _core.Program(text, isa, dtype)
         elif "programs" in uses:
-            assert program.add_input(3, dtype) == 0
+            assert _core.Program(text, isa, dtype).isa == isa
         else:
             with pytest.raises(ValueError, match=f"got '{dtype}'.*{isa}"):
-                program.add_input(3, dtype)
+                _core.Program(text, isa, dtype)
     with pytest.raises(ValueError, match="dtype: got 'int3', want one of 'fp32'"):
-        _core.Program(isa).add_input(3, "int3")
+        _core.Program(text, isa, "int3")

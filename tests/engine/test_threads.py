@@ -15,8 +15,8 @@ import torch
 import resfuse
 from resfuse import _core
 from resfuse.bench.models import make_model, randomize_batch_norm
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.gil import require_gil
+from resfuse.engine.executor import Executor
+from resfuse.engine.gil import require_gil
 
 
 def _fused(name: str) -> torch.nn.Module:

@@ -15,8 +15,8 @@ from torch import nn
 
 import resfuse
 from resfuse import _core
-from resfuse.runtime.executor import executor_of
-from resfuse.runtime.weights import PackedWeights
+from resfuse.engine.executor import executor_of
+from resfuse.engine.weights import PackedWeights
 from tests.faithful.twins import conv_norm_relu, images
 
 CALLS = 31  # at the latest

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from resfuse import _core
-from resfuse.runtime.pooling import _DTYPES
+from resfuse.engine.pooling import _DTYPES
 from tests.conftest import ISAS, examples
 
 # Half a unit in the last place of each type, relative.

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec
+from resfuse.engine.executor import Executor
+from resfuse.engine.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec
 from tests.conftest import examples
 from tests.engine.specs import program_specs
 from tests.kernels.test_convolutions import convolutions

@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resfuse import _core
-from resfuse.lowering.ranges import Ranges, int8_spec
-from resfuse.quantization.observer import Observer
-from resfuse.runtime.executor import Executor, build_program
-from resfuse.runtime.spec import (
+from resfuse.engine.executor import Executor, build_program
+from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
     BatchNormSpec,
@@ -26,6 +24,8 @@ from resfuse.runtime.spec import (
     ProgramSpec,
     Range,
 )
+from resfuse.lowering.ranges import Ranges, int8_spec
+from resfuse.quantization.observer import Observer
 from tests.conftest import examples
 from tests.engine.specs import program_specs
 from tests.integers import run_integers
@@ -216,7 +216,7 @@ BYTES = AffineSpec("bytes", 0, 1, writes=(0.1, 3))
     ("layers", "message"),
     [
         ([ConvSpec("c", 0, 1, 8, 8, 0, reads=(0.0, 0))], "input: got a scale of 0"),
-        ([ConvSpec("c", 0, 1, 8, 8, 0, reads=(float("nan"), 0))], "input: got a scale of nan"),
+        ([ConvSpec("c", 0, 1, 8, 8, 0, reads=(float("nan"), 0))], "not JSON compliant"),
         ([ConvSpec("c", 0, 1, 8, 8, 0, reads=(0.1, 256))], "zero point of 256, want 0 to 255"),
         ([ConvSpec("c", 0, 1, 8, 8, 0, reads=(0.1, -1))], "zero point of -1, want 0 to 255"),
         ([ConvSpec("c", 0, 1, 8, 8, 0, writes=(0.1, 0))], "only a convolution that reads bytes writes them"),

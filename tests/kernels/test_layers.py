@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.spec import (
+from resfuse.engine.executor import Executor
+from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
     BatchNormSpec,

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.spec import (
+from resfuse.engine.executor import Executor, build_program
+from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
     ConcatSpec,
@@ -202,26 +202,22 @@ def test_what_leaves_the_program_is_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "text"),
+    ("layer", "text"),
     [
-        (lambda p: p.add_concat("join", []), "parts: got none"),
-        (lambda p: p.add_concat("join", [0, 9]), "got buffer 9"),
-        (lambda p: p.add_slice("cut", 0, 6, 3), "got 3 channels from 6 on, want some of 8"),
-        (lambda p: p.add_slice("cut", 0, -1, 3), "channels from -1"),
-        (lambda p: p.add_resize("up", 0, False, False, (0, 3), None), "size: got 0"),
-        (lambda p: p.add_resize("up", 0, False, False, None, (float("nan"), 1.0)), "scale: got nan"),
-        (lambda p: p.add_norm("norm", 0, 3, 1e-5, -1, "none", 0.0), "groups = 3 must divide 8"),
-        (lambda p: p.add_norm("norm", 0, 0, -1.0, -1, "none", 0.0), "eps: got -1"),
-        (lambda p: p.add_norm("norm", 0, 0, 1e-5, 0, "none", 0.0), "adds no residual"),
+        (ConcatSpec("join", 0, 1, ()), "parts: want some"),
+        (ConcatSpec("join", 0, 1, (0, 9)), "got buffer 9"),
+        (SliceSpec("cut", 0, 1, 6, 3), "got 3 channels from 6 on, want some of 8"),
+        (SliceSpec("cut", 0, 1, -1, 3), "channels from -1"),
+        (ResizeSpec("up", 0, 1, False, size=(0, 3)), "size: got 0"),
+        (ResizeSpec("up", 0, 1, False, scale=(-2.0, 1.0)), "scale: got -2"),
+        (NormSpec("norm", 0, 1, None, None, 1e-5, 3), "groups = 3 must divide 8"),
+        (NormSpec("norm", 0, 1, None, None, -1.0, 0), "eps: got -1"),
+        (NormSpec("norm", 0, 1, None, None, 1e-5, 0, residual=0), "adds no residual"),
     ],
 )
-def test_what_cannot_be_is_named(call, text: str) -> None:
-    from resfuse import _core
-
-    program = _core.Program()
-    program.add_input(8)
+def test_what_cannot_be_is_named(layer: LayerSpec, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        call(program)
+        build_program(ProgramSpec((8,), (layer,), ()))
 
 
 def test_joined_images_are_of_one_size() -> None:

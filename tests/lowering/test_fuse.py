@@ -14,7 +14,7 @@ from torch import nn
 
 import resfuse
 from resfuse.bench.models import randomize_batch_norm
-from resfuse.runtime.executor import executor_of
+from resfuse.engine.executor import executor_of
 
 
 def small(**options: object) -> nn.Module:

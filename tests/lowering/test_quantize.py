@@ -16,13 +16,13 @@ from torch import nn
 
 import resfuse
 from resfuse.bench.models import randomize_batch_norm
+from resfuse.engine.executor import Executor
+from resfuse.engine.spec import OutputSpec
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused.module import FusedModule
 from resfuse.lowering.ranges import Ranges
 from resfuse.quantization.observer import METHODS, ChannelMeans, Observer, range_of
 from resfuse.quantization.sensitivity import decibels
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.spec import OutputSpec
 from tests.faithful.twins import conv_norm_relu
 from tests.integers import run_integers
 

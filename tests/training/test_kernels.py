@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from resfuse import _core
-from resfuse.runtime.memory import empty
-from resfuse.runtime.spec import ConvSpec, MaxPoolSpec
+from resfuse.engine.memory import empty
+from resfuse.engine.spec import ConvSpec, MaxPoolSpec
 from resfuse.training import batch_norm, convolution, pooling
 from resfuse.training.batch_norm import Norm
 from tests.conftest import ISAS, examples
@@ -269,7 +269,7 @@ class _isa:
             setattr(_core, name, functools.partial(getattr(_core, name), isa=self._name))
         convolution._executor.cache_clear()
         self._originals["Program"] = _core.Program
-        _core.Program = lambda isa=None: self._originals["Program"](isa or self._name)  # type: ignore[operator]
+        _core.Program = lambda text, isa, dtype: self._originals["Program"](text, isa or self._name, dtype)  # type: ignore[operator]
 
     def __exit__(self, *exception: object) -> None:
         for name, original in self._originals.items():

@@ -9,9 +9,9 @@ import torch
 from torch import fx
 from torch.autograd import forward_ad
 
+from resfuse.engine.executor import DTYPES
+from resfuse.engine.weights import PLAIN_TENSORS
 from resfuse.lowering.binding import BoundProgram, RefusedError
-from resfuse.runtime.executor import DTYPES
-from resfuse.runtime.weights import PLAIN_TENSORS
 from resfuse.training.run import run_training
 
 

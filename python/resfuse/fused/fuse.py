@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from resfuse.checks import require_choice, require_module
+from resfuse.engine.executor import DTYPES
+from resfuse.engine.spec import ConvSpec
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused.copies import shallow_copy
 from resfuse.fused.module import FusedModule, fused_class
 from resfuse.layers.global_avg_pool import replace_pools
 from resfuse.lowering.lower import lower
 from resfuse.lowering.steps import Lowered
-from resfuse.runtime.executor import DTYPES
-from resfuse.runtime.spec import ConvSpec
 
 ALGORITHMS = ("auto", "direct", "winograd", "strassen")
 

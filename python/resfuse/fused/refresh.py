@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from resfuse.engine.weights import forget_packed_weights
 from resfuse.fused.module import require_fused
-from resfuse.runtime.weights import forget_packed_weights
 
 
 def refresh(model: nn.Module) -> None:

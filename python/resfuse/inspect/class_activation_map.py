@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from resfuse.checks import require_module, require_tensor
+from resfuse.engine.spec import ConvSpec, GlobalAvgPoolSpec
 from resfuse.errors import UnsupportedModelError
 from resfuse.fused.fuse import fuse
 from resfuse.fused.module import FusedModule, fused_parts
 from resfuse.inspect.probe import probe
 from resfuse.layers.global_avg_pool import FusedPool
 from resfuse.lowering.steps import ProgramStep
-from resfuse.runtime.spec import ConvSpec, GlobalAvgPoolSpec
 
 
 def class_activation_map(

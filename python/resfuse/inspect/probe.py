@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from resfuse.engine import ops
+from resfuse.engine.spec import OutputSpec
 from resfuse.fused.module import FusedModule
 from resfuse.lowering.binding import BoundProgram
 from resfuse.lowering.steps import ProgramStep
-from resfuse.runtime import ops
-from resfuse.runtime.spec import OutputSpec
 
 Wanted = Callable[[ProgramStep], Iterable[int]]
 

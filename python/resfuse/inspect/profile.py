@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from resfuse.checks import require_positive
+from resfuse.engine.executor import RunRecord, recorded_runs
 from resfuse.fused.module import FusedModule, require_fused
 from resfuse.inspect.report import what_of
 from resfuse.inspect.tables import format_table
-from resfuse.runtime.executor import RunRecord, recorded_runs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from resfuse import _core
-from resfuse.fused.module import fusion_reason, require_fused
-from resfuse.inspect.tables import format_table
-from resfuse.layers.global_avg_pool import FusedPool
-from resfuse.lowering.binding import BoundProgram
-from resfuse.runtime.spec import (
+from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
     ConcatSpec,
@@ -29,6 +25,10 @@ from resfuse.runtime.spec import (
     ResizeSpec,
     SliceSpec,
 )
+from resfuse.fused.module import fusion_reason, require_fused
+from resfuse.inspect.tables import format_table
+from resfuse.layers.global_avg_pool import FusedPool
+from resfuse.lowering.binding import BoundProgram
 
 if TYPE_CHECKING:
     import rich.console

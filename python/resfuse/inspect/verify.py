@@ -13,13 +13,13 @@ from torch import fx, nn
 
 from resfuse.capture.tracer import trace
 from resfuse.checks import require_epsilon, require_module
+from resfuse.engine.spec import AffineSpec, ConvSpec
 from resfuse.errors import UnsupportedModelError, VerificationError
 from resfuse.fused.module import FusedModule, fused_parts, require_fused
 from resfuse.inspect.probe import probe
 from resfuse.lowering.modules import is_leaf
 from resfuse.lowering.steps import ProgramStep
 from resfuse.quantization.sensitivity import agreement_of, tensors_of
-from resfuse.runtime.spec import AffineSpec, ConvSpec
 
 # Errors below one unit in the last place of the output's rms are as good as none.
 _FLOOR = 2.0**-24

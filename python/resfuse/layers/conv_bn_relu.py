@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from resfuse.checks import pair_of, require_epsilon, require_positive, require_tensor
-from resfuse.runtime import ops
-from resfuse.runtime.spec import BatchNormSpec, ConvSpec, OutputSpec, ProgramSpec
+from resfuse.engine import ops
+from resfuse.engine.spec import BatchNormSpec, ConvSpec, OutputSpec, ProgramSpec
 from resfuse.training import ops as training_ops
 from resfuse.training.batch_norm import update_running_statistics, values_per_channel
 from resfuse.training.split import saved_tensors

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfuse.runtime.global_avg_pool import global_avg_pool2d
-from resfuse.runtime.pooling import replaces_torch
+from resfuse.engine.global_avg_pool import global_avg_pool2d
+from resfuse.engine.pooling import replaces_torch
 
 
 def is_global(output_size: Any) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from resfuse.runtime.spec import same_padding
+from resfuse.engine.spec import same_padding
 
 
 class Conv2dSame(nn.Conv2d):

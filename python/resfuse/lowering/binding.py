@@ -14,15 +14,15 @@ from torch import fx, nn
 from resfuse import _core
 from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
 from resfuse.capture.tracer import Output
+from resfuse.engine import ops
+from resfuse.engine.executor import DTYPES, executor_of
+from resfuse.engine.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec, reads
+from resfuse.engine.weights import require_plain
 from resfuse.lowering.computed_weights import ComputedWeights
 from resfuse.lowering.layouts import contiguous_outputs, is_blind, made_contiguous, with_plain_gradient
 from resfuse.lowering.native import NativeCall, fill, native_call, run_native, template
 from resfuse.lowering.ranges import Ranges, int8_spec, mean_buffers
 from resfuse.lowering.steps import Lowered, NodeParameter, NormMode, ParameterPath, ProgramStep, Step
-from resfuse.runtime import ops
-from resfuse.runtime.executor import DTYPES, executor_of
-from resfuse.runtime.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec, reads
-from resfuse.runtime.weights import require_plain
 from resfuse.training.batch_norm import CalledNorm, RunningNorm
 from resfuse.training.split import Block, split
 
@@ -41,7 +41,7 @@ class BoundProgram:
         self.step = step
         self.text = step.text
         self.has_bytes = step.spec.has_bytes  # of the graph's own
-        self._whole_numbers = tuple(step.spec.whole_numbers)
+        self._other_types = tuple(step.spec.other_types)
         self.inputs = [node.name for node in step.inputs]
         self.outputs = [node.name for node in step.outputs]
         self.last_plan: _core.Plan | None = None  # of the last call as a whole
@@ -159,7 +159,7 @@ class BoundProgram:
         if autocast is None:
             if parameters and parameters[0].dtype is not inputs[0].dtype:
                 return f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}"
-            real = [p for i, p in enumerate(parameters) if i not in self._whole_numbers]
+            real = [p for i, p in enumerate(parameters) if i not in self._other_types]
             if torch.compiler.is_compiling() and not all([p.dtype is real[0].dtype for p in real]):
                 return "its parameters are of several types"
             return None
@@ -183,7 +183,7 @@ class BoundProgram:
         """Raises ValueError where the core cannot read the model's own parameters, KeyError where one is missing."""
         parameters = self.own_parameters()
         half = bool(parameters) and parameters[0].dtype in DTYPES
-        require_plain(parameters, parameters[0].dtype if half else torch.float32, self._whole_numbers)
+        require_plain(parameters, parameters[0].dtype if half else torch.float32, self._other_types)
 
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfuse.engine.weights import PLAIN_TENSORS, Snapshot
 from resfuse.lowering.native import NativeCall, native_call, run_native
 from resfuse.lowering.op import COMPUTED, overwrites, value_of
-from resfuse.runtime.weights import PLAIN_TENSORS, Snapshot
 
 # Modules whose functions give the same for the same arguments, but for random ones.
 _PURE = ("torch", "operator", "_operator", "builtins", "math")

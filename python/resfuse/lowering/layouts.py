@@ -15,9 +15,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from resfuse.engine.planes import to_contiguous
+from resfuse.engine.spec import AffineSpec, ConcatSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, NormSpec, ProgramSpec
 from resfuse.lowering.modules import qualified_name
-from resfuse.runtime.planes import to_contiguous
-from resfuse.runtime.spec import AffineSpec, ConcatSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, NormSpec, ProgramSpec
 
 # Modules and functions that compute the same from either format, and whose results have the format of what they read.
 _BLIND_MODULES = (

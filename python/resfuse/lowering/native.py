@@ -11,11 +11,11 @@ from torch import fx, nn
 
 from resfuse.capture.arguments import is_mapping, is_sequence, rebuilt
 from resfuse.capture.tracer import set_attribute
+from resfuse.engine import pooling
+from resfuse.engine.global_avg_pool import global_avg_pool2d
 from resfuse.lowering.describe import describe
 from resfuse.lowering.layouts import is_blind
 from resfuse.lowering.op import Op, overwrites
-from resfuse.runtime import pooling
-from resfuse.runtime.global_avg_pool import global_avg_pool2d
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from resfuse.engine.spec import Range
 from resfuse.lowering.steps import NodeParameter, ParameterPath
-from resfuse.runtime.spec import Range
 
 Parameter = ParameterPath | NodeParameter
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
+from resfuse.engine.spec import Range
 from resfuse.lowering.op import Conv, Norm, Parameter, Resize, Statistics
-from resfuse.runtime.spec import Range
 
 # The rank of a feature map whose channels are the last dimension.
 PIXELS = -4

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resfuse.runtime.spec import (
+from resfuse.engine.spec import (
     REAL,
     AffineSpec,
     ConvSpec,

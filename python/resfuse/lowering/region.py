@@ -15,12 +15,12 @@ import math
 
 from torch import fx
 
+from resfuse.engine.spec import LayerSpec, OutputSpec, ProgramSpec, Range
 from resfuse.lowering.moving import ResizedLike
 from resfuse.lowering.op import Conv, Op, Parameter, may_write
 from resfuse.lowering.pending import PIXELS, Buffer, Emitted, Pending, Value
 from resfuse.lowering.specs import layer_spec, norm_mode
 from resfuse.lowering.steps import ProgramStep
-from resfuse.runtime.spec import LayerSpec, OutputSpec, ProgramSpec, Range
 
 
 class Region:

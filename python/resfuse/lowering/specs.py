@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from resfuse.lowering.op import Norm, Parameter
-from resfuse.lowering.pending import Buffer, Emitted, Pending
-from resfuse.lowering.steps import NormMode
-from resfuse.runtime.spec import (
+from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
     BatchNormSpec,
@@ -19,6 +16,9 @@ from resfuse.runtime.spec import (
     ResizeSpec,
     SliceSpec,
 )
+from resfuse.lowering.op import Norm, Parameter
+from resfuse.lowering.pending import Buffer, Emitted, Pending
+from resfuse.lowering.steps import NormMode
 
 
 def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Parameter], algorithm: str) -> LayerSpec:

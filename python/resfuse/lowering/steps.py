@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from resfuse.runtime.spec import ProgramSpec
+from resfuse.engine.spec import ProgramSpec
 
 if TYPE_CHECKING:
     from resfuse.capture.tracer import Trace

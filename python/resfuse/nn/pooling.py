@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from resfuse.runtime.global_avg_pool import global_avg_pool2d
+from resfuse.engine.global_avg_pool import global_avg_pool2d
 
 
 class GlobalAvgPool2d(nn.Module):

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfuse.engine.executor import Executor
+from resfuse.engine.spec import OutputSpec, ProgramSpec, Range
 from resfuse.fused.module import FusedModule
 from resfuse.lowering.binding import BoundProgram, ProgramRunner, watcher
 from resfuse.lowering.ranges import Ranges, convolution_inputs, int8_spec, observed_buffers
 from resfuse.quantization.observer import ChannelMeans, Observer
-from resfuse.runtime.executor import Executor
-from resfuse.runtime.spec import OutputSpec, ProgramSpec, Range
 
 MOST_KEPT = 256  # images whose predictions are compared
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from resfuse.runtime.spec import Range
+from resfuse.engine.spec import Range
 
 Array = npt.NDArray[Any]
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from resfuse import _core
-from resfuse.runtime.executor import DTYPES
-from resfuse.runtime.memory import dense, empty
-from resfuse.runtime.views import view
-from resfuse.runtime.weights import note_change
+from resfuse.engine.executor import DTYPES
+from resfuse.engine.memory import dense, empty
+from resfuse.engine.views import view
+from resfuse.engine.weights import note_change
 
 Maybe = torch.Tensor | None
 

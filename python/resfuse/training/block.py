@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from resfuse.runtime.memory import dense
-from resfuse.runtime.spec import ConvSpec, MaxPoolSpec, ProgramSpec, reads
+from resfuse.engine.memory import dense
+from resfuse.engine.spec import ConvSpec, MaxPoolSpec, ProgramSpec, reads
 from resfuse.training import batch_norm, convolution, pooling
 from resfuse.training.batch_norm import Norm
 from resfuse.training.split import (

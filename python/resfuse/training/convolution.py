@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional as F
 
 from resfuse import _core
-from resfuse.runtime.executor import DTYPES, Executor
-from resfuse.runtime.memory import dense, empty
-from resfuse.runtime.spec import ConvSpec, OutputSpec, ProgramSpec
-from resfuse.runtime.views import view
+from resfuse.engine.executor import DTYPES, Executor
+from resfuse.engine.memory import dense, empty
+from resfuse.engine.spec import ConvSpec, OutputSpec, ProgramSpec
+from resfuse.engine.views import view
 
 Maybe = torch.Tensor | None
 Pads = tuple[int, int, int, int]  # top, left, bottom, right

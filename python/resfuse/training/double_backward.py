@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from resfuse.runtime.spec import ConvSpec, ProgramSpec
+from resfuse.engine.spec import ConvSpec, ProgramSpec
 from resfuse.training.batch_norm import statistics_dtype
 from resfuse.training.plain import plain_layer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from resfuse.runtime.spec import ConvSpec, ProgramSpec
+from resfuse.engine.spec import ConvSpec, ProgramSpec
 from resfuse.training import block
 from resfuse.training.batch_norm import statistics_dtype
 from resfuse.training.split import reached_from, saved_tensors
@@ -27,7 +27,7 @@ def block_forward(
     Args:
         inputs: [N, C, H, W] CPU tensors of one type: float32, bfloat16 or float16 for the fast kernels.
         parameters: numbered as the specification says; of that type, or float32.
-        program: text of a `resfuse.runtime.spec.ProgramSpec`; a batch norm whose running_mean is -1 normalises with the
+        program: text of a `resfuse.engine.spec.ProgramSpec`; a batch norm whose running_mean is -1 normalises with the
             batch's own statistics.
 
     Returns:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from resfuse.runtime.executor import DTYPES
-from resfuse.runtime.global_avg_pool import global_avg_pool2d
-from resfuse.runtime.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, NormSpec, PadSpec, ResizeSpec, SliceSpec
+from resfuse.engine.executor import DTYPES
+from resfuse.engine.global_avg_pool import global_avg_pool2d
+from resfuse.engine.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, NormSpec, PadSpec, ResizeSpec, SliceSpec
 from resfuse.training.split import pads_of
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -6,10 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from resfuse import _core
-from resfuse.runtime.executor import DTYPES
-from resfuse.runtime.memory import dense, empty
-from resfuse.runtime.spec import MaxPoolSpec
-from resfuse.runtime.views import view
+from resfuse.engine.executor import DTYPES
+from resfuse.engine.memory import dense, empty
+from resfuse.engine.spec import MaxPoolSpec
+from resfuse.engine.views import view
 
 Pads = tuple[int, int, int, int]  # top, left, bottom, right
 _MOST_KERNEL = 8

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from resfuse.runtime.executor import check_shapes
-from resfuse.runtime.spec import MOVING, AffineSpec, ConcatSpec, NormSpec, ProgramSpec, check_operands
+from resfuse.engine.executor import check_shapes
+from resfuse.engine.spec import MOVING, AffineSpec, ConcatSpec, NormSpec, ProgramSpec, check_operands
 from resfuse.training import ops
 from resfuse.training.batch_norm import (
     RunningNorm,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from resfuse.runtime.spec import (
+from resfuse.engine.spec import (
     AvgPoolSpec,
     BatchNormSpec,
     ConvSpec,

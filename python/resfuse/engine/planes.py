@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from resfuse import _core
-from resfuse.runtime.views import view
+from resfuse.engine.views import view
 
 
 def to_contiguous(x: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from resfuse.checks import require_tensor
-from resfuse.runtime import pooling
-from resfuse.runtime.pooling_ops import GlobalAvgPool2dFunction, apply_once
-from resfuse.runtime.pooling_ops import global_avg_pool2d as operator
+from resfuse.engine import pooling
+from resfuse.engine.pooling_ops import GlobalAvgPool2dFunction, apply_once
+from resfuse.engine.pooling_ops import global_avg_pool2d as operator
 
 
 def global_avg_pool2d(x: torch.Tensor, keepdim: bool = True) -> torch.Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from resfuse.runtime.executor import DTYPES, Executor, executor_of
-from resfuse.runtime.planes import to_contiguous
-from resfuse.runtime.spec import ProgramSpec
+from resfuse.engine.executor import DTYPES, Executor, executor_of
+from resfuse.engine.planes import to_contiguous
+from resfuse.engine.spec import ProgramSpec
 
 
 def executor_for(text: str, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> Executor:
@@ -30,7 +30,7 @@ def program(inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], 
     Args:
         inputs: CPU tensors [N, C, H, W] of any strides, all float32, all bfloat16 or all float16.
         parameters: tensors of one of these types, numbered as the specification says.
-        program: text of a `resfuse.runtime.spec.ProgramSpec`.
+        program: text of a `resfuse.engine.spec.ProgramSpec`.
 
     Returns:
         The program's outputs, of the inputs' type: [N, C, H, W] in channels_last memory, or [N, C].

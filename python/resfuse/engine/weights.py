@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from resfuse import _core
-from resfuse.runtime.spec import AffineSpec, BatchNormSpec, ConvSpec, NormSpec, ProgramSpec
-from resfuse.runtime.views import view
+from resfuse.engine.spec import ConvSpec, ProgramSpec
+from resfuse.engine.views import view
 
 _version = operator.attrgetter("_version")
 Stamp = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]
@@ -38,18 +38,18 @@ def _stamp(tensors: Sequence[torch.Tensor], matrices: Sequence[int]) -> Stamp:
 
 
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
-_WHOLE = (torch.int8, torch.int32, torch.int64)  # of quantised weights and zero points
+_OTHER_TYPES = (torch.int8, torch.int32, torch.int64, torch.float64)  # of quantised weights and what belongs to them
 
 
 def require_plain(
-    tensors: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32, whole_numbers: Collection[int] = ()
+    tensors: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32, other_types: Collection[int] = ()
 ) -> None:
     """Raises ValueError for tensors that the core cannot read, or of another type.
 
-    Those at the places ``whole_numbers`` may be of integers as well.
+    Those at the places ``other_types`` may be of integers or float64 as well.
     """
     fits = [type(t) in PLAIN_TENSORS and t.is_cpu for t in tensors]
-    fits += [t.dtype is dtype or (i in whole_numbers and t.dtype in _WHOLE) for i, t in enumerate(tensors)]
+    fits += [t.dtype is dtype or (i in other_types and t.dtype in _OTHER_TYPES) for i, t in enumerate(tensors)]
     if not all(fits):
         raise ValueError(f"its parameters are not all plain {str(dtype).removeprefix('torch.')} tensors on the CPU")
 
@@ -76,61 +76,6 @@ def _watched(tensor: torch.Tensor) -> npt.NDArray[Any]:
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
     return view(tensor)
-
-
-def fold_batch_norm(
-    bn: BatchNormSpec | None, bias_place: int | None, parameters: Sequence[torch.Tensor]
-) -> tuple[list[float], list[float]]:
-    """Per-channel scale and bias, in fp64, that make a convolution compute itself and the batch norm behind it.
-
-    ``scale = gamma / sqrt(var + eps)``, ``bias = beta + (conv_bias - mean) * scale`` (Ioffe & Szegedy, 2015, eq. for
-    inference). Empty lists stand for all ones and all zeros.
-    """
-
-    def get(index: int | None) -> torch.Tensor | None:
-        return None if index is None else parameters[index].detach().double()
-
-    bias = get(bias_place)
-    if bn is None:
-        return [], [] if bias is None else bias.tolist()
-    gamma, beta = get(bn.weight), get(bn.bias)
-    scale = (parameters[bn.running_var].detach().double() + bn.eps).rsqrt()
-    if gamma is not None:
-        scale = scale * gamma
-    shift = -parameters[bn.running_mean].detach().double()
-    if bias is not None:
-        shift = shift + bias
-    shift = shift * scale
-    if beta is not None:
-        shift = shift + beta
-    return scale.tolist(), shift.tolist()
-
-
-def _epilogue(
-    layer: ConvSpec | AffineSpec, bias: int | None, channels: int, tensors: Sequence[torch.Tensor]
-) -> tuple[list[float], list[float]]:
-    """Scale and bias of a layer's channels, its factor included."""
-    scale, shift = fold_batch_norm(layer.batch_norm, bias, tensors)
-    if layer.channel_scale is not None:
-        by_channel = tensors[layer.channel_scale].detach().double().flatten().tolist()
-        scale = [a * b for a, b in zip(scale or [1.0] * channels, by_channel, strict=True)]
-        shift = [a * b for a, b in zip(shift, by_channel, strict=True)] if shift else shift
-    if layer.factor == 1.0:
-        return scale, shift
-    return [value * layer.factor for value in scale or [1.0] * channels], [value * layer.factor for value in shift]
-
-
-def _real_weights(layer: ConvSpec, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A layer's weights as real numbers: where steps are given, multiples of these."""
-    weight = tensors[layer.weight].detach()
-    if layer.weight_steps is None:
-        return weight.float()
-    if layer.weight_zeros is not None and bool(tensors[layer.weight_zeros].any()):
-        raise ValueError(f"{layer.name}: its quantised weights have zero points, want 0")
-    steps = tensors[layer.weight_steps].detach().reshape(-1, *[1] * (weight.dim() - 1))
-    if weight.is_floating_point():
-        weight = (weight * (1.0 / steps)).round().clamp(-128, 127)
-    return weight.float() * steps
 
 
 _MOST_TRIES = 4  # where somebody keeps writing while weights are packed
@@ -207,7 +152,7 @@ class PackedWeights:
         self._state = None  # what has changed stays so, also where packing fails now
         if len(tensors) < self._spec.parameter_count:
             raise ValueError(f"parameters: got {len(tensors)} tensors, want {self._spec.parameter_count}")
-        require_plain(tensors, self._dtype, self._spec.whole_numbers)
+        require_plain(tensors, self._dtype, self._spec.other_types)
         with self._lock:
             for _ in range(_MOST_TRIES):
                 snapshot = Snapshot.of(tensors, self._matrices)
@@ -221,22 +166,7 @@ class PackedWeights:
 
     def _read(self, tensors: Sequence[torch.Tensor]) -> _core.WeightSet:
         weights = _core.WeightSet(self._program)
-        for index, layer in enumerate(self._spec.layers):
-            if isinstance(layer, ConvSpec):
-                weight = _real_weights(layer, tensors)
-                if weight.dim() == 2:
-                    weight = weight[:, :, None, None]
-                given = layer.weight_steps is not None and self._spec.computes_bytes(layer)
-                steps = tensors[layer.weight_steps or 0].tolist() if given else []
-                means = [] if layer.input_means is None else tensors[layer.input_means].tolist()
-                folded = _epilogue(layer, layer.bias, layer.out_channels, tensors)
-                weights.set(index, view(weight), *folded, steps, means)
-            elif isinstance(layer, NormSpec):
-                found = [None if place is None else tensors[place].detach() for place in (layer.weight, layer.bias)]
-                weights.set_affine(index, *[[] if values is None else values.tolist() for values in found])
-            elif isinstance(layer, AffineSpec):
-                channels = self._spec.channels(layer.output)
-                weights.set_affine(index, *_epilogue(layer, None, channels, tensors))
+        weights.set_parameters([view(tensor) for tensor in tensors[: self._spec.parameter_count]])
         return weights
 
     @property

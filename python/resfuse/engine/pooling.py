@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from resfuse import _core
-from resfuse.runtime.weights import PLAIN_TENSORS
+from resfuse.engine.weights import PLAIN_TENSORS
 
 # The core's numbers of its element types.
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

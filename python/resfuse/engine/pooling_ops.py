@@ -16,7 +16,7 @@ import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
-from resfuse.runtime import pooling
+from resfuse.engine import pooling
 
 _library = torch.library.Library("resfuse", "FRAGMENT")
 _library.define(

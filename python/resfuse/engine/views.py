@@ -13,7 +13,10 @@ import numpy.typing as npt
 import torch
 
 # NumPy knows no bf16.
-_CODES = {torch.float32: "<f4", torch.float64: "<f8", torch.uint8: "|u1", torch.float16: "<f2", torch.bfloat16: "<u2"}
+_CODES = {
+    torch.float32: "<f4", torch.float64: "<f8", torch.float16: "<f2", torch.bfloat16: "<u2",
+    torch.uint8: "|u1", torch.int8: "|i1", torch.int32: "<i4", torch.int64: "<i8",
+}  # fmt: skip
 
 
 class _Memory:

@@ -15,21 +15,10 @@ import numpy.typing as npt
 import torch
 
 from resfuse import _core
-from resfuse.runtime.memory import empty
-from resfuse.runtime.spec import (
-    AffineSpec,
-    AvgPoolSpec,
-    ConcatSpec,
-    ConvSpec,
-    MaxPoolSpec,
-    NormSpec,
-    PadSpec,
-    ProgramSpec,
-    ResizeSpec,
-    SliceSpec,
-)
-from resfuse.runtime.views import view
-from resfuse.runtime.weights import WeightCache
+from resfuse.engine.memory import empty
+from resfuse.engine.spec import ProgramSpec
+from resfuse.engine.views import view
+from resfuse.engine.weights import WeightCache
 
 _MOST_PLANS = 64
 # Types of feature maps that programs compute, and their names in the core.
@@ -61,94 +50,7 @@ def recorded_runs() -> Iterator[list[RunRecord]]:
 
 def build_program(spec: ProgramSpec, isa: str | None = None, dtype: torch.dtype = torch.float32) -> _core.Program:
     """The core's program for a specification, of feature maps of ``dtype``; ``isa`` None takes the level in use."""
-    program = _core.Program(isa)
-    for channels in spec.inputs:
-        program.add_input(channels, DTYPES[dtype])
-    for layer in spec.layers:
-        if isinstance(layer, ConvSpec):
-            buffer = program.add_conv(
-                name=layer.name,
-                input=layer.input,
-                out_channels=layer.out_channels,
-                kernel_size=layer.kernel_size,
-                stride=layer.stride,
-                dilation=layer.dilation,
-                padding=layer.padding,
-                groups=layer.groups,
-                activation=layer.activation,
-                residual=-1 if layer.residual is None else layer.residual,
-                algorithm=layer.algorithm,
-                reads=layer.reads,
-                writes=layer.writes,
-                slope=layer.slope,
-            )
-        elif isinstance(layer, MaxPoolSpec):
-            buffer = program.add_max_pool(
-                name=layer.name,
-                input=layer.input,
-                kernel_size=layer.kernel_size,
-                stride=layer.stride,
-                dilation=layer.dilation,
-                padding=layer.padding,
-                ceil_mode=layer.ceil_mode,
-            )
-        elif isinstance(layer, AvgPoolSpec):
-            buffer = program.add_avg_pool(
-                name=layer.name,
-                input=layer.input,
-                kernel_size=layer.kernel_size,
-                stride=layer.stride,
-                padding=layer.padding,
-                ceil_mode=layer.ceil_mode,
-                count_include_pad=layer.count_include_pad,
-                writes=layer.writes,
-            )
-        elif isinstance(layer, AffineSpec):
-            buffer = program.add_affine(
-                name=layer.name,
-                input=layer.input,
-                gate=-1 if layer.gate is None else layer.gate,
-                residual=-1 if layer.residual is None else layer.residual,
-                activation=layer.activation,
-                slope=layer.slope,
-                writes=layer.writes,
-                product=-1 if layer.product is None else layer.product,
-            )
-        elif isinstance(layer, NormSpec):
-            buffer = program.add_norm(
-                name=layer.name,
-                input=layer.input,
-                groups=layer.groups,
-                eps=layer.eps,
-                residual=-1 if layer.residual is None else layer.residual,
-                activation=layer.activation,
-                slope=layer.slope,
-            )
-        elif isinstance(layer, ConcatSpec):
-            buffer = program.add_concat(layer.name, list(layer.parts))
-        elif isinstance(layer, SliceSpec):
-            buffer = program.add_slice(layer.name, layer.input, layer.first_channel, layer.channels)
-        elif isinstance(layer, PadSpec):
-            buffer = program.add_pad(layer.name, layer.input, layer.padding)
-        elif isinstance(layer, ResizeSpec):
-            buffer = program.add_resize(
-                name=layer.name,
-                input=layer.input,
-                bilinear=layer.bilinear,
-                align_corners=layer.align_corners,
-                size=layer.size,
-                scale=layer.scale,
-                like=-1 if layer.like is None else layer.like,
-            )
-        else:
-            buffer = program.add_global_avg_pool(name=layer.name, input=layer.input, writes=layer.writes)
-        if buffer != layer.output:
-            raise ValueError(
-                f"program: layer {layer.name} makes buffer {buffer}, its specification says {layer.output}"
-            )
-    for output in spec.outputs:
-        program.add_output(output.buffer)
-    return program
+    return _core.Program(spec.to_text(), isa, DTYPES[dtype])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +142,7 @@ class Executor:
         y = empty(call.outputs[0], self.dtype)
         if inputs[0].shape[0] > 0:
             weights = _core.WeightSet(self._program)
-            weights.set(0, weight, [], bias)
+            weights.set_first(weight, bias)
             call.plan.prepare(weights)
             call.plan.run(weights, [view(x) for x in inputs], [view(y)])
         return y

@@ -37,7 +37,8 @@ class ConvSpec:
     ``weight_steps`` and ``weight_zeros`` are the places of given steps and zero points of its weights, by output
     channel: then the weights are of int8 or, where they have yet to be rounded to these steps, real numbers.
     ``channel_scale`` is the place of a parameter that multiplies as ``factor`` does, by channel.
-    ``input_means`` is the place of its input's means, by channel: by them its bias makes up for rounded weights.
+    ``input_means`` is the place of its input's means, by channel: by them its bias makes up for rounded weights, and
+    ``weight_lost`` that of what it has to make up for, by output channel.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ConvSpec:
     writes: Range | None = None
     weight_steps: int | None = None
     weight_zeros: int | None = None
+    weight_lost: int | None = None
     input_means: int | None = None
     factor: float = 1.0
     slope: float = 0.0  # of leaky_relu; elu's alpha
@@ -298,7 +300,8 @@ class ProgramSpec:
         places: list[int | None] = [-1]
         for layer in self.layers:
             if isinstance(layer, ConvSpec):
-                places += [layer.weight, layer.bias, layer.weight_steps, layer.weight_zeros, layer.input_means]
+                places += [layer.weight, layer.bias, layer.weight_steps, layer.weight_zeros]
+                places += [layer.weight_lost, layer.input_means]
             if isinstance(layer, NormSpec):
                 places += [layer.weight, layer.bias]
             places.append(getattr(layer, "channel_scale", None))
@@ -307,10 +310,13 @@ class ProgramSpec:
         return 1 + max(place for place in places if place is not None)
 
     @functools.cached_property
-    def whole_numbers(self) -> frozenset[int]:
-        """Places of parameters that are no real numbers: of quantised weights."""
-        quantized = [la for la in self.layers if isinstance(la, ConvSpec) and la.weight_zeros is not None]
-        return frozenset(place for layer in quantized for place in (layer.weight, layer.weight_zeros or 0))
+    def other_types(self) -> frozenset[int]:
+        """Places of parameters that have types of their own: those of quantised weights."""
+        places: list[int | None] = []
+        for layer in self.layers:
+            if isinstance(layer, ConvSpec) and (layer.weight_zeros is not None or layer.weight_lost is not None):
+                places += [layer.weight, layer.weight_zeros, layer.weight_lost]
+        return frozenset(place for place in places if place is not None)
 
     def with_outputs(self, outputs: Sequence[OutputSpec]) -> ProgramSpec:
         """The same program returning other buffers."""
@@ -318,7 +324,7 @@ class ProgramSpec:
 
     def to_text(self) -> str:
         """One line of JSON, the same for equal programs."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), allow_nan=False)
 
     @staticmethod
     @functools.lru_cache(maxsize=512)

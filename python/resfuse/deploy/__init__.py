@@ -1,0 +1,1 @@
+"""Fused models as files, which `resfuse.runtime` runs without torch."""

@@ -1,0 +1,1 @@
+"""From a program's description to numbers: specification, executor, and the operator that torch sees."""
