@@ -25,20 +25,18 @@ __all__ = [
 
 
 def _load() -> None:
-    from resfuse import api
-
+    api = importlib.import_module("resfuse.api")
     globals().update({name: getattr(api, name) for name in __all__})
 
 
 def __getattr__(name: str) -> Any:
-    if name == "runtime":
-        return importlib.import_module("resfuse.runtime")
-    if not name.startswith("__"):
-        importlib.import_module("torch")
-        _load()
-        if name in globals():
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("runtime", "_core"):
+        return importlib.import_module(f"resfuse.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module("torch")
+    _load()
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
