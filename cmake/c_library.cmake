@@ -7,6 +7,10 @@ add_library(resfuse::resfuse ALIAS resfuse)
 target_link_libraries(resfuse PRIVATE resfuse_engine)
 target_include_directories(resfuse INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/capi>
                            $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+if(RESFUSE_SANITIZE)  # what is linked to it in this build needs the same runtime first
+  target_compile_options(resfuse INTERFACE $<BUILD_INTERFACE:-fsanitize=${RESFUSE_SANITIZE}>)
+  target_link_options(resfuse INTERFACE $<BUILD_INTERFACE:-fsanitize=${RESFUSE_SANITIZE}>)
+endif()
 
 if(SKBUILD)
   # The wheel resfuse-runtime: one library beside its Python files, whatever Python that is.

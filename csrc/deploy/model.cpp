@@ -25,7 +25,9 @@ constexpr std::array<TypePair, 3> kTypes = {
     {{DType::fp32, StoredType::fp32}, {DType::bf16, StoredType::bf16}, {DType::fp16, StoredType::fp16}}};
 
 StoredType stored_type(DType type) {
-    return std::find_if(kTypes.begin(), kTypes.end(), [&](const TypePair& t) { return t.type == type; })->stored;
+    for (const TypePair& pair : kTypes)
+        if (pair.type == type) return pair.stored;
+    refuse(std::string("dtype: got ") + type_name(type), "fp32, bf16 or fp16");
 }
 
 DType element_type(StoredType type, const std::string& what) {

@@ -135,15 +135,16 @@ Outcome compute(const std::uint8_t* data, std::size_t size, Isa isa, const std::
         const Layer& layer = plan.layers()[l];
         outcome.exact &= is_exact(layer);
         std::vector<double> scale;
-        std::vector<float> bias;
+        std::vector<double> bias;
         if (layer.gate < 0 && bytes.flag())
             for (index_t k = 0; k < layer.out_channels; ++k) scale.push_back(1.0 + static_cast<double>(noise.next()));
-        if (layer.gate < 0 && bytes.flag()) bias = noise.take(layer.out_channels);
+        if (layer.gate < 0 && bytes.flag())
+            for (const float value : noise.take(layer.out_channels)) bias.push_back(static_cast<double>(value));
         const Window& w = layer.window;
         const index_t taps = w.kernel_h * w.kernel_w;
         if (layer.kind == LayerKind::conv) {
             weights.push_back(noise.take(layer.out_channels * layer.group_in() * taps));
-            set.set(l, {weights.back().data(), {layer.group_in() * taps, taps, w.kernel_w, 1}, scale, bias, {}});
+            set.set(l, {weights.back().data(), {layer.group_in() * taps, taps, w.kernel_w, 1}, scale, bias});
         } else if (layer.kind == LayerKind::affine) {
             set.set_affine(l, scale, bias);
         }

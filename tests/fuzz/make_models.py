@@ -48,7 +48,9 @@ def main() -> None:
     resfuse.save(resfuse.quantize(plain, [x]), folder / "int8.resfuse", x)
     half = resfuse.models.ResNet("bottleneck", [1], width=4, num_classes=5, stem="cifar").eval().bfloat16()
     resfuse.save(resfuse.fuse(half), folder / "bf16.resfuse", x.bfloat16())
-    convnext = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 7, padding=3, groups=8), nn.GELU())
+    convnext = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 7, padding=3, groups=8), nn.GELU()
+    )
     resfuse.save(resfuse.fuse(convnext.eval().half()), folder / "fp16.resfuse", x.half())
 
 

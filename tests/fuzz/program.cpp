@@ -216,9 +216,9 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
                         {layer.in_channels / layer.groups * window.kernel_h * window.kernel_w,
                          window.kernel_h * window.kernel_w, window.kernel_w, 1},
                         w.scale,
-                        w.bias});
+                        {w.bias.begin(), w.bias.end()}});
         else if (layer.is_scaled())
-            set.set_affine(l, w.scale, w.bias);
+            set.set_affine(l, w.scale, {w.bias.begin(), w.bias.end()});
     }
     std::vector<Images> buffers(static_cast<std::size_t>(program->buffers()));
     std::vector<Input> inputs;

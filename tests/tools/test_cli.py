@@ -75,7 +75,7 @@ def test_classify(tmp_path: Path) -> None:
     assert set(rows) == {"a.png", "deeper/b.png"}
     # As the command does it, for the first image.
     middle = np.asarray(Image.fromarray(pixels).resize((256, round(300 * 256 / 260)), Image.Resampling.BILINEAR))
-    top, left = (middle.shape[0] - 224) // 2, (middle.shape[1] - 224) // 2
+    top, left = round((middle.shape[0] - 224) / 2), round((middle.shape[1] - 224) / 2)
     x = torch.from_numpy(middle[top : top + 224, left : left + 224].astype(np.float32) / 255)
     x = ((x - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])).permute(2, 0, 1)[None]
     with torch.no_grad():

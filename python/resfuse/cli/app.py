@@ -19,8 +19,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads; torch's own c
 
 
 @app.callback()
-def _options(threads: Threads = None) -> None:
-    if threads is not None:
+def _options(context: typer.Context, threads: Threads = None) -> None:
+    context.obj = threads
+    if threads is not None and context.invoked_subcommand != "run":  # which does without torch
         import torch
 
         torch.set_num_threads(threads)
@@ -112,6 +113,24 @@ def classify(
     from resfuse.cli.classify import run
 
     run(folder, model, weights, batch, labels, output)
+
+
+@app.command("run")
+def run_file(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What resfuse.save has written.")],
+    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="A folder of images, with its folders.")],
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    threads: Annotated[int | None, typer.Option(min=1, help="OMP_NUM_THREADS or one a core if not given.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write image, class, probability to this CSV file.")] = None,
+    arrays: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Write each image's outputs to a .npz file in this folder.")
+    ] = None,
+) -> None:
+    """Run a saved model over a folder of images, without torch."""
+    from resfuse.cli.run import run
+
+    run(file, images, batch, threads or context.obj, output, arrays)
 
 
 @app.command()
