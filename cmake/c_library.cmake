@@ -15,6 +15,7 @@ endif()
 if(SKBUILD)
   # The wheel resfuse-runtime: one library beside its Python files, whatever Python that is.
   install(TARGETS resfuse LIBRARY DESTINATION resfuse_runtime)
+  install(DIRECTORY python/resfuse/runtime/ DESTINATION resfuse_runtime FILES_MATCHING PATTERN "*.py")
 else()
   set_target_properties(resfuse PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 1)
   install(TARGETS resfuse EXPORT resfuse)

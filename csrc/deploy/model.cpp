@@ -168,7 +168,7 @@ StoredType Model::type() const { return stored_type(type_); }
 
 std::vector<Array4> Model::check_inputs(std::span<const StoredTensor> inputs) const {
     if (inputs.size() != inputs_.size())
-        refuse("inputs: got " + std::to_string(inputs.size()), std::to_string(inputs_.size()).c_str());
+        refuse("inputs: got " + std::to_string(inputs.size()), std::to_string(inputs_.size()));
     std::vector<Array4> arrays;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
         const ModelInput& want = inputs_[i];
@@ -176,16 +176,14 @@ std::vector<Array4> Model::check_inputs(std::span<const StoredTensor> inputs) co
         const DType type = element_type(inputs[i].type, what);
         if (type != type_ && type != DType::fp32)
             refuse(what + ": got " + stored_name(inputs[i].type),
-                   type_ == DType::fp32 ? "float32"
-                                        : (std::string("float32 or ") + stored_name(stored_type(type_))).c_str());
+                   type_ == DType::fp32 ? "float32" : std::string("float32 or ") + stored_name(stored_type(type_)));
         const std::vector<index_t>& shape = inputs[i].shape;
         const bool fits = shape.size() == 4 && shape[1] == want.channels &&
                           (!want.size || (shape[2] == want.size->h && shape[3] == want.size->w));
         if (!fits) {
             const std::string size =
                 want.size ? std::to_string(want.size->h) + ", " + std::to_string(want.size->w) : "H, W";
-            refuse(what + ": got shape " + text_of(shape),
-                   ("[N, " + std::to_string(want.channels) + ", " + size + "]").c_str());
+            refuse(what + ": got shape " + text_of(shape), "[N, " + std::to_string(want.channels) + ", " + size + "]");
         }
         if (shape[0] < 0 || shape[0] != inputs[0].shape[0])
             refuse(what + ": got a batch of " + std::to_string(shape[0]), "that of the first input");
@@ -247,7 +245,7 @@ StoredTensor Model::describe(const Plan* plan, const std::vector<Array4>& inputs
 
 StoredTensor Model::describe(std::span<const StoredTensor> inputs, std::size_t output) {
     if (output >= outputs_.size())
-        refuse("output: got " + std::to_string(output), ("less than " + std::to_string(outputs_.size())).c_str());
+        refuse("output: got " + std::to_string(output), "less than " + std::to_string(outputs_.size()));
     const std::vector<Array4> arrays = check_inputs(inputs);
     return describe(plan_of(arrays).get(), arrays, output);
 }
@@ -259,14 +257,14 @@ std::size_t Model::workspace_bytes(std::span<const StoredTensor> inputs) {
 void Model::run(std::span<const StoredTensor> inputs, std::span<const StoredTensor> outputs) {
     std::vector<Array4> arrays = check_inputs(inputs);
     if (outputs.size() != outputs_.size())
-        refuse("outputs: got " + std::to_string(outputs.size()), std::to_string(outputs_.size()).c_str());
+        refuse("outputs: got " + std::to_string(outputs.size()), std::to_string(outputs_.size()));
     const std::shared_ptr<const Plan> plan = plan_of(arrays);
     std::vector<StoredTensor> to;
     for (std::size_t o = 0; o < outputs.size(); ++o) {
         const StoredTensor want = describe(plan.get(), arrays, o);
         const std::string what = "output '" + outputs_[o].name + "'";
         if (outputs[o].shape != want.shape)
-            refuse(what + ": got shape " + text_of(outputs[o].shape), text_of(want.shape).c_str());
+            refuse(what + ": got shape " + text_of(outputs[o].shape), text_of(want.shape));
         if (outputs[o].type != want.type)
             refuse(what + ": got " + stored_name(outputs[o].type), stored_name(want.type));
         if (outputs[o].size() > 0 && outputs[o].data == nullptr) refuse(what, "memory, got a null pointer");

@@ -87,8 +87,7 @@ Safetensors read_safetensors(std::span<const std::byte> bytes) {
         if (span.begin != end) refuse("file: tensors", "to lie one behind the other");
         end = span.end;
     }
-    if (end != data.size())
-        refuse("file: " + std::to_string(data.size()) + " bytes of data", std::to_string(end).c_str());
+    if (end != data.size()) refuse("file: " + std::to_string(data.size()) + " bytes of data", std::to_string(end));
     return found;
 }
 

@@ -24,8 +24,10 @@ inline Json parse_json(std::string_view text, const std::string& what) {
     return json;
 }
 
-[[noreturn]] inline void refuse(const std::string& what, const char* wanted) {
-    throw std::invalid_argument(what + ": want " + wanted);
+// "what: got ..., want wanted", or "what: want wanted" where `what` does not tell what was got.
+[[noreturn]] inline void refuse(const std::string& what, const std::string& wanted) {
+    const bool tells = what.find(": got ") != std::string::npos;
+    throw std::invalid_argument(what + (tells ? ", want " : ": want ") + wanted);
 }
 
 template <class T>

@@ -82,20 +82,35 @@ std::string with_length(const std::string& header, const std::string& data) {
     return file + header + data;
 }
 
+// The number behind a random place becomes another one, mostly a small one.
 void change_number(std::string& text, std::mt19937& random) {
-    constexpr const char* kNumbers[] = {"0",    "1",   "2",   "3",          "-1",         "7",
-                                        "16",   "64",  "255", "4294967296", "2147483647", "9223372036854775807",
-                                        "1e99", "0.5", "-0",  "null"};
-    std::size_t at = text.find_first_of("0123456789", random() % text.size());
+    constexpr const char* kStrange[] = {"-1",   "4294967296", "2147483647", "9223372036854775807", "1e99", "0.5", "-0",
+                                        "null", "16777216",   "true"};
+    const std::size_t at = text.find_first_of("0123456789", random() % text.size());
     if (at == std::string::npos) return;
-    const std::size_t end = text.find_first_not_of("0123456789.", at);
-    text.replace(at, end == std::string::npos ? 1 : end - at, kNumbers[random() % std::size(kNumbers)]);
+    const std::size_t end = std::min(text.find_first_not_of("0123456789.", at), text.size());
+    const bool strange = random() % 4 == 0;
+    text.replace(at, end - at, strange ? kStrange[random() % std::size(kStrange)] : std::to_string(random() % 9));
+}
+
+// A word becomes another one of the text's.
+void change_word(std::string& text, std::mt19937& random) {
+    constexpr const char* kLetters = "abcdefghijklmnopqrstuvwxyz_";
+    const auto word = [&](std::size_t& at) {
+        at = text.find_first_of(kLetters, random() % text.size());
+        if (at == std::string::npos) return std::string();
+        at = text.find_last_not_of(kLetters, at) + 1;
+        return text.substr(at, std::min(text.find_first_not_of(kLetters, at), text.size()) - at);
+    };
+    std::size_t at = 0, other = 0;
+    const std::string old = word(at), made = word(other);
+    if (!old.empty() && !made.empty()) text.replace(at, old.size(), made);
 }
 
 void change(std::string& text, std::mt19937& random) {
     if (text.empty()) return;
     const std::size_t at = random() % text.size(), length = 1 + random() % 40;
-    switch (random() % 8) {
+    switch (random() % 16) {
         case 0:
             text[at] = static_cast<char>(random());
             break;
@@ -107,6 +122,10 @@ void change(std::string& text, std::mt19937& random) {
             break;
         case 3:
             text.replace(at, length, text.substr(random() % text.size(), length));
+            break;
+        case 4:
+        case 5:
+            change_word(text, random);
             break;
         default:
             change_number(text, random);
@@ -120,13 +139,13 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
     std::string file(reinterpret_cast<const char*>(data), size);
     std::uint64_t length = 0;
     if (size >= sizeof(length)) std::memcpy(&length, file.data(), sizeof(length));
-    const int changes = 1 + static_cast<int>(random() % 4);
+    const int changes = 1 + static_cast<int>(random() % 2);
     if (size < sizeof(length) || length > size - sizeof(length) || random() % 16 == 0) {
         for (int i = 0; i < changes; ++i) change(file, random);
         if (random() % 4 == 0) file.resize(random() % (file.size() + 1));
     } else {
         std::string header = file.substr(sizeof(length), length), values = file.substr(sizeof(length) + length);
-        for (int i = 0; i < changes; ++i) change(random() % 16 == 0 ? values : header, random);
+        for (int i = 0; i < changes; ++i) change(random() % 8 == 0 ? values : header, random);
         file = with_length(header, values);
     }
     size = std::min(most, file.size());

@@ -184,24 +184,6 @@ void int8_winograd_output(const Int8WinogradOutputArgs& args) {
     });
 }
 
-void int8_winograd_products(const WinogradProductsArgs& w) {
-    const index_t offset = 0;
-    const auto* const v = static_cast<const std::int16_t*>(w.v);
-    const auto* const weights = static_cast<const std::int16_t*>(w.weights);
-    for (index_t f = 0; f < w.frequencies; ++f) {
-        const index_t rows = w.end[f] - w.begin[f];
-        if (rows <= 0) continue;
-        multiply_dot_panel<Words>(
-            {.a = v + f * w.v_frequency + w.begin[f] * w.depth,
-             .lda = w.depth,
-             .offsets = &offset,
-             .b = weights + w.matrix[f] * w.depth * kTileCols,
-             .sums = reinterpret_cast<std::uint32_t*>(w.m) + f * w.m_frequency + w.begin[f] * kTileCols,
-             .accumulate = false},
-            1, w.depth, rows, w.cols <= kVectorFloats);
-    }
-}
-
 // [36][pairs of channels][kTileCols][2]
 void pack_int8_winograd(const PackInt8Args& g) {
     auto* const packed = static_cast<std::int16_t*>(g.packed);

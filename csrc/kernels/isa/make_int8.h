@@ -6,6 +6,7 @@
 #include "kernels/int8/grouped.h"
 #include "kernels/int8/pools.h"
 #include "kernels/int8/winograd.h"
+#include "kernels/int8/winograd_products.h"
 #include "kernels/isa/int8.h"
 
 namespace resfuse {
