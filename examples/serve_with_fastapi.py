@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import io
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Batcher:
         self.compute, self.most, self.wait = compute, most, wait_ms / 1e3
         self.queue: asyncio.Queue[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = asyncio.Queue(most_waiting)
         self.batches = self.images = 0
+        # One thread of its own: OpenMP keeps a pool of workers for each thread that calls.
+        self.executor = ThreadPoolExecutor(1, "compute")
 
     async def __call__(self, image: np.ndarray) -> np.ndarray:
         """The model's output for one image; raises asyncio.QueueFull where too many wait already."""
@@ -60,7 +63,7 @@ class Batcher:
                     break
             images = np.stack([image for image, _ in batch])
             try:
-                results = await loop.run_in_executor(None, self.compute, images)
+                results = await loop.run_in_executor(self.executor, self.compute, images)
             except Exception as error:
                 for _, future in batch:
                     if not future.done():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import resfuse
 from resfuse.bench.models import torchvision_models
@@ -42,6 +43,12 @@ def test_docs_code_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pytest.skip("torchao is not installed")
     monkeypatch.chdir(tmp_path)
     model = resfuse.models.resnet18().eval()
+    if "model.resfuse" in block:  # what the block before it wrote
+        preprocessing, labels = resfuse.Preprocessing((64, 64), 64), [str(i) for i in range(1000)]
+        resfuse.save(
+            resfuse.fuse(model), "model.resfuse", torch.randn(1, 3, 64, 64), preprocessing=preprocessing, labels=labels
+        )
+        Image.new("RGB", (80, 70)).save("photo.jpg")
     names = {"torch": torch, "resfuse": resfuse, "model": model, "x": torch.randn(4, 3, 64, 64)}
     names |= {"y": torch.randint(1000, (4,)), "fast": resfuse.fuse(model)}
     with warnings.catch_warnings():
