@@ -99,7 +99,7 @@ Array4 as_array(const StoredTensor& tensor, DType type) {
 }  // namespace
 
 Model::Model(const std::string& path, int threads)
-    : file_(path), threads_(threads > 0 ? usable_threads(threads) : default_threads()) {
+    : file_(path), threads_(threads > 0 ? threads : default_threads()) {
     try {
         read();
     } catch (const std::invalid_argument& error) {
@@ -165,6 +165,7 @@ void Model::read() {
 }
 
 StoredType Model::type() const { return stored_type(type_); }
+int Model::threads() const { return usable_threads(threads_); }
 
 std::vector<Array4> Model::check_inputs(std::span<const StoredTensor> inputs) const {
     if (inputs.size() != inputs_.size())
@@ -194,7 +195,8 @@ std::vector<Array4> Model::check_inputs(std::span<const StoredTensor> inputs) co
 }
 
 std::shared_ptr<const Plan> Model::plan_of(const std::vector<Array4>& inputs) {
-    Key key = {std::max<index_t>(inputs[0].shape[0], 1)};
+    const int threads = usable_threads(threads_);  // fewer where the process was forked meanwhile
+    Key key = {std::max<index_t>(inputs[0].shape[0], 1), threads};
     std::vector<InputShape> shapes;
     for (const Array4& x : inputs) {
         // What is converted is converted to dense memory.
@@ -210,7 +212,7 @@ std::shared_ptr<const Plan> Model::plan_of(const std::vector<Array4>& inputs) {
     std::vector<std::size_t> planes;
     for (std::size_t o = 0; o < spec_.ranks.size(); ++o)
         if (spec_.ranks[o] == 4) planes.push_back(o);
-    auto plan = std::make_shared<const Plan>(spec_.program, key[0], shapes, threads_, planes);
+    auto plan = std::make_shared<const Plan>(spec_.program, key[0], shapes, threads, planes);
     for (std::size_t o = 0; o < spec_.ranks.size(); ++o) {
         const Extent extent = plan->extent(spec_.program->outputs()[o]);
         if (spec_.ranks[o] == 2 && (extent.h != 1 || extent.w != 1))
@@ -220,7 +222,7 @@ std::shared_ptr<const Plan> Model::plan_of(const std::vector<Array4>& inputs) {
     }
     plans_.emplace_front(std::move(key), plan);
     if (plans_.size() > kMostPlans) plans_.pop_back();
-    weights_->prepare(plan->algorithms(), threads_);
+    weights_->prepare(plan->algorithms(), threads);
     file_.release();  // what is packed is not read again
     return plan;
 }

@@ -44,7 +44,7 @@ class Model {
     const std::optional<Preprocessing>& preprocessing() const { return preprocessing_; }
     const std::vector<std::string>& labels() const { return labels_; }  // of classes; may be empty
     StoredType type() const;                                            // that it computes in
-    int threads() const { return threads_; }
+    int threads() const;
 
     // Shape and type of an output for inputs [N, C, H, W] of some shape, strides and type.
     StoredTensor describe(std::span<const StoredTensor> inputs, std::size_t output);

@@ -455,6 +455,22 @@ def test_threads_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert python("import resfuse.runtime\nprint(resfuse.runtime.load(sys.argv[1]).threads)", str(path)) == "1\n"
 
 
+def test_a_forked_process_computes_the_same(tmp_path: Path) -> None:
+    """As servers that fork their workers do: the child has none of the threads that the parent started."""
+    path = saved(tmp_path, resfuse.fuse(small()), images())
+    code = """
+        import os, numpy as np, resfuse.runtime
+        model = resfuse.runtime.load(sys.argv[1], threads=2)
+        x = np.ones((3, 3, 20, 20), np.float32)
+        y = model(x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(model(x), y) and model.threads == 2 else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """
+    assert python(code, str(path)) == "0\n"
+
+
 def _photograph(path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 33, 3), np.uint8)).save(path)
 
