@@ -246,6 +246,46 @@ def test_code_that_asks_for_sizes_takes_the_example_s_alone(tmp_path: Path) -> N
         resfuse.load(tmp_path / "model.resfuse")(images(2, 18, 20))
 
 
+class Asking(nn.Module):
+    """Its code asks for lengths of some dimensions."""
+
+    def __init__(self, dimensions: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body, self.dimensions = small(), dimensions
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if any(x.shape[d] == 1000 for d in self.dimensions):
+            raise ValueError("too long")
+        return self.body(x)
+
+
+def test_code_that_asks_for_channels_takes_any_size(tmp_path: Path) -> None:
+    fast = resfuse.fuse(Asking((1, -3)).eval())
+    ours = runtime.load(saved(tmp_path, fast, images(2, 17, 20)))
+    assert ours.inputs[0].shape == (None, 3, None, None)
+    with torch.no_grad():
+        assert_same_bits(ours(images(3, 12, 16).numpy()), fast(images(3, 12, 16)))
+    with pytest.raises(resfuse.UnsupportedModelError, match="depends on the batch"):
+        resfuse.save(resfuse.fuse(Asking((0,)).eval()), tmp_path / "other", images())
+    sized = runtime.load(saved(tmp_path, resfuse.fuse(Asking((-1,)).eval()), images(2, 17, 20)))
+    assert sized.inputs[0].shape == (None, 3, 17, 20)
+
+
+def test_hugging_face_modules_in_a_row_are_one_file(tmp_path: Path) -> None:
+    torchvision_models()
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(depths=[1, 1], hidden_sizes=[16, 32], embedding_size=8, num_labels=7)
+    model = transformers.ResNetForImageClassification(config).eval()
+    with pytest.raises(resfuse.UnsupportedModelError, match=r"not fused as a whole: resnet\.embedder"):
+        resfuse.save(resfuse.fuse(model), tmp_path / "other", images())
+    row = nn.Sequential(model.resnet.embedder, *model.resnet.encoder.stages, model.resnet.pooler, model.classifier)
+    ours = runtime.load(saved(tmp_path, resfuse.fuse(row.eval()), images(2, 64, 64)))
+    with torch.no_grad():
+        expected = model(images(3, 40, 48)).logits
+    np.testing.assert_allclose(ours(images(3, 40, 48).numpy()), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
 class Parts(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,75 @@ class Condition:
             return bool(self.evaluate(inputs)) == self.answer
         except (TypeError, ValueError, IndexError, ZeroDivisionError):
             return False  # the code itself will say so
+
+
+class _Shape(tuple[int, ...]):
+    """A shape that knows which of its lengths were looked at."""
+
+    read: set[int]
+
+    def __getitem__(self, key: Any) -> Any:
+        places = range(len(self))[key]
+        self.read.update(places if isinstance(places, range) else [places])
+        return tuple.__getitem__(self, key)
+
+    def _all(self) -> tuple[int, ...]:
+        self.read.update(range(len(self)))
+        return tuple(tuple.__iter__(self))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._all())
+
+    def __add__(self, other: Any) -> Any:
+        return self._all() + tuple(other)
+
+    def __eq__(self, other: object) -> bool:
+        return self._all() == other
+
+    def __ne__(self, other: object) -> bool:
+        return self._all() != other
+
+    def __lt__(self, other: Any) -> bool:
+        return self._all() < tuple(other)
+
+    def __le__(self, other: Any) -> bool:
+        return self._all() <= tuple(other)
+
+    def __gt__(self, other: Any) -> bool:
+        return self._all() > tuple(other)
+
+    def __ge__(self, other: Any) -> bool:
+        return self._all() >= tuple(other)
+
+    __hash__ = tuple.__hash__
+
+
+class _Watched:
+    """What a condition may ask of a tensor."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = _Shape(shape)
+        self.shape.read = set()
+        self.ndim = len(shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return self.ndim
+
+    ndimension = dim
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def dimensions_asked(conditions: Sequence[Condition], inputs: Sequence[Any]) -> set[int]:
+    """The dimensions of any of the inputs whose lengths the conditions depend on."""
+    watched = [_Watched(x.shape) if isinstance(x, torch.Tensor) else x for x in inputs]
+    for condition in conditions:
+        condition.holds(watched)
+    return {place for x in watched if isinstance(x, _Watched) for place in x.shape.read}
 
 
 def question_about_sizes(node: fx.Node, inputs: Sequence[fx.Node]) -> Evaluate | None:

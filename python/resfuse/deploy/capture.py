@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.capture.arguments import is_mapping, is_sequence, read_arguments
+from resfuse.capture.conditions import dimensions_asked
 from resfuse.capture.tracer import Output
 from resfuse.engine import ops
 from resfuse.engine.spec import ProgramSpec
@@ -29,7 +30,6 @@ _BY_CHANNEL = {
     nn.LogSoftmax: "log_softmax", torch.argmax: "argmax", "argmax": "argmax",
 }  # fmt: skip
 _BY_ELEMENT = (torch.sigmoid, F.sigmoid, "sigmoid", nn.Sigmoid)
-_SOME_BATCHES = (1, 2, 3, 5, 8, 16, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +144,10 @@ def require_whole(model: nn.Module) -> FusedModule:
 def _sizes_matter(graph: Graph, values: Sequence[Any]) -> bool:
     """Whether the graph holds for some image sizes only. Raises UnsupportedModelError where it is so for batches."""
     trace = graph.binding.lowered.trace if graph.binding is not None else None
-    if trace is None or not trace.conditions:
-        return False
-    for batch in _SOME_BATCHES:
-        others = [torch.empty(batch, *v.shape[1:], device="meta") if isinstance(v, torch.Tensor) else v for v in values]
-        if not all(condition.holds(others) for condition in trace.conditions):
-            raise UnsupportedModelError("save: what the model computes depends on the batch")
-    return True
+    asked = set() if trace is None else dimensions_asked(trace.conditions, values)
+    if 0 in asked:
+        raise UnsupportedModelError("save: what the model computes depends on the batch")
+    return bool(asked & {2, 3})
 
 
 def _heads(model: nn.Module, lowered: Lowered, graph: Graph) -> list[FileOutput]:
