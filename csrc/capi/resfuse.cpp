@@ -1,5 +1,6 @@
 #include "capi/resfuse.h"
 
+#include <algorithm>
 #include <exception>
 #include <memory>
 #include <new>
@@ -7,12 +8,14 @@
 #include <string>
 
 #include "deploy/model.h"
+#include "machine/threads.h"
 
 using namespace resfuse;
 
 struct resfuse_model {
     Model model;
-    resfuse_model(const char* path, int threads) : model(path, threads) {}
+    resfuse_model(const char* path, int threads)
+        : model(path, threads > 0 ? threads : std::min(default_threads(), RESFUSE_MAX_THREADS)) {}
 };
 
 namespace {
@@ -96,7 +99,8 @@ resfuse_status resfuse_load(const char* path, int threads, resfuse_model** model
     return guarded([&] {
         require(path != nullptr, "path: got a null pointer");
         require(model != nullptr, "model: got a null pointer");
-        require(threads >= 0, "threads: got " + std::to_string(threads) + ", want 0 or a positive number");
+        require(threads >= 0 && threads <= RESFUSE_MAX_THREADS,
+                "threads: got " + std::to_string(threads) + ", want 0 to " + std::to_string(RESFUSE_MAX_THREADS));
         *model = nullptr;
         *model = std::make_unique<resfuse_model>(path, threads).release();
     });

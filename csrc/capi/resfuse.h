@@ -15,6 +15,7 @@ extern "C" {
 
 #define RESFUSE_ABI_VERSION 1
 #define RESFUSE_MAX_DIMS 4
+#define RESFUSE_MAX_THREADS 1024
 
 #if defined(__GNUC__)
 #define RESFUSE_API __attribute__((visibility("default")))

@@ -98,8 +98,7 @@ Array4 as_array(const StoredTensor& tensor, DType type) {
 
 }  // namespace
 
-Model::Model(const std::string& path, int threads)
-    : file_(path), threads_(threads > 0 ? threads : default_threads()) {
+Model::Model(const std::string& path, int threads) : file_(path), threads_(threads) {
     try {
         read();
     } catch (const std::invalid_argument& error) {
@@ -179,7 +178,7 @@ std::vector<Array4> Model::check_inputs(std::span<const StoredTensor> inputs) co
             refuse(what + ": got " + stored_name(inputs[i].type),
                    type_ == DType::fp32 ? "float32" : std::string("float32 or ") + stored_name(stored_type(type_)));
         const std::vector<index_t>& shape = inputs[i].shape;
-        const bool fits = shape.size() == 4 && shape[1] == want.channels &&
+        const bool fits = shape.size() == 4 && shape[1] == want.channels && shape[2] > 0 && shape[3] > 0 &&
                           (!want.size || (shape[2] == want.size->h && shape[3] == want.size->w));
         if (!fits) {
             const std::string size =

@@ -34,7 +34,7 @@ struct Preprocessing {
 
 class Model {
   public:
-    // `threads` 0: as default_threads() says. Throws std::runtime_error for a file that cannot be read,
+    // Throws std::runtime_error for a file that cannot be read,
     // std::invalid_argument for one that holds no model of ours, or of a newer version.
     Model(const std::string& path, int threads);
 

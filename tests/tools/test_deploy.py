@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import gc
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -304,6 +306,16 @@ class InTwo(nn.Module):
         return self.b(torch.fft.fft(self.a(x)).real)
 
 
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small()
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        y = self.body(x)
+        return {"a": {"b": y}, "a.b": y.softmax(1)}
+
+
 def _train() -> nn.Module:
     return resfuse.fuse(small()).train()
 
@@ -319,11 +331,20 @@ def _train() -> nn.Module:
         (lambda: resfuse.fuse(small()), {"preprocessing": {}}, TypeError, "preprocessing: got dict"),
         (lambda: resfuse.fuse(small()), {"preprocessing": resfuse.Preprocessing(mean=[0], std=[1])}, ValueError, "got 1 channels, the model takes 3"),
         (lambda: nn.Sequential(resfuse.fuse(small()), nn.Softmax(1)), {}, resfuse.UnsupportedModelError, "not fused as a whole: 0 are"),
+        (lambda: resfuse.fuse(small()), {"labels": "abcde"}, TypeError, "labels: got 'abcde', want a list of strings"),
+        (lambda: resfuse.fuse(small()), {"labels": [1, 2, 3, 4, 5]}, TypeError, "want a list of strings"),
+        (lambda: resfuse.fuse(small()), {"labels": ["a"]}, ValueError, "labels: got 1, the model's first output has 5 channels"),
+        (lambda: resfuse.fuse(small()), {"labels": ["a", "b", "c", "d", "\ud800"]}, ValueError, "want printable text"),
+        (lambda: resfuse.fuse(small()), {"labels": ["a", "b", "c", "d", "e\0"]}, ValueError, "want printable text"),
+        (lambda: resfuse.fuse(small()), {"example": None}, TypeError, "example: got NoneType, want a tensor"),
+        (lambda: resfuse.fuse(small()), {"example": (3, 8, 8)}, TypeError, "example: got tuple, want a tensor"),
+        (lambda: resfuse.fuse(small()), {"example": np.zeros((1, 3, 8, 8))}, TypeError, "example: got ndarray"),
+        (lambda: resfuse.fuse(Twice().eval()), {}, resfuse.UnsupportedModelError, "outputs would be called 'a.b'"),
     ],
 )  # fmt: skip
 def test_save_refuses(tmp_path: Path, make: Any, options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        resfuse.save(make(), tmp_path / "model.resfuse", images(), **options)
+        resfuse.save(make(), tmp_path / "model.resfuse", **{"example": images(), **options})
     assert not list(tmp_path.iterdir())
 
 
@@ -336,8 +357,10 @@ def test_saving_replaces_a_file_as_a_whole(tmp_path: Path) -> None:
     resfuse.save(resfuse.fuse(other), path, images())
     assert np.array_equal(first(images(2).numpy()), runtime.load(path)(images(2).numpy())) is False
     assert np.array_equal(first(images().numpy()), before)
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*nowhere"):
         resfuse.save(resfuse.fuse(small()), tmp_path / "nowhere" / "m.resfuse", images())
+    with pytest.raises(IsADirectoryError, match="want a file"):
+        resfuse.save(resfuse.fuse(small()), tmp_path, images())
     assert [p.name for p in tmp_path.iterdir()] == ["model.resfuse"]
 
 
@@ -347,18 +370,26 @@ def test_saving_replaces_a_file_as_a_whole(tmp_path: Path) -> None:
         (lambda m: m(), ValueError, "inputs: got 0, want 1"),
         (lambda m: m(np.zeros((1, 3, 8, 8))), TypeError, "input 'x': got dtype float64, want float32"),
         (lambda m: m(np.zeros((1, 3, 8, 8), ">f4")), TypeError, "input 'x': got dtype >f4"),
-        (lambda m: m(np.zeros((1, 3, 8, 8), np.float16)), ValueError, "input 'x': got float16, want float32"),
+        (lambda m: m(np.zeros((1, 3, 8, 8), np.float16)), TypeError, "input 'x': got dtype float16, want float32"),
+        (lambda m: m(np.zeros((1, 3, 8, 8), np.int64)), TypeError, "input 'x': got dtype int64, want float32"),
+        (lambda m: m(np.ma.zeros((1, 3, 8, 8), np.float32)), TypeError, "got a masked array"),
+        (lambda m: m.run(None, np.zeros((1, 3, 8, 8), np.float32)), TypeError, "inputs: got ndarray, want a dictionary"),
+        (lambda m: m.run("output", {}), TypeError, "outputs: got 'output', want a list"),
         (lambda m: m(np.zeros((1, 4, 8, 8), np.float32)), ValueError, r"got shape \[1, 4, 8, 8\], want \[N, 3, H, W\]"),
         (lambda m: m(np.zeros((3, 8, 8), np.float32)), ValueError, r"got shape \[3, 8, 8\]"),
         (lambda m: m(np.zeros((1, 1, 3, 8, 8), np.float32)), ValueError, "got 5 dimensions, want 4"),
-        (lambda m: m(np.zeros((1, 3, 0, 8), np.float32)), ValueError, "has no pixels"),
+        (lambda m: m(np.zeros((1, 3, 0, 8), np.float32)), ValueError, r"got shape \[1, 3, 0, 8\], want"),
         (lambda m: m(np.zeros(193, np.uint8)[1:].view(np.float32).reshape(1, 3, 4, 4)), ValueError, "multiples of their size"),
         (lambda m: m("image"), TypeError, "got dtype <U5"),
         (lambda m: m.run(None, {"y": np.zeros((1, 3, 8, 8), np.float32)}), ValueError, r"inputs: got \['y'\], want \['x'\]"),
         (lambda m: m.run(["z"], {"x": np.zeros((1, 3, 8, 8), np.float32)}), ValueError, "outputs: got 'z'"),
-        (lambda m: runtime.load(m.path, threads=0), ValueError, "threads: got 0"),
-        (lambda m: runtime.load(m.path + ".no"), OSError, "No such file"),
-        (lambda m: runtime.load(Path(m.path).parent), OSError, "is no regular file"),
+        (lambda m: runtime.load(m.path, threads=0), ValueError, "threads: got 0, want 1 to 1024"),
+        (lambda m: runtime.load(m.path, threads=2**32), ValueError, "threads: got 4294967296, want 1 to 1024"),
+        (lambda m: runtime.load(m.path, threads=1.5), TypeError, "threads: got 1.5, want a positive integer"),
+        (lambda m: runtime.load(m.path, threads=True), TypeError, "threads: got True"),
+        (lambda m: runtime.load(m.path + ".no"), FileNotFoundError, "No such file"),
+        (lambda m: runtime.load(Path(m.path).parent), IsADirectoryError, "Is a directory"),
+        (lambda m: runtime.load(m.path + "\0x"), ValueError, "null byte"),
     ],
 )  # fmt: skip
 def test_runtime_refuses(tmp_path: Path, call: Any, error: type[Exception], text: str) -> None:
@@ -442,8 +473,60 @@ def test_a_loaded_model_refuses_training_and_gradients(tmp_path: Path) -> None:
         loaded(images().requires_grad_())
     with pytest.raises(ValueError, match="inputs: got 2, want 1"):
         loaded(images(), images())
+    with pytest.raises(TypeError, match="x: got int, want a tensor"):
+        loaded(3)
     assert loaded.eval()(images()).shape == (3, 5)
     assert torch.equal(copy.deepcopy(loaded)(images()), loaded(images()))
+
+
+def test_a_loaded_model_takes_the_saved_model_s_state_dict(tmp_path: Path) -> None:
+    model = small()
+    loaded = resfuse.load(saved(tmp_path, resfuse.fuse(model), images()))
+    nn.init.normal_(model.fc.weight)
+    loaded.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), resfuse.fuse(model)(images()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loaded_model_can_be_traced_and_exported(tmp_path: Path) -> None:
+    loaded, x = resfuse.load(saved(tmp_path, resfuse.fuse(small()), images())), images()
+    with torch.no_grad():
+        expected = loaded(x)
+        assert torch.equal(torch.jit.trace(loaded, x)(x), expected)
+        assert torch.equal(torch.export.export(loaded, (x,)).module()(x), expected)
+
+
+def test_copies_of_a_runtime_model(tmp_path: Path) -> None:
+    model = runtime.load(saved(tmp_path, resfuse.fuse(small()), images()), threads=1)
+    expected, others = (
+        model(images().numpy()),
+        [copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))],
+    )
+    del model
+    gc.collect()
+    for other in others:
+        assert np.array_equal(other(images().numpy()), expected)
+        assert other.threads == 1
+
+
+@pytest.mark.parametrize("when", ["in threads", "at exit"])
+def test_a_process_ends_while_a_model_computes(tmp_path: Path, when: str) -> None:
+    code = """
+        import atexit, threading, time, numpy as np
+        x, box = np.zeros((2, 3, 32, 32), np.float32), {}
+        atexit.register(lambda: box["model"](x))
+        from resfuse import runtime
+        box["model"] = runtime.load(sys.argv[1])
+        def compute():
+            while True:
+                box["model"](x)
+        if sys.argv[2] == "in threads":
+            for _ in range(3):
+                threading.Thread(target=compute, daemon=True).start()
+            time.sleep(0.3)
+        """
+    python(code, str(saved(tmp_path, resfuse.fuse(small()), images())), when)
 
 
 def python(code: str, *arguments: str, hide_torch: bool = True) -> str:
@@ -531,10 +614,13 @@ def test_images_as_torchvision_prepares_them(tmp_path: Path, size: tuple[int, in
 
 @pytest.mark.parametrize(
     "options",
-    [{"size": (0, 3)}, {"size": (224, 300)}, {"mean": [0, 0]}, {"std": [1, 1, 0]}, {"std": [1, 1, float("nan")]}, {"interpolation": "nearest"}],
+    [
+        {"size": (0, 3)}, {"size": (224, 300)}, {"size": (1.5, 2)}, {"size": 224}, {"resize": 2**70}, {"resize": "a"}, {"mean": [0, 0]},
+        {"mean": 0.5}, {"mean": "abc"}, {"std": [1, 1, 0]}, {"std": [1, 1, float("nan")]}, {"interpolation": "nearest"},
+    ],
 )  # fmt: skip
 def test_preprocessing_that_cannot_be(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="got"):
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(options))}.*: got"):
         runtime.Preprocessing(**options)
 
 

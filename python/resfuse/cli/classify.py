@@ -13,7 +13,7 @@ from rich.console import Console
 
 import resfuse
 from resfuse.bench.models import default_size, make_model
-from resfuse.cli.images import classify_all, find_images, show_rows
+from resfuse.cli.images import classify_all, find_images, require_writable, show_rows
 from resfuse.runtime import Preprocessing
 
 
@@ -21,7 +21,8 @@ def run(folder: Path, model: str, weights: Path, batch: int, labels: Path | None
     """Prints each image's class; exits with 1 where there is nothing to do."""
     try:
         find_images(folder)
-    except FileNotFoundError as error:
+        require_writable(output)
+    except OSError as error:
         sys.exit(f"resfuse classify: {error}")
     names = labels.read_text().splitlines() if labels else []
     fast = resfuse.fuse(_load(model, weights))

@@ -28,6 +28,12 @@ def find_images(folder: Path) -> list[Path]:
     return paths
 
 
+def require_writable(output: Path | None) -> None:
+    """Raises OSError for a file that cannot be written, before everything is computed."""
+    if output is not None:
+        output.open("a").close()
+
+
 def classify_all(
     folder: Path, batch: int, preprocessing: Preprocessing, classify: Classify, console: Console
 ) -> list[Row]:

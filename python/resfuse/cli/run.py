@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from resfuse import runtime
-from resfuse.cli.images import classify_all, show_rows
+from resfuse.cli.images import classify_all, require_writable, show_rows
 
 _NEARLY = 1e-3
 
@@ -20,6 +20,7 @@ _NEARLY = 1e-3
 def run(file: Path, images: Path, batch: int, threads: int | None, output: Path | None, arrays: Path | None) -> None:
     """Prints each image's class, or writes the model's outputs as NumPy files; exits with 1 where it cannot."""
     try:
+        require_writable(output)
         model = runtime.load(file, threads)
         rows = _rows(model, images, batch, arrays)
     except (OSError, ValueError) as error:

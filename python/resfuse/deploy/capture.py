@@ -189,6 +189,9 @@ def _heads(model: nn.Module, lowered: Lowered, graph: Graph) -> list[FileOutput]
         found.append(FileOutput(name or "output", list(programs[0].outputs).index(first), functions))
     if not found:
         raise UnsupportedModelError("save: the model returns no tensors")
+    twice = [o.name for i, o in enumerate(found) if o.name in [other.name for other in found[:i]]]
+    if twice:
+        raise UnsupportedModelError(f"save: two of the model's outputs would be called {twice[0]!r}")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ class LoadedModel(nn.Module):
         """The output for tensors [N, C, H, W], or a dictionary of outputs where there are several."""
         if len(inputs) != len(self.input_names):
             raise ValueError(f"inputs: got {len(inputs)}, want {len(self.input_names)} ({', '.join(self.input_names)})")
+        for name, x in zip(self.input_names, inputs, strict=True):
+            if not isinstance(x, torch.Tensor):
+                raise TypeError(f"{name}: got {type(x).__name__}, want a tensor")
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             raise ValueError("inputs: got a tensor that requires gradients; a loaded model computes inference only")
         for name, size, x in zip(self.input_names, self._sizes, inputs, strict=True):
@@ -63,6 +67,11 @@ class LoadedModel(nn.Module):
         if mode:
             raise NotImplementedError("train: a loaded model computes inference only")
         return super().train(False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module; takes the ``state_dict`` of the saved model, whose batch norms count batches too."""
+        own = {name: value for name, value in state_dict.items() if not name.endswith(".num_batches_tracked")}
+        return super().load_state_dict(own, strict, assign)
 
     def _tensor(self, name: str) -> torch.Tensor:
         module, _, leaf = name.rpartition(".")

@@ -69,6 +69,7 @@ def run_program(
         return [y.to(inputs[0].dtype) for y in results]
     if (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or not all([type(x) is torch.Tensor and x.is_cpu for x in inputs])
     ):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_DIMENSIONS = 4
+MOST_THREADS = 1024  # RESFUSE_MAX_THREADS
 _INVALID_ARGUMENT, _IO_ERROR, _OUT_OF_MEMORY = 1, 2, 3
 # The numbers of resfuse_dtype. NumPy has no bfloat16 of its own; that of the package ml_dtypes is called so.
 _CODES = {"float32": 0, "bfloat16": 2, "float16": 3, "int64": 6}
@@ -45,21 +46,17 @@ class PreprocessingStruct(ctypes.Structure):
 
 
 def view(array: npt.NDArray[np.generic], what: str) -> Tensor:
-    """An array as the library sees it; the array must stay alive.
+    """An array of a type that models take, as the library sees it; the array must stay alive.
 
     Raises:
-        TypeError: for elements that no model takes.
         ValueError: for too many dimensions, or strides that are no multiples of the item size.
     """
-    name = array.dtype.name
-    if name not in _CODES or not array.dtype.isnative:
-        raise TypeError(f"{what}: got dtype {array.dtype}, want float32, or what the model computes in")
     if array.ndim > MOST_DIMENSIONS:
         raise ValueError(f"{what}: got {array.ndim} dimensions, want 4 (N, C, H, W)")
     size = array.itemsize
     if any(stride % size for stride in array.strides) or array.ctypes.data % size:
         raise ValueError(f"{what}: its elements do not lie at multiples of their size")
-    tensor = Tensor(array.ctypes.data, _CODES[name], array.ndim)
+    tensor = Tensor(array.ctypes.data, _CODES[array.dtype.name], array.ndim)
     tensor.shape[: array.ndim] = array.shape
     tensor.strides[: array.ndim] = [stride // size for stride in array.strides]
     return tensor
@@ -134,5 +131,6 @@ def isa() -> str:
 
 
 __all__ = [
-    "ModelError", "PreprocessingStruct", "Tensor", "byref", "check", "dtype_name", "isa", "library", "version", "view",
+    "MOST_THREADS", "ModelError", "PreprocessingStruct", "Tensor", "byref", "check", "dtype_name", "isa", "library",
+    "version", "view",
 ]  # fmt: skip

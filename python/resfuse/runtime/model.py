@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .library import PreprocessingStruct, Tensor, byref, check, dtype_name, library, view
+from .library import MOST_THREADS, PreprocessingStruct, Tensor, byref, check, dtype_name, library, view
 from .preprocessing import Preprocessing
 
 Array = npt.NDArray[Any]
@@ -37,8 +37,10 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
         threads: of a call; if not given, what the environment's ``OMP_NUM_THREADS`` says, or one for each core.
 
     Raises:
-        OSError: for a file that cannot be read.
-        ValueError: for one that holds no model, or that a newer version has written; for ``threads`` below 1.
+        OSError: for a file that cannot be read (FileNotFoundError, IsADirectoryError, ...).
+        ValueError: for one that holds no model, or that a newer version has written; for ``threads`` below 1 or above
+            1024.
+        TypeError: for ``threads`` that are no integer.
     """
     return Model(path, threads)
 
@@ -50,12 +52,17 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads: got {threads}, want a positive number")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool)):
+            raise TypeError(f"threads: got {threads!r}, want a positive integer or None")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"threads: got {threads}, want 1 to {MOST_THREADS}")
+        with open(path, "rb"):  # raises what Python's users expect of files
+            pass
         handle = ctypes.c_void_p()
         check(library().resfuse_load(os.fsencode(path), threads or 0, byref(handle)))
         self._handle = handle
-        weakref.finalize(self, library().resfuse_free, handle)
+        # Not at exit: threads may still compute then, and the process gives its memory back anyway.
+        weakref.finalize(self, library().resfuse_free, handle).atexit = False
         self.path = os.fspath(path)
         self.threads: int = library().resfuse_threads(handle)
         self.dtype = dtype_name(library().resfuse_model_dtype(handle))
@@ -87,9 +94,13 @@ class Model:
 
     def run(self, outputs: Sequence[str] | None, inputs: Mapping[str, Array]) -> list[Array]:
         """Outputs by their names (None: all of them) for inputs by theirs, as ``onnxruntime.InferenceSession.run``."""
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"inputs: got {type(inputs).__name__}, want a dictionary of arrays by name")
+        if isinstance(outputs, str):
+            raise TypeError(f"outputs: got {outputs!r}, want a list of names or None")
         names = [i.name for i in self.inputs]
         if set(inputs) != set(names):
-            raise ValueError(f"inputs: got {sorted(inputs)}, want {sorted(names)}")
+            raise ValueError(f"inputs: got {list(inputs)}, want {names}")
         unknown = [name for name in outputs or () if name not in self.outputs]
         if unknown:
             raise ValueError(f"outputs: got {unknown[0]!r}, want some of {self.outputs}")
@@ -99,7 +110,7 @@ class Model:
     def _run(self, inputs: Sequence[Array]) -> list[Array]:
         if len(inputs) != len(self.inputs):
             raise ValueError(f"inputs: got {len(inputs)}, want {len(self.inputs)}")
-        arrays = [np.asarray(x) for x in inputs]
+        arrays = [self._array(x, i) for x, i in zip(inputs, self.inputs, strict=True)]
         views = [view(x, f"input {i.name!r}") for x, i in zip(arrays, self.inputs, strict=True)]
         given, made = (Tensor * len(views))(*views), (Tensor * len(self.outputs))()
         check(library().resfuse_describe_outputs(self._handle, given, len(given), made, len(made)))
@@ -111,6 +122,27 @@ class Model:
             tensor.data = results[-1].ctypes.data
         check(library().resfuse_run(self._handle, given, len(given), made, len(made)))
         return results
+
+    def _array(self, x: Array, to: Input) -> Array:
+        """Raises TypeError for what no input can be."""
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"input {to.name!r}: got a masked array, want a plain one (x.filled(...))")
+        array = np.asarray(x)
+        if array.dtype.name not in ("float32", self.dtype) or not array.dtype.isnative:
+            want = "float32" if self.dtype == "float32" else f"float32 or {self.dtype}"
+            raise TypeError(f"input {to.name!r}: got dtype {array.dtype}, want {want}")
+        return array
+
+    def __copy__(self) -> Model:
+        """The model itself: nothing in it changes."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its file: who unpickles it loads that."""
+        return load, (os.path.abspath(self.path), self.threads)
 
     def _input(self, index: int) -> Input:
         shape = (ctypes.c_int64 * 4)()
