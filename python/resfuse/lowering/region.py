@@ -528,7 +528,10 @@ class Region:
             return "hands an input through"
         if any(rank == PIXELS for _, rank, _ in outputs):
             return "hands on a feature map whose channels come last"
-        return self._step(outputs)
+        try:
+            return self._step(outputs)
+        except ValueError:  # of JSON
+            return "a number of its layers is not finite"
 
     def _step(self, outputs: list[tuple[fx.Node, int, Buffer]]) -> ProgramStep:
         numbers: dict[Buffer, int] = {buffer: i for i, buffer in enumerate(self._inputs.values())}
