@@ -47,6 +47,7 @@ def test_verify_names_an_unknown_model() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("RESFUSE_DEMO_RAN" in os.environ, reason="CI has run the demo as the README has it")
 def test_demo(tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / "demo.png"
     result = run_resfuse("demo", "--epochs", "1", "--output", str(picture))
