@@ -76,8 +76,6 @@ std::vector<StoredTensor> read_tensors(const resfuse_tensor* tensors, std::size_
     return list;
 }
 
-const char* text_or_null(const std::string* text) { return text == nullptr ? nullptr : text->c_str(); }
-
 template <class List>
 auto at(const List& list, std::size_t index) -> decltype(&list[0]) {
     return index < list.size() ? &list[index] : nullptr;
@@ -153,7 +151,8 @@ resfuse_status resfuse_get_preprocessing(const resfuse_model* model, resfuse_pre
 
 size_t resfuse_label_count(const resfuse_model* model) { return model->model.labels().size(); }
 const char* resfuse_label(const resfuse_model* model, size_t index) {
-    return text_or_null(at(model->model.labels(), index));
+    const std::string* const label = at(model->model.labels(), index);
+    return label == nullptr ? nullptr : label->c_str();
 }
 
 resfuse_status resfuse_describe_outputs(resfuse_model* model, const resfuse_tensor* inputs, size_t input_count,
@@ -166,8 +165,9 @@ resfuse_status resfuse_describe_outputs(resfuse_model* model, const resfuse_tens
         require(
             output_count == model->model.outputs().size(),
             "outputs: got " + std::to_string(output_count) + ", want " + std::to_string(model->model.outputs().size()));
+        const std::vector<StoredTensor> described = model->model.describe(given);
         for (std::size_t o = 0; o < output_count; ++o) {
-            const StoredTensor tensor = model->model.describe(given, o);
+            const StoredTensor& tensor = described[o];
             outputs[o].dtype = static_cast<int32_t>(tensor.type);
             outputs[o].ndim = static_cast<int32_t>(tensor.shape.size());
             std::copy(tensor.shape.begin(), tensor.shape.end(), outputs[o].shape);

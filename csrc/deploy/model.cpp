@@ -36,12 +36,6 @@ DType element_type(StoredType type, const std::string& what) {
     refuse(what + ": got " + stored_name(type), "float32, bfloat16 or float16");
 }
 
-std::string text_of(const std::vector<index_t>& shape) {
-    std::string text = "[";
-    for (const index_t length : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(length);
-    return text + "]";
-}
-
 Preprocessing read_preprocessing(const Json& json) {
     Fields fields(json, "preprocessing");
     const auto size = fields.array<index_t, 2>("size");
@@ -108,9 +102,9 @@ Model::Model(const std::string& path, int threads) : file_(path), threads_(threa
 
 void Model::read() {
     Safetensors file = read_safetensors({file_.data(), file_.size()});
-    metadata_ = std::move(file.metadata);
-    const auto text = metadata_.find("resfuse");
-    if (text == metadata_.end()) refuse("file", "one that resfuse.save has written; this is another safetensors file");
+    const auto text = file.metadata.find("resfuse");
+    if (text == file.metadata.end())
+        refuse("file", "one that resfuse.save has written; this is another safetensors file");
     const Json json = parse_json(text->second, "resfuse");
     Fields fields(json, "resfuse");
     const int version = fields.get<int>("version");
@@ -183,7 +177,8 @@ std::vector<Array4> Model::check_inputs(std::span<const StoredTensor> inputs) co
         if (!fits) {
             const std::string size =
                 want.size ? std::to_string(want.size->h) + ", " + std::to_string(want.size->w) : "H, W";
-            refuse(what + ": got shape " + text_of(shape), "[N, " + std::to_string(want.channels) + ", " + size + "]");
+            refuse(what + ": got shape " + shape_text(shape),
+                   "[N, " + std::to_string(want.channels) + ", " + size + "]");
         }
         if (shape[0] < 0 || shape[0] != inputs[0].shape[0])
             refuse(what + ": got a batch of " + std::to_string(shape[0]), "that of the first input");
@@ -226,29 +221,25 @@ std::shared_ptr<const Plan> Model::plan_of(const std::vector<Array4>& inputs) {
     return plan;
 }
 
-StoredTensor Model::describe(const Plan* plan, const std::vector<Array4>& inputs, std::size_t output) const {
-    const ModelOutput& o = outputs_[output];
-    const int buffer = spec_.program->outputs()[o.output];
-    const Extent extent = plan->extent(buffer);
-    StoredTensor tensor;
-    tensor.type = o.is_index() ? StoredType::s64 : stored_type(inputs[0].type);
-    tensor.shape = {inputs[0].shape[0]};
-    if (!o.is_index()) tensor.shape.push_back(spec_.program->channels(buffer));
-    if (o.rank == 4) tensor.shape.insert(tensor.shape.end(), {extent.h, extent.w});
-    tensor.strides.resize(tensor.shape.size());
-    index_t stride = 1;
-    for (std::size_t d = tensor.shape.size(); d-- > 0;) {
-        tensor.strides[d] = stride;
-        stride *= tensor.shape[d];
+std::vector<StoredTensor> Model::describe(const Plan& plan, const std::vector<Array4>& inputs) const {
+    std::vector<StoredTensor> tensors;
+    for (const ModelOutput& o : outputs_) {
+        const int buffer = spec_.program->outputs()[o.output];
+        const Extent extent = plan.extent(buffer);
+        StoredTensor tensor;
+        tensor.type = o.is_index() ? StoredType::s64 : stored_type(inputs[0].type);
+        tensor.shape = {inputs[0].shape[0]};
+        if (!o.is_index()) tensor.shape.push_back(spec_.program->channels(buffer));
+        if (o.rank == 4) tensor.shape.insert(tensor.shape.end(), {extent.h, extent.w});
+        tensor.strides = contiguous_strides(tensor.shape);
+        tensors.push_back(std::move(tensor));
     }
-    return tensor;
+    return tensors;
 }
 
-StoredTensor Model::describe(std::span<const StoredTensor> inputs, std::size_t output) {
-    if (output >= outputs_.size())
-        refuse("output: got " + std::to_string(output), "less than " + std::to_string(outputs_.size()));
+std::vector<StoredTensor> Model::describe(std::span<const StoredTensor> inputs) {
     const std::vector<Array4> arrays = check_inputs(inputs);
-    return describe(plan_of(arrays).get(), arrays, output);
+    return describe(*plan_of(arrays), arrays);
 }
 
 std::size_t Model::workspace_bytes(std::span<const StoredTensor> inputs) {
@@ -260,12 +251,13 @@ void Model::run(std::span<const StoredTensor> inputs, std::span<const StoredTens
     if (outputs.size() != outputs_.size())
         refuse("outputs: got " + std::to_string(outputs.size()), std::to_string(outputs_.size()));
     const std::shared_ptr<const Plan> plan = plan_of(arrays);
+    const std::vector<StoredTensor> wanted = describe(*plan, arrays);
     std::vector<StoredTensor> to;
     for (std::size_t o = 0; o < outputs.size(); ++o) {
-        const StoredTensor want = describe(plan.get(), arrays, o);
+        const StoredTensor& want = wanted[o];
         const std::string what = "output '" + outputs_[o].name + "'";
         if (outputs[o].shape != want.shape)
-            refuse(what + ": got shape " + text_of(outputs[o].shape), text_of(want.shape));
+            refuse(what + ": got shape " + shape_text(outputs[o].shape), shape_text(want.shape));
         if (outputs[o].type != want.type)
             refuse(what + ": got " + stored_name(outputs[o].type), stored_name(want.type));
         if (outputs[o].size() > 0 && outputs[o].data == nullptr) refuse(what, "memory, got a null pointer");

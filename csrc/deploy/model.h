@@ -2,7 +2,6 @@
 #pragma once
 
 #include <list>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -40,14 +39,13 @@ class Model {
 
     const std::vector<ModelInput>& inputs() const { return inputs_; }
     const std::vector<ModelOutput>& outputs() const { return outputs_; }
-    const std::map<std::string, std::string>& metadata() const { return metadata_; }
     const std::optional<Preprocessing>& preprocessing() const { return preprocessing_; }
     const std::vector<std::string>& labels() const { return labels_; }  // of classes; may be empty
     StoredType type() const;                                            // that it computes in
     int threads() const;
 
-    // Shape and type of an output for inputs [N, C, H, W] of some shape, strides and type.
-    StoredTensor describe(std::span<const StoredTensor> inputs, std::size_t output);
+    // Shapes and types of the outputs for inputs [N, C, H, W] of some shape, strides and type.
+    std::vector<StoredTensor> describe(std::span<const StoredTensor> inputs);
 
     // Memory that run() takes for inputs of these shapes, beside what it is given and the weights.
     std::size_t workspace_bytes(std::span<const StoredTensor> inputs);
@@ -61,12 +59,11 @@ class Model {
 
     void read();
     std::vector<Array4> check_inputs(std::span<const StoredTensor> inputs) const;
-    StoredTensor describe(const Plan* plan, const std::vector<Array4>& inputs, std::size_t output) const;
+    std::vector<StoredTensor> describe(const Plan& plan, const std::vector<Array4>& inputs) const;
     std::shared_ptr<const Plan> plan_of(const std::vector<Array4>& inputs);
 
     MappedFile file_;
     int threads_;
-    std::map<std::string, std::string> metadata_;
     DType type_ = DType::fp32;
     Spec spec_;
     std::vector<ModelInput> inputs_;

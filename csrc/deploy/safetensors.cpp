@@ -47,12 +47,7 @@ Span read_tensor(const Json& json, const std::string& name, std::span<const std:
     tensor.data = data.data() + begin;
     if (reinterpret_cast<std::uintptr_t>(tensor.data) % bytes != 0)
         refuse(what + ": its bytes", "an address that is a multiple of the item size");
-    tensor.strides.resize(tensor.shape.size());
-    index_t stride = 1;
-    for (std::size_t d = tensor.shape.size(); d-- > 0;) {
-        tensor.strides[d] = stride;
-        stride *= tensor.shape[d];
-    }
+    tensor.strides = contiguous_strides(tensor.shape);
     return {begin, end};
 }
 

@@ -2,12 +2,6 @@
 
 namespace resfuse {
 
-std::string shape_text(const std::array<index_t, 4>& shape) {
-    std::string text = "[";
-    for (const index_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-    return text + "]";
-}
-
 namespace {
 
 // Of a dimension of one element the stride says nothing.

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <array>
-#include <string>
 
 #include "plan/step.h"
+#include "program/stored_tensor.h"
 
 namespace resfuse {
 
@@ -16,8 +16,6 @@ struct Array4 {
 
     float* floats() const { return static_cast<float*>(data); }
 };
-
-std::string shape_text(const std::array<index_t, 4>& shape);
 
 // Whether an [N, C, H, W] array lies in memory as dense NHWC.
 bool is_dense_nhwc(const Array4& array);

@@ -29,6 +29,22 @@ index_t StoredTensor::size() const {
     return size;
 }
 
+std::vector<index_t> contiguous_strides(std::span<const index_t> shape) {
+    std::vector<index_t> strides(shape.size());
+    index_t stride = 1;
+    for (std::size_t d = shape.size(); d-- > 0;) {
+        strides[d] = stride;
+        stride *= shape[d];
+    }
+    return strides;
+}
+
+std::string shape_text(std::span<const index_t> shape) {
+    std::string text = "[";
+    for (const index_t length : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(length);
+    return text + "]";
+}
+
 float from_bf16(unsigned short bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 float from_fp16(unsigned short bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
 

@@ -1,6 +1,7 @@
 // Parameters as the user, or a file, holds them.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,12 @@ struct StoredTensor {
     index_t size() const;
     bool is_integer() const { return type == StoredType::s8 || type == StoredType::s32 || type == StoredType::s64; }
 };
+
+// Of a shape's elements without gaps, the last dimension's neighbours.
+std::vector<index_t> contiguous_strides(std::span<const index_t> shape);
+
+// "[2, 3]"
+std::string shape_text(std::span<const index_t> shape);
 
 // The element so many elements behind the first.
 double stored_value(const StoredTensor& tensor, index_t offset);

@@ -11,12 +11,6 @@ namespace {
 using Values = std::vector<double>;
 constexpr const char* kRealTypes = "float32, float64, bfloat16 or float16";
 
-std::string shape_text(const std::vector<index_t>& shape) {
-    std::string text = "[";
-    for (const index_t length : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(length);
-    return text + "]";
-}
-
 class Reader {
   public:
     Reader(const Layer& layer, std::span<const StoredTensor> tensors) : layer_(layer), tensors_(tensors) {}

@@ -43,13 +43,8 @@ class MemoryFile {
 };
 
 StoredTensor tensor_of(std::vector<float>& memory, const std::vector<index_t>& shape) {
-    StoredTensor tensor{nullptr, StoredType::fp32, shape, std::vector<index_t>(shape.size())};
-    index_t size = 1;
-    for (std::size_t d = shape.size(); d-- > 0;) {
-        tensor.strides[d] = size;
-        size *= shape[d];
-    }
-    memory.assign(static_cast<std::size_t>(size), 0.25f);
+    StoredTensor tensor{nullptr, StoredType::fp32, shape, contiguous_strides(shape)};
+    memory.assign(static_cast<std::size_t>(tensor.size()), 0.25f);
     tensor.data = memory.data();
     return tensor;
 }
@@ -64,12 +59,12 @@ void compute(Model& model, index_t height, index_t width) {
         inputs.push_back(tensor_of(in[i], {2, input.channels, size.h, size.w}));
     }
     if (model.workspace_bytes(inputs) > kMostWorkspace) return;
+    outputs = model.describe(inputs);
     for (std::size_t o = 0; o < out.size(); ++o) {
-        StoredTensor tensor = model.describe(inputs, o);
+        StoredTensor& tensor = outputs[o];
         if (tensor.size() > static_cast<index_t>(kMostWorkspace)) return;
         out[o].resize(static_cast<std::size_t>(tensor.size()) * 2);  // indices have 64 bits
         tensor.data = out[o].data();
-        outputs.push_back(tensor);
     }
     model.run(inputs, outputs);
     ++counts.runs;
