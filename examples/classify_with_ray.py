@@ -19,10 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import resfuse
-from resfuse.bench.digits import IMAGENET_DEVIATION, IMAGENET_MEAN, load_digits
+from resfuse.bench.digits import load_digits
 from resfuse.bench.models import default_size, make_model
 
-_MEAN, _DEVIATION = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
+_IMAGENET = resfuse.Preprocessing()
+_MEAN, _DEVIATION = torch.tensor(_IMAGENET.mean), torch.tensor(_IMAGENET.std)
 
 
 def normalized(pixels: torch.Tensor) -> torch.Tensor:

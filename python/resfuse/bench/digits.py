@@ -10,10 +10,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Of ImageNet, in RGB: what torchvision's and timm's weights expect.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-
 
 def _table() -> Path:
     """scikit-learn's file, found without importing the package: its wheel brings an OpenMP runtime of its own, whose

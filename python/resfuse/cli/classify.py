@@ -20,7 +20,7 @@ from resfuse.runtime import Preprocessing
 def run(folder: Path, model: str, weights: Path, batch: int, labels: Path | None, output: Path | None) -> None:
     """Prints each image's class; exits with 1 where there is nothing to do."""
     try:
-        find_images(folder)
+        paths = find_images(folder)
         require_writable(output)
     except OSError as error:
         sys.exit(f"resfuse classify: {error}")
@@ -37,7 +37,7 @@ def run(folder: Path, model: str, weights: Path, batch: int, labels: Path | None
 
     console = Console()
     preprocessing = Preprocessing((size, size), round(size * 256 / 224))
-    show_rows(classify_all(folder, batch, preprocessing, classify, console), console, output)
+    show_rows(classify_all(folder, paths, batch, preprocessing, classify, console), console, output)
 
 
 def _load(model: str, weights: Path) -> torch.nn.Module:

@@ -35,13 +35,12 @@ def require_writable(output: Path | None) -> None:
 
 
 def classify_all(
-    folder: Path, batch: int, preprocessing: Preprocessing, classify: Classify, console: Console
+    folder: Path, paths: list[Path], batch: int, preprocessing: Preprocessing, classify: Classify, console: Console
 ) -> list[Row]:
-    """A row for each image; ``classify`` gives class and probability of each image of a batch [N, C, H, W].
+    """A row for each image of a folder; ``classify`` gives class and probability of each image of a batch [N, C, H, W].
 
     What cannot be read is named and left out.
     """
-    paths = find_images(folder)
     rows: list[Row] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:

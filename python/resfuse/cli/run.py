@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from resfuse import runtime
-from resfuse.cli.images import classify_all, require_writable, show_rows
+from resfuse.cli.images import classify_all, find_images, require_writable, show_rows
 
 _NEARLY = 1e-3
 
@@ -53,7 +53,7 @@ def _rows(model: runtime.Model, images: Path, batch: int, arrays: Path | None) -
         else:
             raise ValueError(f"output {model.outputs[0]!r} has shape {list(first.shape)}, no classes: use --arrays")
 
-    rows = classify_all(images, batch, model.preprocessing, classify, Console())
+    rows = classify_all(images, find_images(images), batch, model.preprocessing, classify, Console())
     return [row for row in rows if row[1]]
 
 

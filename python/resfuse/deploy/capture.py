@@ -90,7 +90,7 @@ def capture(model: FusedModule, example: Sequence[Any]) -> Captured:
     graph, _ = fusion.graphs.find(model, key, tuple(example), {})
     assert graph.binding is not None
     lowered = graph.binding.lowered
-    heads = _heads(model, lowered, graph)
+    heads = _heads(model, lowered)
     step, text, inputs, parameters = calls[0]
     placeholders = [node.name for node in lowered.graph.nodes if node.op == "placeholder"]
     of_tensors = dict(zip(placeholders, values, strict=True))
@@ -150,7 +150,7 @@ def _sizes_matter(graph: Graph, values: Sequence[Any]) -> bool:
     return bool(asked & {2, 3})
 
 
-def _heads(model: nn.Module, lowered: Lowered, graph: Graph) -> list[FileOutput]:
+def _heads(model: nn.Module, lowered: Lowered) -> list[FileOutput]:
     natives = {step.node: step.reason for step in lowered.natives}
     programs = lowered.programs
     heads: dict[fx.Node, tuple[fx.Node, tuple[str, ...]]] = {}

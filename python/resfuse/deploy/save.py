@@ -92,7 +92,7 @@ def _labels(labels: Sequence[str] | None) -> list[str]:
     if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
         raise TypeError(f"labels: got {labels!r}, want a list of strings")
     for label in labels:
-        if "\0" in label or not label.isprintable():
+        if not label.isprintable():
             raise ValueError(f"labels: got {label!r}, want printable text")
     return list(labels)
 
