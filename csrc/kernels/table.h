@@ -20,8 +20,9 @@ namespace resfuse {
 // The kernels that read and write feature maps of one element type; null where a level has none.
 struct ElementKernels {
     void (*gemm)(const GemmArgs&);  // reads fp32 rows
-    // Where an instruction multiplies pairs of these elements: reads rows of them, in segments of an even length, and
-    // weights that were packed as fp32 panels and then, in place, as pairs.
+    // Where an instruction multiplies units of some of these elements, two or more: reads rows of them, in segments of
+    // whole units, and weights that were packed as fp32 panels and then, in place, as units.
+    index_t pair_unit;
     void (*pair_gemm)(const GemmArgs&);
     void (*pack_pairs)(float* panel, index_t depth);
     WinogradTransforms winograd[kWinogradKinds];
@@ -98,6 +99,11 @@ KernelTable avx512_kernels();
 KernelTable avx512_vnni_kernels();
 KernelTable avx512_bf16_kernels();
 KernelTable zen4_kernels();
+#elif defined(RESFUSE_ARM64)
+KernelTable neon_kernels();
+KernelTable neon_dotprod_kernels();
+KernelTable neon_i8mm_kernels();
+KernelTable neon_bf16_kernels();
 #endif
 
 }  // namespace resfuse

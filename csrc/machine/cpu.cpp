@@ -4,6 +4,8 @@
 
 #if defined(RESFUSE_X86)
 #include <cpuid.h>
+#elif defined(RESFUSE_ARM64)
+#include "machine/arm_features.h"
 #endif
 
 #include <algorithm>
@@ -55,8 +57,24 @@ bool has_isa(Isa isa) {
             return has_isa(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
         case Isa::zen4:
             return has_isa(Isa::avx512_bf16) && is_zen4();
+        default:
+            return false;
     }
-    return false;
+#elif defined(RESFUSE_ARM64)
+    static const ArmFeatures features = arm_features();
+    switch (isa) {
+        case Isa::generic:
+        case Isa::neon:
+            return true;
+        case Isa::neon_dotprod:
+            return features.dotprod;
+        case Isa::neon_i8mm:
+            return features.dotprod && features.i8mm;
+        case Isa::neon_bf16:
+            return features.dotprod && features.i8mm && features.bf16;
+        default:
+            return false;
+    }
 #else
     return isa == Isa::generic;
 #endif

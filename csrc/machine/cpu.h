@@ -7,8 +7,20 @@ namespace resfuse {
 
 // Levels of instruction sets, from slow to fast. Most contain those before them; avx2_vnni (VNNI on vectors of 256
 // bits, of CPUs without AVX-512) is missing from many CPUs that have what follows it. zen4: AVX-512 on cores that have
-// adders beside their multipliers.
-enum class Isa : int { generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, zen4 };
+// adders beside their multipliers. Of aarch64: NEON, which all have; sdot; products of matrices of bytes; and of bf16.
+enum class Isa : int {
+    generic,
+    avx2,
+    avx2_vnni,
+    avx512,
+    avx512_vnni,
+    avx512_bf16,
+    zen4,
+    neon,
+    neon_dotprod,
+    neon_i8mm,
+    neon_bf16
+};
 
 // Whether this CPU has a level.
 bool has_isa(Isa isa);

@@ -32,6 +32,11 @@ constexpr Level kLevels[] = {
     {Isa::avx512_vnni, "avx512_vnni", table_of<avx512_vnni_kernels>},
     {Isa::avx512_bf16, "avx512_bf16", table_of<avx512_bf16_kernels>},
     {Isa::zen4, "zen4", table_of<zen4_kernels>},
+#elif defined(RESFUSE_ARM64)
+    {Isa::neon, "neon", table_of<neon_kernels>},
+    {Isa::neon_dotprod, "neon_dotprod", table_of<neon_dotprod_kernels>},
+    {Isa::neon_i8mm, "neon_i8mm", table_of<neon_i8mm_kernels>},
+    {Isa::neon_bf16, "neon_bf16", table_of<neon_bf16_kernels>},
 #endif
 };
 

@@ -67,9 +67,26 @@ int default_threads() {
 #if defined(__SSE__)
 FlushDenormals::FlushDenormals() : before_(_mm_getcsr()) {
     constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
-    _mm_setcsr(before_ | kFlushToZero | kDenormalsAreZero);
+    _mm_setcsr(static_cast<unsigned>(before_) | kFlushToZero | kDenormalsAreZero);
 }
-FlushDenormals::~FlushDenormals() { _mm_setcsr(before_); }
+FlushDenormals::~FlushDenormals() { _mm_setcsr(static_cast<unsigned>(before_)); }
+#elif defined(__aarch64__)
+namespace {
+
+std::uint64_t control() {
+    std::uint64_t value;
+    asm volatile("mrs %0, fpcr" : "=r"(value));
+    return value;
+}
+void set_control(std::uint64_t value) { asm volatile("msr fpcr, %0" : : "r"(value)); }
+
+}  // namespace
+
+FlushDenormals::FlushDenormals() : before_(control()) {
+    constexpr std::uint64_t kFlushToZero = std::uint64_t{1} << 24;
+    set_control(before_ | kFlushToZero);
+}
+FlushDenormals::~FlushDenormals() { set_control(before_); }
 #else
 FlushDenormals::FlushDenormals() : before_(0) {}
 FlushDenormals::~FlushDenormals() = default;

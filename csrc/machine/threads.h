@@ -1,6 +1,8 @@
 // What every parallel region of the core needs to know of the process and of its threads.
 #pragma once
 
+#include <cstdint>
+
 namespace resfuse {
 
 // As many threads as wanted, but no more than the control group's quota gives time for: more would be stopped, all of
@@ -21,7 +23,7 @@ class FlushDenormals {
     FlushDenormals& operator=(const FlushDenormals&) = delete;
 
   private:
-    unsigned before_;
+    std::uint64_t before_;  // the control register
 };
 
 }  // namespace resfuse

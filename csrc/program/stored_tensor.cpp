@@ -45,8 +45,14 @@ std::string shape_text(std::span<const index_t> shape) {
     return text + "]";
 }
 
+#if defined(__aarch64__) && !defined(__clang__)
+using Half = __fp16;  // GCC 12 knows no other there
+#else
+using Half = _Float16;
+#endif
+
 float from_bf16(unsigned short bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
-float from_fp16(unsigned short bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
+float from_fp16(unsigned short bits) { return static_cast<float>(std::bit_cast<Half>(bits)); }
 
 unsigned short to_bf16(float value) {
     const auto bits = std::bit_cast<std::uint32_t>(value);
@@ -54,7 +60,7 @@ unsigned short to_bf16(float value) {
     return static_cast<unsigned short>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-unsigned short to_fp16(float value) { return std::bit_cast<unsigned short>(static_cast<_Float16>(value)); }
+unsigned short to_fp16(float value) { return std::bit_cast<unsigned short>(static_cast<Half>(value)); }
 
 double stored_value(const StoredTensor& tensor, index_t offset) {
     switch (tensor.type) {

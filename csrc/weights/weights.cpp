@@ -160,6 +160,9 @@ void WeightSet::finish_int8(std::size_t index, const Int8Weights& weights) {
     });
     entry.offset =
         int32_per_panel(layer, kernels, [&](std::size_t k) { return -layer.reads->zero_point * weights.sums[k]; });
+    if (const int taken = kernels.int8.taken_from_operands; taken != 0)
+        entry.direct_offset = int32_per_panel(
+            layer, kernels, [&](std::size_t k) { return (taken - layer.reads->zero_point) * weights.sums[k]; });
 }
 
 Int8Weights WeightSet::int8(std::size_t index, int threads) const {
@@ -176,7 +179,8 @@ std::size_t WeightSet::bytes() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::size_t bytes = 0;
     for (const Entry& entry : entries_) {
-        bytes += entry.bias.size() * sizeof(float) + entry.offset.size() + entry.centre.size();
+        bytes +=
+            entry.bias.size() * sizeof(float) + entry.offset.size() + entry.direct_offset.size() + entry.centre.size();
         for (const auto& [algorithm, packed] : entry.packed) bytes += packed.size();
     }
     return bytes;

@@ -32,6 +32,12 @@ class WeightSet {
     const std::int32_t* offset(std::size_t layer) const {
         return reinterpret_cast<const std::int32_t*>(entries_[layer].offset.data());
     }
+    // The same of direct products, whose instructions may take something from each byte (Int8Kernels).
+    const std::int32_t* direct_offset(std::size_t layer) const {
+        const Entry& entry = entries_[layer];
+        return entry.direct_offset.empty() ? offset(layer)
+                                           : reinterpret_cast<const std::int32_t*>(entry.direct_offset.data());
+    }
 
     // And what lies in the middle of a channel's possible sums of bytes.
     const std::int32_t* centre(std::size_t layer) const {
@@ -49,7 +55,7 @@ class WeightSet {
         WeightSource source;
         AlignedFloats scale;  // tile_cols floats per panel
         AlignedFloats bias;
-        AlignedBytes offset, centre;                          // s32 like them, where bytes are computed
+        AlignedBytes offset, direct_offset, centre;           // s32 like them, where bytes are computed
         std::map<const ConvAlgorithm*, AlignedBytes> packed;  // all of them, empty until they are asked for
     };
     // Scale, bias and offset of a layer that computes with bytes.

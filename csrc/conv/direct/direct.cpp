@@ -65,16 +65,17 @@ class DirectPairs final : public ConvAlgorithm {
     std::vector<std::string_view> requests() const override { return {"direct"}; }
 
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
-        // A pair may not reach past a run: what lies there may be infinite.
-        return !layer.is_int8() && kernels_of(kernels, layer.input_type).pair_gemm != nullptr &&
-               layer.type == layer.input_type && !has_small_groups(layer, kernels) &&
-               runs_of(layer, kernels).length % 2 == 0;
+        const ElementKernels& elements = kernels_of(kernels, layer.input_type);
+        // A unit may not reach past a run: what lies there may be infinite.
+        return !layer.is_int8() && elements.pair_gemm != nullptr && layer.type == layer.input_type &&
+               !has_small_groups(layer, kernels) && runs_of(layer, kernels).length % elements.pair_unit == 0;
     }
 
     double cycles(const ConvCall& call) const override {
         const Layer& layer = call.layer;
         const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
-        const index_t depth = panel_grid(layer, call.kernels).reduction / 2;
+        const index_t depth =
+            panel_grid(layer, call.kernels).reduction / kernels_of(call.kernels, layer.input_type).pair_unit;
         return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels), streamed_bytes(*this, call),
                          call.bytes_per_cycle);
     }

@@ -89,7 +89,7 @@ GemmArgs DirectStep::panel_args(Range panels, std::span<const index_t> segments,
 void DirectStep::multiply(const GemmArgs& g, index_t panel, DType type, const Wave& wave) const {
     if (layer_.is_int8())
         return wave.kernels.int8.gemm({.product = g,
-                                       .offset = wave.weights.offset(index_) + panel * grid_.tile_cols,
+                                       .offset = wave.weights.direct_offset(index_) + panel * grid_.tile_cols,
                                        .epilogue = int8_epilogue_});
     const ElementKernels& kernels = kernels_of(wave.kernels, type);
     operands_ == Operands::pairs ? kernels.pair_gemm(g) : kernels.gemm(g);

@@ -1,26 +1,34 @@
-// Products of bf16 numbers, two at a time: direct and 1x1 convolutions, linear layers. Rows are read as they lie in
-// memory, weights are rounded to bf16, sums are fp32.
+// Products of bf16 numbers, two at a time (on Arm two rows by two columns of four): direct and 1x1 convolutions, linear
+// layers. Rows are read as they lie in memory, weights are rounded to bf16, sums are fp32.
 #pragma once
 
-#include "kernels/gemm/dot_tile.h"
+#include "kernels/gemm/dot_panel.h"
 #include "kernels/gemm/gemm.h"
 
 namespace resfuse {
 namespace {
 
-struct Bf16Pairs {
+struct Bf16Units {
     using Operand = std::uint16_t;
     using Weight = std::uint16_t;
     using Lane = float;
     using Sum = Vec;
+#if defined(RESFUSE_NEON)
+    static constexpr index_t kUnit = 4;
+
+    [[gnu::always_inline]] static Vec add_products(Vec sum, VecBits operands, VecBits weights) {
+        return (Vec)vbfmmlaq_f32((float32x4_t)sum, (bfloat16x8_t)operands, (bfloat16x8_t)weights);
+    }
+#else
     static constexpr index_t kUnit = 2;
 
     [[gnu::always_inline]] static Vec add_products(Vec sum, VecBits operands, VecBits weights) {
         return _mm512_dpbf16_ps(sum, (__m512bh)operands, (__m512bh)weights);
     }
+#endif
 };
 
-// Segments are of an even length.
+// Segments are whole units.
 void bf16_dot_gemm(const GemmArgs& g) {
     constexpr index_t kBlock = kDotBlockTiles * kTileRows;
     alignas(64) float sums[kBlock * kTileCols];
@@ -30,7 +38,7 @@ void bf16_dot_gemm(const GemmArgs& g) {
         const index_t begin = g.rows * i / blocks, rows = g.rows * (i + 1) / blocks - begin;
         for (index_t panel = 0; panel < panels; ++panel) {
             const index_t column = panel * kTileCols, cols = at_most(g.cols - column, kTileCols);
-            multiply_dot_panel<Bf16Pairs>({.a = static_cast<const std::uint16_t*>(g.a) + begin * g.lda,
+            multiply_dot_panel<Bf16Units>({.a = static_cast<const std::uint16_t*>(g.a) + begin * g.lda,
                                            .lda = g.lda,
                                            .offsets = g.segment_offset,
                                            .b = static_cast<const std::uint16_t*>(g.b) + column * reduction,
@@ -50,15 +58,20 @@ void bf16_dot_gemm(const GemmArgs& g) {
     }
 }
 
-// Rows of a packed fp32 panel, two by two, into one row of pairs; in place.
-void pack_bf16_pairs(float* panel, index_t depth) {
-    for (index_t row = 0; row < depth; row += 2)
-        for (index_t k = 0; k < kTileCols; k += kVectorFloats) {
-            const float* const from = panel + row * kTileCols + k;
-            const VecBits first = widen_bits(Bf16::round(load(from)));
-            const VecBits second = widen_bits(Bf16::round(load(from + kTileCols)));
-            store_vector(panel + row / 2 * kTileCols + k, first | second << 16);
-        }
+// Rows of a packed fp32 panel, a unit of them into one row of units; in place.
+void pack_bf16_units(float* panel, index_t depth) {
+    constexpr index_t unit = Bf16Units::kUnit;
+    auto* to = reinterpret_cast<unsigned char*>(panel);
+    for (index_t row = 0; row < depth; row += unit) {
+        Bf16::Storage units[kTileCols][unit];
+        for (index_t i = 0; i < unit; ++i)
+            for (index_t k = 0; k < kTileCols; k += kVectorFloats) {
+                const HalfBits rounded = Bf16::round(load(panel + (row + i) * kTileCols + k));
+                for (int lane = 0; lane < kVectorFloats; ++lane) units[k + lane][i] = rounded[lane];
+            }
+        std::memcpy(to, units, sizeof units);
+        to += sizeof units;
+    }
 }
 
 }  // namespace

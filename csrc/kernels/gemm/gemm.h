@@ -13,8 +13,12 @@
 
 #include "kernels/activation/activation.h"
 #include "kernels/gemm/args.h"
+#if defined(RESFUSE_NEON)
+#include "kernels/gemm/lane_tile.h"
+#else
+#include "kernels/gemm/broadcast_tile.h"
+#endif
 #include "kernels/gemm/paired_tile.h"
-#include "kernels/gemm/tile.h"
 
 namespace resfuse {
 namespace {

@@ -13,11 +13,30 @@ namespace {
 // Steps of one accumulator before it is added to the result.
 constexpr index_t kOuterSteps = 256;
 
+#if defined(RESFUSE_NEON)
+// Four rows from `First` on: their factors are the lanes of one vector.
+template <int First, int Rows, int... Lane>
+[[gnu::always_inline]] inline void outer_lanes(const float* a, const Vec (&row)[kTileVectors],
+                                               Vec (&acc)[Rows][kTileVectors], std::integer_sequence<int, Lane...>) {
+    const auto x = (float32x4_t)load(a + First);
+    ((acc[First + Lane][0] = (Vec)vfmaq_laneq_f32((float32x4_t)acc[First + Lane][0], (float32x4_t)row[0], x, Lane),
+      acc[First + Lane][1] = (Vec)vfmaq_laneq_f32((float32x4_t)acc[First + Lane][1], (float32x4_t)row[1], x, Lane)),
+     ...);
+}
+#endif
+
 template <int Rows>
 [[gnu::always_inline]] inline void outer_step(const float* a, const float* b, Vec (&acc)[Rows][kTileVectors]) {
     Vec row[kTileVectors];
 #pragma GCC unroll 2
     for (int j = 0; j < kTileVectors; ++j) row[j] = load(b + j * kVectorFloats);
+#if defined(RESFUSE_NEON)
+    if constexpr (Rows == 8) {
+        constexpr auto lanes = std::make_integer_sequence<int, 4>{};
+        outer_lanes<0>(a, row, acc, lanes);
+        return outer_lanes<4>(a, row, acc, lanes);
+    }
+#endif
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
         const Vec x = broadcast(a[i]);

@@ -15,6 +15,9 @@ inline VecInt widen_bytes(ByteLanes bytes) {
     return (VecInt)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)bytes);
 #elif defined(__AVX2__)
     return (VecInt)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(long long, bytes)));
+#elif defined(RESFUSE_NEON)
+    const uint32x2_t four = vdup_n_u32(__builtin_bit_cast(std::uint32_t, bytes));
+    return (VecInt)vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(four))));
 #else
     return __builtin_convertvector(bytes, VecInt);
 #endif
@@ -27,6 +30,9 @@ inline ByteLanes narrow_to_bytes(VecInt v) {
 #elif defined(__AVX2__)
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
     return __builtin_bit_cast(ByteLanes, _mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+#elif defined(RESFUSE_NEON)
+    const uint16x4_t words = vmovn_u32((uint32x4_t)v);
+    return __builtin_bit_cast(ByteLanes, vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0));
 #else
     return __builtin_convertvector(v, ByteLanes);
 #endif
@@ -51,6 +57,8 @@ inline void store_bytes_first(std::uint8_t* p, VecInt v, index_t n) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xd8);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+#elif defined(RESFUSE_NEON)
+    vst1_u8(p, vmovn_u16(vcombine_u16(vmovn_u32((uint32x4_t)a), vmovn_u32((uint32x4_t)b))));
 #else
     store_vector(p, narrow_to_bytes(a));
     store_vector(p + kVectorFloats, narrow_to_bytes(b));
@@ -67,6 +75,8 @@ inline Vec to_floats(VecInt v) { return __builtin_convertvector(v, Vec); }
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(__FMA__)
     return _mm256_fmadd_ps(a, b, c);
+#elif defined(RESFUSE_NEON)
+    return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #elif defined(__aarch64__)
     for (int i = 0; i < kVectorFloats; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
@@ -92,6 +102,8 @@ inline Vec to_floats(VecInt v) { return __builtin_convertvector(v, Vec); }
     return _mm512_maskz_min_ps(0xffff, _mm512_maskz_max_ps(0xffff, v, low), high);
 #elif defined(__AVX__)
     return _mm256_min_ps(_mm256_max_ps(v, low), high);
+#elif defined(RESFUSE_NEON)
+    return (Vec)vminq_f32(vmaxnmq_f32((float32x4_t)v, (float32x4_t)low), (float32x4_t)high);
 #else
     const Vec above = v > low ? v : low;
     return above < high ? above : high;
@@ -104,6 +116,8 @@ inline Vec to_floats(VecInt v) { return __builtin_convertvector(v, Vec); }
     return (VecInt)_mm512_maskz_cvtps_epi32(0xffff, v);
 #elif defined(__AVX__)
     return (VecInt)_mm256_cvtps_epi32(v);
+#elif defined(RESFUSE_NEON)
+    return (VecInt)vcvtnq_s32_f32((float32x4_t)v);
 #else
     // Those behind the point of 1.5 * 2^23 are whole, and they lie at the bottom of its bits.
     constexpr float kShift = 0x1.8p23f;

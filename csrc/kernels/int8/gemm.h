@@ -1,7 +1,7 @@
 // Products of bytes: direct and 1x1 convolutions, linear layers. Sums are exact, so nothing depends on their order.
 #pragma once
 
-#include "kernels/gemm/dot_tile.h"
+#include "kernels/gemm/dot_panel.h"
 #include "kernels/int8/bytes.h"
 
 namespace resfuse {

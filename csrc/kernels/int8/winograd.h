@@ -106,6 +106,8 @@ inline Shorts load_shorts(const std::uint8_t* p) {
     return (Shorts)_mm512_maskz_cvtepu8_epi16(~__mmask32{0}, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
     return (Shorts)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(RESFUSE_NEON)
+    return (Shorts)vmovl_u8(vld1_u8(p));
 #else
     return __builtin_convertvector(load_raw<VectorOf<std::uint8_t, kShorts>::type>(p), Shorts);
 #endif
@@ -184,10 +186,11 @@ void int8_winograd_output(const Int8WinogradOutputArgs& args) {
     });
 }
 
-// [36][pairs of channels][kTileCols][2]
+// [36][units of channels][kTileCols][unit], of an even number of channels
 void pack_int8_winograd(const PackInt8Args& g) {
     auto* const packed = static_cast<std::int16_t*>(g.packed);
     constexpr int points = I4::in;
+    constexpr index_t unit = Words::kUnit;
     const index_t channels = g.segment_length / 3, padded = (channels + 1) / 2 * 2;
     for (index_t c = 0; c < padded; ++c)
         for (index_t k = 0; k < kTileCols; ++k) {
@@ -201,7 +204,7 @@ void pack_int8_winograd(const PackInt8Args& g) {
                 for (int j = 0; j < points; ++j) {
                     int u = 0;
                     for (int s = 0; s < 3; ++s) u += I4x4::weight[j][s] * t[i][s];
-                    packed[((i * points + j) * padded + c / 2 * 2) * kTileCols + k * 2 + c % 2] =
+                    packed[((i * points + j) * padded + c / unit * unit) * kTileCols + k * unit + c % unit] =
                         static_cast<std::int16_t>(u);
                 }
         }

@@ -16,6 +16,7 @@ constexpr ByteKernels make_byte_kernels() {
     using Operand = DirectDot::Operand;
     return {{.operand_bytes = sizeof(Operand),
              .unit = DirectDot::kUnit,
+             .taken_from_operands = DirectDot::kTakenFromOperands,
              .gemm = int8_gemm,
              .pack = pack_int8,
              .packed_bytes = int8_packed_bytes,

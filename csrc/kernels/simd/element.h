@@ -110,6 +110,8 @@ inline VecBits widen_bits(HalfBits h) {
     return (VecBits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h);
 #elif defined(__AVX2__)
     return (VecBits)_mm256_cvtepu16_epi32((__m128i)h);
+#elif defined(RESFUSE_NEON)
+    return (VecBits)vmovl_u16((uint16x4_t)h);
 #else
     return __builtin_convertvector(h, VecBits);
 #endif
@@ -121,6 +123,8 @@ inline HalfBits narrow_bits(VecBits v) {
     return (HalfBits)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v);
 #elif defined(__AVX2__)
     return (HalfBits)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+#elif defined(RESFUSE_NEON)
+    return (HalfBits)vmovn_u32((uint32x4_t)v);
 #else
     return __builtin_convertvector(v, HalfBits);
 #endif
@@ -271,6 +275,8 @@ struct Fp16 : HalfFeatures<Fp16> {
         return (Vec)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
 #elif defined(__F16C__)
         return (Vec)_mm256_cvtph_ps((__m128i)h);
+#elif defined(RESFUSE_NEON)
+        return (Vec)vcvt_f32_f16((float16x4_t)h);
 #else
         // A denormal half's bits behind those of 2^-14 are that much more than it. (No fp32 denormal on the way: where
         // programs run, those are zeros.)
@@ -304,6 +310,8 @@ struct Fp16 : HalfFeatures<Fp16> {
         return (HalfBits)_mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__F16C__)
         return (HalfBits)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(RESFUSE_NEON)
+        return (HalfBits)vcvt_f16_f32((float32x4_t)x);
 #else
         const VecBits bits = (VecBits)x;
         const VecBits magnitude = bits & 0x7fffffffu;

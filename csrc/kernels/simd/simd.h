@@ -8,6 +8,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(RESFUSE_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "kernels/types.h"
@@ -24,7 +26,7 @@ constexpr int kVectorFloats = 4;
 #endif
 
 // Without fused multiply-adds every step of a sum rounds twice.
-#if defined(__FMA__)
+#if defined(__FMA__) || defined(__aarch64__)
 constexpr bool kFused = true;
 #else
 constexpr bool kFused = false;
@@ -98,6 +100,8 @@ template <class T>
 [[gnu::always_inline]] inline Vec in_register(Vec v) {
 #if defined(RESFUSE_X86)
     asm("" : "+v"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
 #endif
     return v;
 }
@@ -109,6 +113,8 @@ inline Vec clamp_below(Vec v, Vec floor) {
     return _mm512_maskz_max_ps(static_cast<__mmask16>(-1), floor, v);
 #elif defined(__AVX__)
     return _mm256_max_ps(floor, v);
+#elif defined(RESFUSE_NEON)
+    return (Vec)vmaxq_f32((float32x4_t)floor, (float32x4_t)v);  // NaN where either is
 #else
     return floor > v ? floor : v;
 #endif
@@ -119,6 +125,8 @@ inline bool any_nan(Vec v) {
     return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0;
 #elif defined(__AVX__)
     return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0;
+#elif defined(RESFUSE_NEON)
+    return vminvq_u32(vceqq_f32((float32x4_t)v, (float32x4_t)v)) == 0;
 #else
     const VecMask nan = v != v;
     int any = 0;
@@ -129,7 +137,7 @@ inline bool any_nan(Vec v) {
 
 // Maximum with NaN kept once seen, as torch's max-pool keeps it.
 inline Vec max_keep_nan(Vec accumulated, Vec v) {
-    const Vec larger = clamp_below(accumulated, v);  // accumulated where either is NaN
+    const Vec larger = clamp_below(accumulated, v);  // NaN where accumulated is
     const VecMask is_nan = v != v;
     return is_nan ? v : larger;
 }
