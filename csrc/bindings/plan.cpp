@@ -4,8 +4,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <optional>
-
 #include "bindings/register.h"
 #include "bindings/views.h"
 #include "plan/run.h"
@@ -24,10 +22,13 @@ void check_shape(const Array4& array, const Plan& plan, int buffer, const std::s
         throw py::value_error(what + ": got shape " + shape_text(array.shape) + ", want " + shape_text(want));
 }
 
-// Returns the seconds of each layer where `profile` asks for them; layout changes count to the first layer.
-std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const std::vector<py::array>& inputs,
-                             const std::vector<py::array>& outputs, bool profile) {
-    WeightSet& weights = bound_weights(weights_object);
+// Arguments of a run as the core has them.
+struct Operands {
+    std::vector<Tensor> in, out;
+};
+
+Operands checked_operands(const Plan& plan, const WeightSet& weights, const std::vector<py::array>& inputs,
+                          const std::vector<py::array>& outputs) {
     if (&weights.program() != &plan.program()) throw py::value_error("weights: made for another program than the plan");
     const Program& program = plan.program();
     if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size())
@@ -35,14 +36,14 @@ std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const 
                               std::to_string(outputs.size()) + " arrays, want " +
                               std::to_string(program.inputs().size()) + " and " +
                               std::to_string(program.outputs().size()));
-    std::vector<Tensor> in, out;
+    Operands operands;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
         const std::string what = "inputs[" + std::to_string(i) + "]";
         const Array4 array = array4(inputs[i], what, program.type(program.inputs()[i]));
         check_shape(array, plan, program.inputs()[i], what);
         if (plan.input_dense(i) && !is_dense_nhwc(array))
             throw py::value_error(what + ": the plan was made for dense channels_last memory");
-        in.push_back(to_tensor(array));
+        operands.in.push_back(to_tensor(array));
     }
     for (std::size_t o = 0; o < outputs.size(); ++o) {
         const std::string what = "outputs[" + std::to_string(o) + "]";
@@ -52,8 +53,16 @@ std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const 
         if (!fits || !outputs[o].writeable())
             throw py::value_error(what + ": want writable, " +
                                   (plan.in_planes(o) ? "contiguous" : "dense channels_last") + " memory");
-        out.push_back(plan.in_planes(o) ? to_planes(array) : to_tensor(array));
+        operands.out.push_back(plan.in_planes(o) ? to_planes(array) : to_tensor(array));
     }
+    return operands;
+}
+
+// Returns the seconds of each layer where `profile` asks for them; layout changes count to the first layer.
+std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const std::vector<py::array>& inputs,
+                             const std::vector<py::array>& outputs, bool profile) {
+    WeightSet& weights = bound_weights(weights_object);
+    const auto [in, out] = checked_operands(plan, weights, inputs, outputs);
     const py::gil_scoped_release release;
     weights.prepare(plan.algorithms(), plan.threads());
     std::vector<double> seconds;
@@ -62,6 +71,31 @@ std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const 
     for (std::size_t s = 0; s < layouts; ++s) seconds[layouts] += seconds[s];
     seconds.erase(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(layouts));
     return seconds;
+}
+
+// A row a task: layer (-1: a change of layout), first image, stage, task, seconds.
+py::array_t<double> task_times(const Plan& plan, py::handle weights_object, const std::vector<py::array>& inputs,
+                               const std::vector<py::array>& outputs) {
+    WeightSet& weights = bound_weights(weights_object);
+    const auto [in, out] = checked_operands(plan, weights, inputs, outputs);
+    std::vector<TaskTime> tasks;
+    {
+        const py::gil_scoped_release release;
+        weights.prepare(plan.algorithms(), plan.threads());
+        tasks = time_tasks(plan, weights, in, out);
+    }
+    py::array_t<double> rows({static_cast<py::ssize_t>(tasks.size()), py::ssize_t{5}});
+    auto row = rows.mutable_unchecked<2>();
+    const auto layouts = static_cast<double>(plan.steps().size() - plan.layers().size());
+    for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
+        const TaskTime& t = tasks[static_cast<std::size_t>(i)];
+        row(i, 0) = std::max(static_cast<double>(t.step) - layouts, -1.0);
+        row(i, 1) = static_cast<double>(t.first_image);
+        row(i, 2) = static_cast<double>(t.stage);
+        row(i, 3) = static_cast<double>(t.task);
+        row(i, 4) = t.seconds;
+    }
+    return rows;
 }
 
 py::list describe_layers(const Plan& plan) {
@@ -165,6 +199,9 @@ void register_plan(py::module_& m) {
             },
             py::arg("weights"), "Packs the weights that this plan needs; idempotent.")
         .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"), py::arg("profile") = false)
+        .def("task_times", &task_times, py::arg("weights"), py::arg("inputs"), py::arg("outputs"),
+             "Plays the plan's threads one after the other; a row for each task: layer (-1: a change of layout), first "
+             "image of the wave, stage, task, seconds. The outputs are without a meaning then.")
         .def("layers", &describe_layers, "What each layer does under this plan.")
         .def("buffers", &describe_buffers, "Size, place and lifetime of each buffer.")
         .def("segments", &describe_segments, "(first step, last step, images a wave) of each segment.")

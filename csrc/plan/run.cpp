@@ -42,6 +42,8 @@ class TaskQueue {
     std::vector<Counter> counters_;
 };
 
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 class Executor {
   public:
     Executor(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
@@ -54,11 +56,25 @@ class Executor {
           step_seconds_(step_seconds) {}
 
     void run_thread(int thread, int threads, TaskQueue& queue) const {
+        std::size_t stage_number = 0;
+        const bool clocked = step_seconds_ != nullptr && thread == 0;
+        double start = clocked ? now() : 0.0;
+        for_each_stage(thread, [&](std::size_t s, int stage, index_t, index_t tasks, const auto& run_task) {
+            queue.work(thread, threads, tasks, stage_number++, run_task);
+#pragma omp barrier
+            if (!clocked || stage + 1 < plan_.steps()[s]->stages()) return;
+            const double end = now();
+            (*step_seconds_)[s] += end - start;
+            start = end;
+        });
+    }
+
+    // Calls f(step, stage, first image of the wave, tasks, run_task), with what runs one of these tasks.
+    template <class F>
+    void for_each_stage(int thread, F f) const {
         std::byte* const scratch = workspace_ + plan_.workspace().thread_scratch_offset +
                                    static_cast<std::size_t>(thread) * plan_.workspace().thread_scratch;
         std::vector<Tensor> tensors(plan_.buffers().size());
-        std::size_t stage_number = 0;
-        const bool clocked = step_seconds_ != nullptr && thread == 0;
         for (const Segment& segment : plan_.segments())
             for (index_t begin = 0; begin < plan_.batch(); begin += segment.images) {
                 const index_t images = std::min(segment.images, plan_.batch() - begin);
@@ -67,22 +83,14 @@ class Executor {
                 for (std::size_t s = segment.first_step; s <= segment.last_step; ++s) {
                     const Step& step = *plan_.steps()[s];
                     wave.shared = workspace_ + plan_.workspace().shared_scratch_offsets[s];
-                    const double start = clocked ? now() : 0.0;
-                    for (int stage = 0; stage < step.stages(); ++stage, ++stage_number) {
-                        queue.work(thread, threads, step.tasks(stage, images), stage_number,
-                                   [&](index_t task) { step.run(stage, task, wave, scratch); });
-#pragma omp barrier
-                    }
-                    if (clocked) (*step_seconds_)[s] += now() - start;
+                    for (int stage = 0; stage < step.stages(); ++stage)
+                        f(s, stage, begin, step.tasks(stage, images),
+                          [&](index_t task) { step.run(stage, task, wave, scratch); });
                 }
             }
     }
 
   private:
-    static double now() {
-        return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-    }
-
     void place_tensors(std::vector<Tensor>& tensors, index_t first_image) const {
         for (std::size_t b = 0; b < tensors.size(); ++b) {
             const PlannedBuffer& buffer = plan_.buffers()[b];
@@ -132,6 +140,25 @@ void run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& 
         const FlushDenormals flush;
         executor.run_thread(omp_get_thread_num(), omp_get_num_threads(), queue);
     }
+}
+
+std::vector<TaskTime> time_tasks(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
+                                 const std::vector<Tensor>& outputs) {
+    const AlignedBytes workspace(plan.workspace().bytes);
+    const Executor executor(plan, weights, inputs, outputs, workspace.data(), nullptr);
+    const FlushDenormals flush;
+    std::vector<TaskTime> times;
+    for (int thread = 0; thread < plan.threads(); ++thread)
+        executor.for_each_stage(thread,
+                                [&](std::size_t s, int stage, index_t image, index_t tasks, const auto& run_task) {
+                                    const Range share = part(tasks, thread, plan.threads());
+                                    for (index_t task = share.begin; task < share.end; ++task) {
+                                        const double start = now();
+                                        run_task(task);
+                                        times.push_back({s, image, stage, task, now() - start});
+                                    }
+                                });
+    return times;
 }
 
 }  // namespace resfuse

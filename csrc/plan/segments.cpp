@@ -9,9 +9,11 @@ namespace resfuse {
 index_t images_per_wave(std::size_t weight_bytes, std::size_t activation_bytes, index_t batch, int threads) {
     const CacheSizes& caches = cache_sizes();
     constexpr index_t kFewestImages = 32;
-    constexpr std::size_t kMostActivationBytes = std::size_t{64} << 20;
-    const index_t affordable = static_cast<index_t>(kMostActivationBytes / std::max<std::size_t>(activation_bytes, 1));
-    const index_t whole = std::min(batch, std::max(kFewestImages, affordable));
+    const std::size_t most_bytes = std::max<std::size_t>(64, 4 * static_cast<std::size_t>(threads)) << 20;
+    const index_t affordable = static_cast<index_t>(most_bytes / std::max<std::size_t>(activation_bytes, 1));
+    // Waves of about the same size: few images in the last one would leave threads idle.
+    const index_t most = std::max(kFewestImages, affordable), waves = (batch + most - 1) / most;
+    const index_t whole = (batch + waves - 1) / waves;
     const std::size_t budget = caches.l2 * static_cast<std::size_t>(threads);
     const index_t fit = static_cast<index_t>(budget / std::max<std::size_t>(activation_bytes, 1));
     const index_t wave = std::max<index_t>(fit / threads, 1) * threads;

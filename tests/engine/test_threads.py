@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -112,7 +113,33 @@ def test_an_unknown_isa_is_a_clear_error() -> None:
     result = _python("import resfuse; resfuse._core.active_isa()", RESFUSE_ISA="sse9")
     assert result.returncode != 0
     assert "RESFUSE_ISA=sse9" in result.stderr
-    assert "want one of generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, zen4" in result.stderr
+    levels = {
+        "x86_64": "generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, zen4",
+        "aarch64": "generic, neon, neon_dotprod, neon_i8mm, neon_bf16",
+    }
+    assert f"want one of {levels[platform.machine()]}" in result.stderr
+
+
+_MANY = """
+import torch, resfuse
+torch.manual_seed(0)
+model = resfuse.models.ResNet("bottleneck", [1, 1, 1, 1], width=32, num_classes=50).eval()
+fast = resfuse.fuse(model)
+for batch in (1, 5):
+    x = torch.randn(batch, 3, 112, 112)
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        want = fast(x)
+        for threads in (2, 3, 7, 16, 31, 64, 128):
+            torch.set_num_threads(threads)
+            assert torch.equal(fast(x), want), (batch, threads)
+"""
+
+
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_results_of_many_threads_are_the_same_bits(isa: str) -> None:
+    result = _python(_MANY, RESFUSE_ISA=isa, OMP_WAIT_POLICY="passive")  # threads that wait leave their core
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 _FORK = """

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from resfuse.bench.models import make_model
+from resfuse.cli.topology import cpu_list, read_topology
 
 
 def run_resfuse(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,8 +31,40 @@ def run_resfuse(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_info() -> None:
     result = run_resfuse("info")
     assert result.returncode == 0, result.stderr
-    for word in ("ISA used", "threads", "OpenMP", "torch", "kernels", "libgomp"):
+    for word in ("ISA used", "NUMA", "threads", "OpenMP", "torch", "kernels", "libgomp"):
         assert word in result.stdout
+
+
+def _write_cpus(root: Path, cpus: int, siblings: int, cluster: int, node: int) -> None:
+    """What Linux says of a machine: CPUs with so many in a core, a cluster of one L3 and a NUMA node."""
+    for cpu in range(cpus):
+        for file, size in (("topology/thread_siblings_list", siblings), ("cache/index3/shared_cpu_list", cluster)):
+            path = root / "cpu" / f"cpu{cpu}" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{cpu // size * size}-{cpu // size * size + size - 1}\n")
+    for number in range(cpus // node):
+        path = root / "node" / f"node{number}" / "cpulist"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{number * node}-{number * node + node - 1}\n")
+
+
+def test_topology(tmp_path: Path) -> None:
+    _write_cpus(tmp_path, cpus=32, siblings=2, cluster=8, node=16)
+    topology = read_topology(tmp_path, frozenset(range(32)))
+    assert str(topology) == "16 cores, L3 shared by 4 + 4 + 4 + 4, 2 NUMA nodes"
+    assert topology.advice(8) is None
+    advice = topology.advice(16)
+    assert advice
+    assert "OMP_NUM_THREADS=8 numactl --cpunodebind=0 --membind=0" in advice
+    part = read_topology(tmp_path, frozenset(range(4, 12)))  # taskset
+    assert str(part) == "4 cores, L3 shared by 2 + 2, 1 NUMA node"
+    assert part.advice(64) is None
+    assert str(read_topology(tmp_path / "none", frozenset({0, 1}))) == "2 cores, 1 NUMA node"
+
+
+def test_cpu_list() -> None:
+    assert cpu_list("0-2,7,9-9\n") == {0, 1, 2, 7, 9}
+    assert cpu_list("\n") == frozenset()
 
 
 def test_verify() -> None:

@@ -15,7 +15,6 @@ namespace {
 // not, and its sums; measured.
 constexpr double kOperandCycles = 5.5, kFarOperandCycles = 50.0;
 constexpr double kSumCycles = 6.0;
-constexpr index_t kFewestTiles = 2;  // register tiles of a block, so that weights do not stream too often
 
 // The pairs of pixels whose operands are a share of L2.
 index_t pairs_in_l2(const Layer& layer, double share) {
@@ -42,7 +41,7 @@ class Strassen final : public BalancedAlgorithm {
         const double pairs = static_cast<double>(call.batch * ceil_div(call.out.h * call.out.w, 2));
         const double products = static_cast<double>(kStrassenProducts) *
                                 product_cycles(pairs, layer.in_channels / 2, layer.out_channels / 2, kernels);
-        const bool near = kFewestTiles * kernels.tile_rows <= pairs_in_l2(layer, 0.6);
+        const bool near = kFewestStrassenTiles * kernels.tile_rows <= pairs_in_l2(layer, 0.6);
         const double transforms =
             2.0 * pairs / kernels.vector_floats *
             ((near ? kOperandCycles : kFarOperandCycles) * static_cast<double>(layer.in_channels) +
@@ -103,7 +102,8 @@ const BalancedAlgorithm& strassen() {
 
 index_t strassen_block(const Layer& layer, const KernelTable& kernels) {
     const index_t tile = kernels.tile_rows;
-    return std::clamp(pairs_in_l2(layer, kShareOfOperands) / tile, kFewestTiles, kMostStrassenPairs / tile) * tile;
+    return std::clamp(pairs_in_l2(layer, kShareOfOperands) / tile, kFewestStrassenTiles, kMostStrassenPairs / tile) *
+           tile;
 }
 
 }  // namespace resfuse

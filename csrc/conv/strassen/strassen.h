@@ -7,6 +7,8 @@ namespace resfuse {
 
 const BalancedAlgorithm& strassen();
 
+constexpr index_t kFewestStrassenTiles = 2;  // register tiles of a block, so that weights do not stream too often
+
 // Pairs of pixels whose operands a task keeps, at most: a whole number of register tiles.
 index_t strassen_block(const Layer& layer, const KernelTable& kernels);
 

@@ -9,6 +9,7 @@
 // by panels: where pairs are few, weights are the larger operand and should be read by one thread only. Stage 0 writes
 //            the operands into scratch that all threads see; in stage 1 a task takes some panels.
 #include <algorithm>
+#include <numeric>
 
 #include "conv/conv_step.h"
 #include "conv/cost.h"
@@ -29,7 +30,8 @@ class StrassenStep final : public ConvStep {
           pitch_(kStrassenProducts * half_ + kLineFloats) {
         block_ = ceil_div(pairs(context.images), best_blocks(context));
         const index_t total = runs(context.images) * pairs(context.images);
-        if (context.threads > 1 && total <= 2 * context.kernels().tile_rows) {
+        const index_t few = std::min(fewest_pairs(context) * std::max(context.threads / 2, 1), kMostStrassenPairs);
+        if (context.threads > 1 && total <= few) {
             by_panels_ = true;
             panel_parts_ = std::min<index_t>(4 * context.threads, panels(context.kernels()));
             shared_scratch = float_bytes(total * pitch_);
@@ -72,11 +74,18 @@ class StrassenStep final : public ConvStep {
         return stage == 0 ? ceil_div(pairs(images), kOperandPairs) : panel_parts_;
     }
 
-    // As many blocks of a run as make the fewest register tiles, each thread the same number of blocks if it can be.
+    // Of a block, so that weights do not stream too often.
+    static index_t fewest_pairs(const StepContext& context) {
+        return kFewestStrassenTiles * context.kernels().tile_rows;
+    }
+
+    // As many blocks of a run as make the fewest register tiles, each thread the same number of blocks if that takes no
+    // smaller ones than weights allow.
     index_t best_blocks(const StepContext& context) const {
         const index_t tile = context.kernels().tile_rows, total = pairs(context.images);
         const index_t fewest = ceil_div(total, strassen_block(layer_, context.kernels()));
-        const index_t step = runs(context.images) % context.threads == 0 ? 1 : context.threads;
+        const index_t all = runs(context.images), even = context.threads / std::gcd<index_t>(all, context.threads);
+        const index_t step = all > 1 && even * fewest_pairs(context) > total ? 1 : even;
         index_t best = 0, best_tiles = 0;
         for (index_t blocks = ceil_div(fewest, step) * step; blocks <= 3 * fewest / 2 + step; blocks += step) {
             const index_t tiles = blocks * ceil_div(ceil_div(total, blocks), tile);

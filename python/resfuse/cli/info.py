@@ -11,6 +11,7 @@ from rich.table import Table
 
 import resfuse
 from resfuse import _core
+from resfuse.cli.topology import read_topology
 
 
 def openmp_runtimes() -> list[str]:
@@ -45,12 +46,13 @@ def facts() -> dict[str, str]:
         "python": platform.python_version(),
         "CPU": _cpu_name(),
         "caches": f"L2 {l2 // 1024} KiB a core, L3 {l3 // 2**20} MiB",
+        "cores": str(read_topology()),
         "ISA found": _core.available_isas()[-1],
         "ISA used": f"{isa} (of {', '.join(_core.available_isas())}; RESFUSE_ISA forces a lower one)",
         "kernels": f"{kernels['name']}: {kernels['vector_floats']} floats a vector, "
         f"register tile {kernels['tile_rows']} x {kernels['tile_cols']}",
         "products": f"int8 as {'bytes' if kernels['multiplies_bytes'] else '16-bit words'}, "
-        f"bf16 {'in pairs' if kernels['multiplies_bf16'] else 'in fp32'}",
+        f"bf16 {'in units of several' if kernels['multiplies_bf16'] else 'in fp32'}",
         "types": "\n".join(f"{name}: {', '.join(uses)}" for name, uses in _core.kernel_types(isa).items()),
         "algorithms": ", ".join(_core.algorithms()),
         "threads": f"{threads} (torch.set_num_threads){limit}",
@@ -65,5 +67,7 @@ def show() -> None:
         table.add_row(name, value)
     console = Console()
     console.print(table)
+    if advice := read_topology().advice(torch.get_num_threads()):
+        console.print(f"[yellow]{advice}")
     if len(openmp_runtimes()) > 1:
         console.print("[yellow]More than one OpenMP runtime is loaded: their thread pools will disturb each other.")

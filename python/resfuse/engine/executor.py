@@ -32,6 +32,9 @@ class RunRecord:
     spec: ProgramSpec
     plan: _core.Plan
     seconds: list[float]
+    executor: Executor
+    inputs: Sequence[torch.Tensor]
+    parameters: Sequence[torch.Tensor]
 
 
 _records: ContextVar[list[RunRecord] | None] = ContextVar("_records", default=None)
@@ -131,7 +134,7 @@ class Executor:
             arrays = [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
             seconds = call.plan.run(weights, *arrays, profile=records is not None)
             if records is not None:
-                records.append(RunRecord(self.spec, call.plan, seconds))
+                records.append(RunRecord(self.spec, call.plan, seconds, self, inputs, parameters))
             self.last_plan = call.plan
         return outputs
 
@@ -146,6 +149,22 @@ class Executor:
             call.plan.prepare(weights)
             call.plan.run(weights, [view(x) for x in inputs], [view(y)])
         return y
+
+    def task_times(
+        self, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], threads: int, runs: int
+    ) -> tuple[_core.Plan, list[npt.NDArray[np.float64]]]:
+        """A plan for so many ``threads``, and what its tasks take, each on a core of its thread's own, in some runs.
+
+        A row a task: layer (-1: a change of layout), first image of its wave, stage, task, seconds.
+        """
+        _check_kinds(self.spec, inputs, self.dtype)
+        check_shapes(self.spec, inputs)
+        shapes = [(x.shape[2], x.shape[3], x.is_contiguous(memory_format=torch.channels_last)) for x in inputs]
+        plan = _core.Plan(self._program, inputs[0].shape[0], shapes, threads)
+        weights = self._weights.entry(parameters).current(parameters, plan)
+        outputs = [empty(plan.output_shape(i), self.dtype) for i in range(len(self.spec.outputs))]
+        arrays = [view(x) for x in inputs], [view(y) for y in outputs]
+        return plan, [plan.task_times(weights, *arrays) for _ in range(runs)]
 
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
         """Bytes of packed weights held for these parameters."""
