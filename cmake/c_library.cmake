@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 
 add_library(resfuse SHARED ${capi_sources})
 add_library(resfuse::resfuse ALIAS resfuse)
-target_link_libraries(resfuse PRIVATE resfuse_engine)
+target_link_libraries(resfuse PRIVATE resfuse_engine OpenMP::OpenMP_CXX)
 target_include_directories(resfuse INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/capi>
                            $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 if(RESFUSE_SANITIZE)  # what is linked to it in this build needs the same runtime first

@@ -4,6 +4,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from resfuse import _openmp
 from resfuse._lazy import TorchFinder
 
 if TYPE_CHECKING:
@@ -22,11 +23,14 @@ __all__ = [
 
 
 def _load() -> None:
+    _openmp.provide()
     api = importlib.import_module("resfuse.api")
     globals().update({name: getattr(api, name) for name in __all__})
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_core":
+        _openmp.provide()
     if name in ("runtime", "_core"):
         return importlib.import_module(f"resfuse.{name}")
     if name not in __all__:

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_WITHOUT_TORCH = ("_core", "_lazy", "cli", "errors", "runtime", "__main__")
+_WITHOUT_TORCH = ("_core", "_lazy", "_openmp", "cli", "errors", "runtime", "__main__")
 
 
 class TorchFinder(MetaPathFinder):

@@ -4,6 +4,7 @@
 
 #include "conv/balanced/balance.h"
 #include "conv/cost.h"
+#include "machine/dispatch.h"
 #include "machine/threads.h"
 #include "weights/panels.h"
 
@@ -29,7 +30,8 @@ class Strassen final : public BalancedAlgorithm {
     // The halves of its channels must be whole vectors and panels. Where there are products in pairs, they are faster:
     // 4 products for 6 terms instead of 7 for 8.
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
-        return layer.is_one_by_one() && layer.type == DType::fp32 &&
+        return layer.is_one_by_one() && kernels_of(kernels, layer.input_type).strassen_operands != nullptr &&
+               kernels_of(kernels, layer.type).strassen_products != nullptr &&
                layer.in_channels % (2 * kernels.vector_floats) == 0 &&
                layer.out_channels % (2 * kernels.tile_cols) == 0 &&
                (kernels.paired_tile_rows == 0 || !is_automatic(layer.algorithm));

@@ -37,10 +37,8 @@ constexpr ElementKernels element_kernels() {
     kernels.winograd[1].gradient = winograd_gradient<E, F4x4>;
     kernels.winograd[2] = transforms_with_edges<E, H4x4>();
     kernels.winograd_row_output = winograd_row_output<E>;
-    if constexpr (std::is_same_v<E, Fp32>) {
-        kernels.strassen_operands = strassen_operands<E>;
-        kernels.strassen_products = strassen_products<E>;
-    }
+    kernels.strassen_operands = strassen_operands<E>;
+    kernels.strassen_products = strassen_products<E>;
     kernels.grouped = grouped<E>;
     kernels.grouped_f2 = grouped_f2<E>;
     kernels.copy_band = copy_band<E, Fp32>;

@@ -49,6 +49,7 @@ template <class E>
 class StrassenPanels {
     using Storage = typename E::Storage;
     using Plain = Product<Form::plain, E>;
+    using Sums = Product<Form::plain, Fp32>;
 
   public:
     StrassenPanels(const StrassenProductsArgs& s, index_t panel, float* sums) : s_(s), panel_(panel), sums_(sums) {
@@ -78,27 +79,40 @@ class StrassenPanels {
         p = panel(2, m3, m4, y1b);
         p.other = y2b;
         p.sign = 1.0f;
-        multiply_panel<Plain, Tile::sums>(args_, p);
+        multiply_panel<Sums, Tile::sums>(args_, p);
         p = panel(3, m4, m5, sums(0), results(1, 0));
         p.other = y1a;
         p.sign = 1.0f;
         p.more = y2a;
-        multiply_panel<Plain, Tile::results>(args_, p);
+        multiply_and_finish(p);
         p = panel(4, m5, m6, sums(0), results(0, 1));
         p.other = y1a;
         p.sign = -1.0f;
         p.more = y1b;
-        multiply_panel<Plain, Tile::results>(args_, p);
+        multiply_and_finish(p);
         p = panel(5, m6, m7, y2b, results(1, 1));
         p.accumulate = true;
-        multiply_panel<Plain, Tile::results>(args_, p);
+        multiply_and_finish(p);
         p = panel(6, m7, m1, y1a, results(0, 0));
         p.accumulate = true;
-        multiply_panel<Plain, Tile::results>(args_, p);
+        multiply_and_finish(p);
     }
 
   private:
     static constexpr index_t kNoOffset = 0;
+
+    // Other types than fp32 share its register tiles, which leave sums in L1: one pass more over these.
+    void multiply_and_finish(const Panel& p) const {
+        if constexpr (std::is_same_v<E, Fp32>) {
+            multiply_panel<Plain, Tile::results>(args_, p);
+        } else {
+            multiply_panel<Sums, Tile::sums>(args_, p);
+            if (p.more)
+                for (index_t i = 0; i < p.rows * kTileCols; i += kVectorFloats)
+                    store(p.sums + i, load(p.sums + i) + load(p.more + i));
+            finish_rows<Plain>(args_, p.to, p.sums, p.to.rows);
+        }
+    }
 
     const float* operand(index_t i) const { return s_.operands + i * s_.half; }
 
@@ -131,11 +145,11 @@ class StrassenPanels {
     // meanwhile: the last panels' products fetch them, from some channel on. (The first ones' would leave them the time
     // to be evicted again: 2 to 6 % slower.)
     void multiply_and_fetch(Panel& p, index_t channel) const {
-        if (panel_ + 1 < s_.panels || s_.next == nullptr) return multiply_panel<Plain, Tile::sums>(args_, p);
+        if (panel_ + 1 < s_.panels || s_.next == nullptr) return multiply_panel<Sums, Tile::sums>(args_, p);
         const Storage* const next = static_cast<const Storage*>(s_.next) + channel;
         p.fetch[0] = rows_ahead(next, s_.next_pair, 1);
         p.fetch[1] = rows_ahead(next + s_.next_pair / 2, s_.next_pair, 1);
-        multiply_panel<Plain, Tile::sums_and_fetches>(args_, p);
+        multiply_panel<Sums, Tile::sums_and_fetches>(args_, p);
     }
 
     const StrassenProductsArgs& s_;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import importlib.util
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -70,6 +71,7 @@ def _path() -> Path:
     found = importlib.util.find_spec(__package__.rpartition(".")[0] + "._core")
     if found is None or found.origin is None:
         raise ImportError(f"{__package__}: its library is not installed")
+    importlib.import_module(__package__.rpartition(".")[0] + "._openmp").provide()
     return Path(found.origin)
 
 
