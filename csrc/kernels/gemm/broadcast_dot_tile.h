@@ -8,15 +8,12 @@ namespace {
 
 template <class D, int Rows, int Vectors>
 [[gnu::always_inline]] inline void multiply_dot_tile(const DotTile<D>& tile) {
-    // What is there already, or the same for all rows.
-    static constexpr typename D::Lane kNothing[kTileCols] = {};
-    const typename D::Lane* const begin = tile.accumulate ? tile.sums : tile.offset ? tile.offset : kNothing;
-    const index_t pitch = tile.accumulate ? kTileCols : 0;
+    const auto begin = tile.begin();
     typename D::Sum acc[Rows][Vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-        for (int j = 0; j < Vectors; ++j) acc[i][j] = load_raw<typename D::Sum>(begin + i * pitch + j * kVectorFloats);
+        for (int j = 0; j < Vectors; ++j) acc[i][j] = begin.load(i, j);
     const typename D::Weight* b = tile.b;
     const index_t *offset = tile.offsets, *const end = offset + tile.segments;
     // There is at least one step: where there might be none, GCC would move all sums through memory on the way around.
@@ -41,7 +38,7 @@ template <class D, int Rows, int Vectors>
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-        for (int j = 0; j < Vectors; ++j) store_vector(tile.sums + i * kTileCols + j * kVectorFloats, acc[i][j]);
+        for (int j = 0; j < Vectors; ++j) tile.end(i, j, acc[i][j]);
 }
 
 }  // namespace

@@ -30,6 +30,22 @@ struct DotTile {
     typename D::Lane* sums;
     bool accumulate;
     const typename D::Lane* offset = nullptr;  // what sums begin with; null: nothing
+
+    // Rows of sums to begin with: what is there already, or the same for all rows.
+    struct Rows {
+        const typename D::Lane* first;
+        index_t pitch;
+        [[gnu::always_inline]] typename D::Sum load(int i, int j) const {
+            return load_raw<typename D::Sum>(first + i * pitch + j * kVectorFloats);
+        }
+    };
+    [[gnu::always_inline]] Rows begin() const {
+        static constexpr typename D::Lane kNothing[kTileCols] = {};
+        return {accumulate ? sums : offset ? offset : kNothing, accumulate ? kTileCols : 0};
+    }
+    [[gnu::always_inline]] void end(int i, int j, typename D::Sum sum) const {
+        store_vector(sums + i * kTileCols + j * kVectorFloats, sum);
+    }
 };
 
 }  // namespace

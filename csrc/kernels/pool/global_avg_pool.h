@@ -157,8 +157,10 @@ inline void add_pixels(const typename E::Storage* p, index_t pixel, index_t lane
     using V = typename E::Vector;
     constexpr index_t pair = 2 * E::kLanes;
     const auto add = [&](index_t j, auto load) {
-        // The next P pixels: into L2, for they are used only after the rest of these.
-        for (int i = 0; i < P; ++i) __builtin_prefetch(p + j + (P + i) * pixel, 0, 2);
+        // The next P pixels, every line: into L2, for they are used only after the rest of these.
+        constexpr index_t line = 64 / static_cast<index_t>(sizeof(typename E::Storage));
+        for (int i = 0; i < P; ++i)
+            for (index_t at = 0; at < pair; at += line) __builtin_prefetch(p + j + at + (P + i) * pixel, 0, 2);
         auto total = load(p + j);
         if constexpr (P >= 2) total += load(p + j + pixel);
         if constexpr (P >= 4) total += load(p + j + 2 * pixel) + load(p + j + 3 * pixel);
