@@ -1,6 +1,6 @@
 """One OpenMP runtime for torch and the core, whatever torch's copy of libgomp is called.
 
-The core names plain ``libgomp.so.1``, and where torch's copy has that name the linker gives it this one. Wheels of torch
+The core names plain ``libgomp.so.1``, and where torch's copy has that name the linker gives it this one. Torch's wheels
 for 64-bit Arm have renamed theirs, so there the core names none and takes what is global in the process.
 """
 
