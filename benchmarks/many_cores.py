@@ -123,15 +123,17 @@ def simulate(
     for key, tasks in stages.items():
         span, loss = makespan(tasks, threads), layers[key[0]]
         limit = machine.read(memory_bytes.get(key, 0.0), threads)
-        idle, work = threads * span - sum(tasks), sum(tasks)
-        few = max(threads - len(tasks), 0) * span
+        work = sum(tasks)
+        idle = threads * span - work
+        few = min(max(threads - len(tasks), 0) * span, idle)
         loss.work += work
         loss.tasks += len(tasks)
-        loss.few += min(few, idle)
-        loss.uneven += idle - min(few, idle)
+        loss.few += few
+        loss.uneven += idle - few
         loss.memory += threads * max(limit - span, 0.0)
         loss.barrier += threads * machine.barrier(threads)
         total += max(span, limit) + machine.barrier(threads)
-    for layer, loss in layers.items() if alone else ():
-        loss.more = max(loss.work - alone.layers[layer].work, 0.0)
+    if alone:
+        for layer, loss in layers.items():
+            loss.more = max(loss.work - alone.layers[layer].work, 0.0)
     return Simulation(threads, total, layers)

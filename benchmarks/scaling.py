@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -159,7 +158,7 @@ def main() -> None:
     curves: dict[int, list[Simulation]] = {}
     for batch in options.batch:
         case = Case(options.model, batch, options.size)
-        alone: Any = None
+        alone: Simulation | None = None
         for threads in options.threads:
             plan, times = case.times(threads, options.runs)
             stages = task_seconds(times, min)  # the others were interrupted
