@@ -22,7 +22,7 @@ struct ElementKernels {
     void (*gemm)(const GemmArgs&);  // reads fp32 rows
     // Where an instruction multiplies units of some of these elements, two or more: reads rows of them, in segments of
     // whole units, and weights that were packed as fp32 panels and then, in place, as units.
-    index_t pair_unit;
+    Units pair_units;
     void (*pair_gemm)(const GemmArgs&);
     void (*pack_pairs)(float* panel, index_t depth);
     WinogradTransforms winograd[kWinogradKinds];
@@ -98,6 +98,7 @@ KernelTable avx2_vnni_kernels();
 KernelTable avx512_kernels();
 KernelTable avx512_vnni_kernels();
 KernelTable avx512_bf16_kernels();
+KernelTable avx512_amx_kernels();
 KernelTable zen4_kernels();
 #elif defined(RESFUSE_ARM64)
 KernelTable neon_kernels();

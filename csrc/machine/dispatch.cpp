@@ -16,6 +16,14 @@ const KernelTable& table_of() {
     return table;
 }
 
+#if defined(RESFUSE_X86)
+KernelTable avx512_bf16_kernels_here() {
+    KernelTable table = avx512_bf16_kernels();
+    table.elements[static_cast<int>(DType::bf16)].pair_units.terms *= bf16_dots_per_multiply_add();
+    return table;
+}
+#endif
+
 struct Level {
     Isa isa;
     const char* name;
@@ -30,7 +38,8 @@ constexpr Level kLevels[] = {
     {Isa::avx2_vnni, "avx2_vnni", table_of<avx2_vnni_kernels>},
     {Isa::avx512, "avx512", table_of<avx512_kernels>},
     {Isa::avx512_vnni, "avx512_vnni", table_of<avx512_vnni_kernels>},
-    {Isa::avx512_bf16, "avx512_bf16", table_of<avx512_bf16_kernels>},
+    {Isa::avx512_bf16, "avx512_bf16", table_of<avx512_bf16_kernels_here>},
+    {Isa::avx512_amx, "avx512_amx", table_of<avx512_amx_kernels>},
     {Isa::zen4, "zen4", table_of<zen4_kernels>},
 #elif defined(RESFUSE_ARM64)
     {Isa::neon, "neon", table_of<neon_kernels>},

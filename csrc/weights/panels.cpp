@@ -12,7 +12,7 @@ Runs runs_of(const Layer& layer, const KernelTable& kernels) {
     const Window& w = layer.window;
     const bool by_rows = layer.groups == 1 && w.dilation_w == 1;
     const index_t length = (by_rows ? w.kernel_w : 1) * layer.group_in();
-    const index_t unit = layer.is_int8() ? kernels.int8.unit : 1;
+    const index_t unit = layer.is_int8() ? kernels.int8.units.operands : 1;
     return {w.kernel_h * (by_rows ? 1 : w.kernel_w), length, (length + unit - 1) / unit * unit};
 }
 

@@ -29,7 +29,7 @@ class Direct final : public ConvAlgorithm {
         const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
         const index_t depth = panel_grid(layer, call.kernels).reduction;
         // Products of bytes take so many terms at once as fit into a float; of words half as many, at half the rate.
-        const int terms = layer.is_int8() ? call.kernels.int8.unit : 1;
+        const double terms = layer.is_int8() ? call.kernels.int8.units.terms : 1.0;
         return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels) / terms,
                          streamed_bytes(*this, call), call.bytes_per_cycle);
     }
@@ -68,16 +68,16 @@ class DirectPairs final : public ConvAlgorithm {
         const ElementKernels& elements = kernels_of(kernels, layer.input_type);
         // A unit may not reach past a run: what lies there may be infinite.
         return !layer.is_int8() && elements.pair_gemm != nullptr && layer.type == layer.input_type &&
-               !has_small_groups(layer, kernels) && runs_of(layer, kernels).length % elements.pair_unit == 0;
+               !has_small_groups(layer, kernels) && runs_of(layer, kernels).length % elements.pair_units.operands == 0;
     }
 
     double cycles(const ConvCall& call) const override {
         const Layer& layer = call.layer;
         const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
-        const index_t depth =
-            panel_grid(layer, call.kernels).reduction / kernels_of(call.kernels, layer.input_type).pair_unit;
-        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels), streamed_bytes(*this, call),
-                         call.bytes_per_cycle);
+        const index_t depth = panel_grid(layer, call.kernels).reduction;
+        const double terms = kernels_of(call.kernels, layer.input_type).pair_units.terms;
+        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels) / terms,
+                         streamed_bytes(*this, call), call.bytes_per_cycle);
     }
 
     bool reads_any_strides() const override { return true; }

@@ -19,7 +19,7 @@ class DirectFlatStep final : public DirectStep {
     DirectFlatStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm, bool gathered)
         : DirectStep(context, index, algorithm), gathered_(gathered), pools_(can_pool(context)) {
         const index_t rows = context.images * pixels();
-        const index_t tile = context.kernels().tile_rows;
+        const index_t tile = units().tile_rows;
         // Every task on the same rows gathers their windows anew.
         const index_t each = gathered_ ? 1 : 4, wanted = each * context.threads;
         const bool streams_weights = rows < layer_.out_channels;
@@ -37,7 +37,7 @@ class DirectFlatStep final : public DirectStep {
             block_ = even_part(tiles, std::min(most, ceil_div(tiles, each))) * tile;
             panel_chunks_ = std::clamp<index_t>(wanted / ceil_div(rows, block_), 1, grid_.total);
         }
-        if (pools_) block_ = whole_images(context) * pixels();
+        if (pools_) block_ = whole_images() * pixels();
         windows_ = gathered_ ? arena_round_up(operands_in_bytes(block_ * window_pitch() + operands_behind())) : 0;
         thread_scratch = windows_ + float_bytes(pools_ ? (block_ + 1) * grid_.tile_cols : 0);
         // As they lie in gathered windows.
@@ -87,8 +87,8 @@ class DirectFlatStep final : public DirectStep {
     }
 
     // As many images as come near the block of rows with the fewest rows missing in the last register tile.
-    index_t whole_images(const StepContext& context) const {
-        const index_t tile = context.kernels().tile_rows;
+    index_t whole_images() const {
+        const index_t tile = units().tile_rows;
         const index_t most = std::clamp<index_t>(block_ / pixels(), 1, kMostPooledFloats / pixels() / grid_.tile_cols);
         const auto tiles_per_image = [&](index_t n) {
             return static_cast<double>(ceil_div(n * pixels(), tile)) / static_cast<double>(n);

@@ -182,7 +182,13 @@ void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, cons
         g.lda = w.stride_w * pixel_;
         g.rows = out_.w;
         g.ldc = pixel;
-        for (index_t oy = rows.begin; oy < rows.end; ++oy) {
+        if (units().takes_lines) {
+            g.lines = rows.size();
+            g.line_a = w.stride_h * pitch_;
+            g.line_c = out_.w * pixel;
+            g.line_r = layer_.residual >= 0 ? wave.tensors[layer_.residual].row : 0;
+        }
+        for (index_t oy = rows.begin; oy < rows.end; oy += g.lines) {
             g.a = operand_at(first, (oy - rows.begin) * w.stride_h * pitch_ + group_offset);
             g.c = element_at(to, (oy - rows.begin) * out_.w * pixel + channel, layer_.type);
             const Residual residual = residual_at(wave, layer_, image, oy, channel);

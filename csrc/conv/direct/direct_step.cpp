@@ -18,13 +18,19 @@ index_t bytes_of(Operands operands, const KernelTable& kernels) {
     return operands == Operands::bytes ? kernels.int8.operand_bytes : operands == Operands::pairs ? 2 : 4;
 }
 
+Units units_of(Operands operands, const Layer& layer, const KernelTable& kernels) {
+    if (operands == Operands::bytes) return kernels.int8.units;
+    if (operands == Operands::pairs) return kernels_of(kernels, layer.input_type).pair_units;
+    return {.operands = 1, .terms = 1.0, .tile_rows = kernels.tile_rows, .takes_lines = false};
+}
+
 // Rows of a dense input of whole units.
 bool has_operands_in_place(const StepContext& context, const Layer& layer, Operands operands) {
     const PlannedBuffer& input = context.buffer(layer.input);
     if (!input.dense || operands == Operands::pairs) return input.dense;
     if (operands == Operands::floats) return input.type == DType::fp32;
     const Int8Kernels& int8 = context.kernels().int8;
-    return input.type == DType::u8 && int8.operand_bytes == 1 && layer.group_in() % int8.unit == 0;
+    return input.type == DType::u8 && int8.operand_bytes == 1 && layer.group_in() % int8.units.operands == 0;
 }
 
 }  // namespace
@@ -34,6 +40,7 @@ DirectStep::DirectStep(const StepContext& context, std::size_t index, const Conv
       pooled_(context.pooled[index]),
       operands_(operands_of(layer_, algorithm)),
       operand_bytes_(bytes_of(operands_, context.kernels())),
+      units_(units_of(operands_, layer_, context.kernels())),
       in_place_(has_operands_in_place(context, layer_, operands_)) {}
 
 index_t DirectStep::padded_row(index_t operands) const {
@@ -106,9 +113,11 @@ std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t i
     const Extent out = context.buffer(layer.output).extent;
     const bool one_group = layer.groups == 1 && context.buffer(layer.input).dense;
     // What products do not read in place is copied.
-    const bool in_place = has_operands_in_place(context, layer, operands_of(layer, algorithm));
+    const Operands operands = operands_of(layer, algorithm);
+    const bool in_place = has_operands_in_place(context, layer, operands);
     const bool flat = layer.window.is_pointwise() && one_group && in_place;
-    const bool short_rows = !layer.window.is_dilated() && 2 * out.w <= context.kernels().tile_rows;
+    const bool short_rows =
+        !layer.window.is_dilated() && 2 * out.w <= units_of(operands, layer, context.kernels()).tile_rows;
     const bool gathered = one_group && (short_rows || layer.window.is_pointwise());
     if (flat || gathered) return make_direct_flat_step(context, index, algorithm, !flat);
     return std::make_unique<DirectRowsStep>(context, index, algorithm);

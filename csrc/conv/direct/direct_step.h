@@ -29,6 +29,7 @@ class DirectStep : public ConvStep {
     const void* operand_at(const void* data, index_t i) const {
         return static_cast<const std::byte*>(data) + i * operand_bytes_;
     }
+    const Units& units() const { return units_; }
     // Operands that units of a product read behind the last one of a row.
     index_t operands_behind() const { return operands_ == Operands::bytes ? kLineBytes / operand_bytes_ : 0; }
     // Between rows of so many operands.
@@ -59,6 +60,7 @@ class DirectStep : public ConvStep {
 
     const Operands operands_;
     const index_t operand_bytes_;  // and of weights
+    const Units units_;
     const bool in_place_;
 };
 

@@ -28,6 +28,17 @@ struct GemmArgs {
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
     // Of elements that are not fp32, whose every value is rounded once; fp32 ones are activated in a pass of their own.
     ActivationArgs activation = {Activation::none, 0.0f};
+    // Such rows of several lines, from one to the next so many elements apart: where the product takes lines (Units).
+    index_t lines = 1;
+    index_t line_a = 0, line_c = 0, line_r = 0;
+};
+
+// Products of direct convolutions and linear layers of small operands, of which an instruction multiplies several.
+struct Units {
+    index_t operands;  // of a unit: the reduction is cut into whole ones
+    double terms;      // that a lane adds up in the time of one fp32 multiply-add
+    int tile_rows;     // of rows that a register tile reads
+    bool takes_lines;  // several lines of rows at once (GemmArgs)
 };
 
 // One panel of weights w[k][c][r][s] (torch's order, strides in floats), zeros past `cols`. Direct ones are copied as

@@ -16,6 +16,12 @@ template <class T>
     return VecBits{} + bits;
 }
 
+// One unit is multiplied in the time of a multiply-add.
+template <class D>
+constexpr Units units_of() {
+    return {.operands = D::kUnit, .terms = D::kUnit, .tile_rows = kTileRows, .takes_lines = false};
+}
+
 constexpr index_t kDotBlockTiles = 8;          // of rows, whose sums stay in L1
 constexpr index_t kDotChunkBytes = 16 * 1024;  // of a panel, that stay there too
 

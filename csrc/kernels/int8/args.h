@@ -116,7 +116,7 @@ struct Int8WinogradTransforms {
 
 struct Int8Kernels {
     int operand_bytes;        // of direct products: bytes of u8 times s8, or words of s16 times s16
-    int unit;                 // of their reduction: so many are one step of a product
+    Units units;              // of their reduction
     int taken_from_operands;  // by direct products: their sums lack so much of each operand
     void (*gemm)(const Int8GemmArgs&);
     void (*pack)(const PackInt8Args&);

@@ -7,13 +7,13 @@
 namespace resfuse {
 namespace {
 
-// Outputs of `cols` columns of rows whose sums lie kTileCols apart.
+// Outputs of `cols` columns of rows whose sums lie kTileCols apart, `at` and `add` elements from the first output and
+// from the first residual.
 template <class W, class R>
 inline void finish_int8_rows(const Int8GemmArgs& g, const std::uint32_t* sums, index_t rows, index_t cols,
-                             index_t column, index_t first_row, const W& write, R) {
+                             index_t column, index_t at, index_t add, const W& write, R) {
     const GemmArgs& p = g.product;
     const Vec factor = broadcast(g.epilogue.residual_factor);
-    index_t at = first_row * p.ldc + column, add = first_row * p.ldr + column;
     const auto value = [&](const std::uint32_t* sum, Vec scale, Vec bias, index_t k, index_t n) {
         const Vec v = multiply_add(to_floats((VecInt)load_raw<VecBits>(sum + k)), scale, bias);
         if constexpr (std::is_same_v<R, NoReader>) {
@@ -55,7 +55,8 @@ inline void int8_gemm_block(const Int8GemmArgs& g, index_t begin, index_t end) {
                               p.segments, p.segment_length, end - begin, cols <= kVectorFloats);
         with_writer(g.epilogue.output, [&](const auto& write) {
             with_reader(p.residual != nullptr, g.epilogue.residual_type, [&](auto reader) {
-                finish_int8_rows(g, sums, end - begin, cols, column, begin, write, reader);
+                finish_int8_rows(g, sums, end - begin, cols, column, begin * p.ldc + column, begin * p.ldr + column,
+                                 write, reader);
             });
         });
     }

@@ -29,6 +29,10 @@ KernelTable avx512_bf16_kernels() {
     return make_table("avx512_bf16", avx512_bf16_half_kernels(), avx512_vnni_byte_kernels());
 }
 
+KernelTable avx512_amx_kernels() {
+    return make_table("avx512_amx", avx512_amx_half_kernels(), avx512_amx_byte_kernels());
+}
+
 KernelTable zen4_kernels() {
     return with_pairs(make_table("zen4", avx512_bf16_half_kernels(), avx512_vnni_byte_kernels()));
 }

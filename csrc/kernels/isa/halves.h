@@ -14,6 +14,7 @@ HalfKernels generic_half_kernels();
 HalfKernels avx2_half_kernels();
 HalfKernels avx512_half_kernels();       // with those of products in pairs
 HalfKernels avx512_bf16_half_kernels();  // and with products of bf16
+HalfKernels avx512_amx_half_kernels();   // and with those of matrices
 #elif defined(RESFUSE_ARM64)
 HalfKernels neon_half_kernels();
 HalfKernels neon_bf16_half_kernels();  // with products of bf16

@@ -16,6 +16,7 @@ ByteKernels avx2_byte_kernels();
 ByteKernels avx2_vnni_byte_kernels();
 ByteKernels avx512_byte_kernels();
 ByteKernels avx512_vnni_byte_kernels();
+ByteKernels avx512_amx_byte_kernels();
 #elif defined(RESFUSE_ARM64)
 ByteKernels neon_byte_kernels();
 ByteKernels neon_dotprod_byte_kernels();

@@ -15,7 +15,7 @@ namespace {
 constexpr ByteKernels make_byte_kernels() {
     using Operand = DirectDot::Operand;
     return {{.operand_bytes = sizeof(Operand),
-             .unit = DirectDot::kUnit,
+             .units = units_of<DirectDot>(),
              .taken_from_operands = DirectDot::kTakenFromOperands,
              .gemm = int8_gemm,
              .pack = pack_int8,

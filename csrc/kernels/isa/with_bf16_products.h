@@ -8,7 +8,7 @@ namespace resfuse {
 namespace {
 
 HalfKernels with_bf16_products(HalfKernels halves) {
-    halves.bf16.pair_unit = Bf16Units::kUnit;
+    halves.bf16.pair_units = units_of<Bf16Units>();
     halves.bf16.pair_gemm = bf16_dot_gemm;
     halves.bf16.pack_pairs = pack_bf16_units;
     return halves;

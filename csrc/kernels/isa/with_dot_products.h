@@ -12,7 +12,7 @@ namespace {
 ByteKernels with_dot_products(ByteKernels kernels) {
     using Operand = DirectDot::Operand;
     kernels.int8.operand_bytes = sizeof(Operand);
-    kernels.int8.unit = DirectDot::kUnit;
+    kernels.int8.units = units_of<DirectDot>();
     kernels.int8.taken_from_operands = DirectDot::kTakenFromOperands;
     kernels.int8.gemm = int8_gemm;
     kernels.int8.pack = pack_int8;
