@@ -39,6 +39,7 @@ void pack_int8_panels(const PackCall& call, void (*pack_panel)(const PackInt8Arg
                     .depth = depth,
                     .segments = runs.count,
                     .segment_length = runs.length,
+                    .padded = runs.padded,
                     .cols = grid.cols(p),
                     .packed = static_cast<std::byte*>(call.packed) + static_cast<std::size_t>(p) * panel_bytes});
 }

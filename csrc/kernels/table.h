@@ -74,6 +74,9 @@ struct KernelTable {
     void (*winograd_products)(const WinogradProductsArgs&);
     void (*winograd_row_input)(const WinogradRowInputArgs&);
 
+    // Where direct products of bytes and in pairs want longer rows than narrow inputs have; else null.
+    void (*join_windows)(const JoinWindowsArgs&);
+
     // Weights.
     void (*pack_direct)(const PackPanelArgs&);
     void (*pack_winograd_rows)(const PackPanelArgs&);
@@ -99,6 +102,7 @@ KernelTable avx512_kernels();
 KernelTable avx512_vnni_kernels();
 KernelTable avx512_bf16_kernels();
 KernelTable avx512_amx_kernels();
+void amx_join_windows(const JoinWindowsArgs&);
 KernelTable zen4_kernels();
 #elif defined(RESFUSE_ARM64)
 KernelTable neon_kernels();

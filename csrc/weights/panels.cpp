@@ -8,10 +8,18 @@ PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels) {
     return {per_group, per_group * layer.groups, runs.count * runs.padded, layer.group_out(), kernels.tile_cols};
 }
 
-Runs runs_of(const Layer& layer, const KernelTable& kernels) {
+Runs runs_of(const Layer& layer, const KernelTable& kernels, bool pairs) {
+    constexpr index_t kLineBytes = 64;
     const Window& w = layer.window;
     const bool by_rows = layer.groups == 1 && w.dilation_w == 1;
     const index_t length = (by_rows ? w.kernel_w : 1) * layer.group_in();
+    const index_t operand_bytes = layer.is_int8() ? kernels.int8.operand_bytes : 2;
+    if (kernels.join_windows && (pairs || layer.is_int8()) && by_rows && w.kernel_h > 1 &&
+        length * operand_bytes <= kLineBytes) {
+        const index_t all = w.kernel_h * length,
+                      unit = (all * operand_bytes < kLineBytes ? 4 : kLineBytes) / operand_bytes;
+        return {1, all, (all + unit - 1) / unit * unit, true};
+    }
     const index_t unit = layer.is_int8() ? kernels.int8.units.operands : 1;
     return {w.kernel_h * (by_rows ? 1 : w.kernel_w), length, (length + unit - 1) / unit * unit};
 }

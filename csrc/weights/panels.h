@@ -25,11 +25,13 @@ struct PanelGrid {
 PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels);
 
 // How windows are cut into runs of neighbouring operands: rows of taps, or single taps where these are apart. Products
-// of bytes take some at once, so their runs are padded with weights of zero.
+// of bytes take some at once, so their runs are padded with weights of zero. Of products of bytes, or in pairs, whose
+// rows of taps are short, a run may be a whole window, `joined` row by row and padded.
 struct Runs {
     index_t count, length, padded;
+    bool joined = false;
 };
-Runs runs_of(const Layer& layer, const KernelTable& kernels);
+Runs runs_of(const Layer& layer, const KernelTable& kernels, bool pairs = false);
 
 // Groups of as many output as input channels that divide a vector and are smaller than it: lanes of vectors, which the
 // kernels of kernels/grouped compute. Their values lie by channel, those of all other convolutions by panel. Of bytes

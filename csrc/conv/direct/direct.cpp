@@ -2,6 +2,7 @@
 // pairs.
 #include "conv/direct/direct.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "conv/cost.h"
@@ -40,7 +41,7 @@ class Direct final : public ConvAlgorithm {
         const PanelGrid grid = panel_grid(layer, kernels);
         const Runs runs = runs_of(layer, kernels);
         if (layer.is_int8())
-            return static_cast<std::size_t>(grid.total * kernels.int8.packed_bytes(runs.count, runs.length));
+            return static_cast<std::size_t>(grid.total * kernels.int8.packed_bytes(runs.count * runs.padded));
         return float_bytes(grid.total * grid.reduction * grid.tile_cols);
     }
 
@@ -48,7 +49,7 @@ class Direct final : public ConvAlgorithm {
         const PanelGrid grid = panel_grid(call.layer, call.kernels);
         if (call.layer.is_int8()) {
             const Runs runs = runs_of(call.layer, call.kernels);
-            const index_t bytes = call.kernels.int8.packed_bytes(runs.count, runs.length);
+            const index_t bytes = call.kernels.int8.packed_bytes(runs.count * runs.padded);
             return pack_int8_panels(call, call.kernels.int8.pack, static_cast<std::size_t>(bytes));
         }
         pack_panels(call, grid.reduction * grid.tile_cols, call.kernels.pack_direct);
@@ -66,15 +67,16 @@ class DirectPairs final : public ConvAlgorithm {
 
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
         const ElementKernels& elements = kernels_of(kernels, layer.input_type);
+        if (layer.is_int8() || elements.pair_gemm == nullptr || layer.type != layer.input_type) return false;
         // A unit may not reach past a run: what lies there may be infinite.
-        return !layer.is_int8() && elements.pair_gemm != nullptr && layer.type == layer.input_type &&
-               !has_small_groups(layer, kernels) && runs_of(layer, kernels).length % elements.pair_units.operands == 0;
+        return !has_small_groups(layer, kernels) &&
+               runs_of(layer, kernels, true).padded % elements.pair_units.operands == 0;
     }
 
     double cycles(const ConvCall& call) const override {
         const Layer& layer = call.layer;
         const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
-        const index_t depth = panel_grid(layer, call.kernels).reduction;
+        const index_t depth = reduction(layer, call.kernels);
         const double terms = kernels_of(call.kernels, layer.input_type).pair_units.terms;
         return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels) / terms,
                          streamed_bytes(*this, call), call.bytes_per_cycle);
@@ -84,16 +86,18 @@ class DirectPairs final : public ConvAlgorithm {
 
     std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
         const PanelGrid grid = panel_grid(layer, kernels);
-        return static_cast<std::size_t>(grid.total * grid.reduction * grid.tile_cols) * kOperandBytes;
+        return static_cast<std::size_t>(grid.total * reduction(layer, kernels) * grid.tile_cols) * kOperandBytes;
     }
 
     void pack(const PackCall& call) const override {
         const PanelGrid grid = panel_grid(call.layer, call.kernels);
         const ElementKernels& elements = kernels_of(call.kernels, call.layer.input_type);
+        const index_t depth = reduction(call.layer, call.kernels);
         const std::size_t panel_bytes = packed_bytes(call.layer, call.kernels) / static_cast<std::size_t>(grid.total);
 #pragma omp parallel num_threads(usable_threads(call.threads))
         {
-            const AlignedFloats panel(static_cast<std::size_t>(grid.reduction * grid.tile_cols));
+            const AlignedFloats panel(static_cast<std::size_t>(depth * grid.tile_cols));
+            std::fill_n(panel.data(), panel.size(), 0.0f);
             PackPanelArgs args = pack_args(call.layer, call.source);
             args.packed = panel.data();
 #pragma omp for schedule(static)
@@ -101,7 +105,7 @@ class DirectPairs final : public ConvAlgorithm {
                 args.first_k = grid.channel(p);
                 args.cols = grid.cols(p);
                 call.kernels.pack_direct(args);
-                elements.pack_pairs(panel.data(), grid.reduction);
+                elements.pack_pairs(panel.data(), depth);
                 std::memcpy(static_cast<std::byte*>(call.packed) + static_cast<std::size_t>(p) * panel_bytes,
                             panel.data(), panel_bytes);
             }
@@ -114,6 +118,12 @@ class DirectPairs final : public ConvAlgorithm {
 
   private:
     static constexpr std::size_t kOperandBytes = 2;
+
+    // With what pads joined windows.
+    static index_t reduction(const Layer& layer, const KernelTable& kernels) {
+        const Runs runs = runs_of(layer, kernels, true);
+        return runs.count * runs.padded;
+    }
 };
 
 }  // namespace

@@ -26,8 +26,8 @@ class DirectFlatStep final : public DirectStep {
         // A residual of the same size passes through the caches with each output.
         const bool passes_much = layer_.residual >= 0 && !streams_weights && !gathered_ && !pools_;
         const index_t most = passes_much
-                                 ? tiles_near(block_operands() / 2, grid_.reduction + 2 * layer_.out_channels, tile, 2)
-                                 : tiles_near(block_operands(), grid_.reduction, tile, 4);
+                                 ? tiles_near(block_operands() / 2, reduction() + 2 * layer_.out_channels, tile, 2)
+                                 : tiles_near(block_operands(), reduction(), tile, 4);
         if (streams_weights) {
             block_ = most * tile;
             // Weights are the larger operand: each should be read by one thread only.
@@ -41,12 +41,11 @@ class DirectFlatStep final : public DirectStep {
         windows_ = gathered_ ? arena_round_up(operands_in_bytes(block_ * window_pitch() + operands_behind())) : 0;
         thread_scratch = windows_ + float_bytes(pools_ ? (block_ + 1) * grid_.tile_cols : 0);
         // As they lie in gathered windows.
-        const Runs runs = runs_of(layer_, context.kernels());
-        for (index_t run = 0; run < runs.count; ++run) segments_.push_back(run * runs.length);
-        segment_length_ = runs.padded;
-        if (runs.length == runs.padded) {
+        for (index_t run = 0; run < runs_.count; ++run) segments_.push_back(run * runs_.length);
+        segment_length_ = runs_.padded;
+        if (runs_.length == runs_.padded) {
             segments_ = {0};
-            segment_length_ = grid_.reduction;
+            segment_length_ = reduction();
         }
     }
 
@@ -99,7 +98,7 @@ class DirectFlatStep final : public DirectStep {
         return best;
     }
 
-    index_t window_pitch() const { return padded_row(grid_.reduction); }
+    index_t window_pitch() const { return padded_row(reduction()); }
 
     index_t blocks(index_t images) const { return ceil_div(images * pixels(), block_); }
 

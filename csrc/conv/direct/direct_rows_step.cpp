@@ -28,7 +28,7 @@ DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, co
                                const BandShape& shape)
     : DirectStep(context, index, algorithm),
       shape_(shape),
-      band_(shape.always || layer_.window.has_padding() || !reads_in_place()),
+      band_(shape.always || runs_.joined || layer_.window.has_padding() || !reads_in_place()),
       pools_(can_pool()) {
     groups_at_once_ = band_ ? std::clamp<index_t>(kBandChannels / layer_.group_in(), 1, layer_.groups) : layer_.groups;
     // Groups read a part of each pixel; all others read rows of pixels in one piece.
@@ -38,7 +38,7 @@ DirectRowsStep::DirectRowsStep(const StepContext& context, std::size_t index, co
 }
 
 void DirectRowsStep::plan(const StepContext& context) {
-    set_segments(runs_of(layer_, context.kernels()));
+    set_segments();
     plan_rows(context);
     if (pools_) plan_max_pool(context);
 }
@@ -64,15 +64,21 @@ bool DirectRowsStep::can_pool() const {
     return w.stride_h <= w.kernel_h && w.dilation_h == 1 && w.kernel_h * map_row() <= kMostPooledFloats;
 }
 
-void DirectRowsStep::set_segments(const Runs& runs) {
+void DirectRowsStep::set_segments() {
     const Window& w = layer_.window;
-    if (runs.count == w.kernel_h && (w.kernel_w == 1 || pixel_ == layer_.in_channels)) {
-        segment_length_ = runs.padded;
+    if (runs_.joined) {
+        segments_ = {0};
+        segment_length_ = runs_.padded;
+        joined_bytes_ = arena_round_up(operands_in_bytes(out_.w * runs_.padded));
+        return;
+    }
+    if (runs_.count == w.kernel_h && (w.kernel_w == 1 || pixel_ == layer_.in_channels)) {
+        segment_length_ = runs_.padded;
         for (index_t r = 0; r < w.kernel_h; ++r) segments_.push_back(r * w.dilation_h * pitch_);
         return;
     }
     // Single taps. Where they are not what is padded, they are whole units.
-    segment_length_ = runs.count == w.kernel_h * w.kernel_w ? runs.padded : layer_.group_in();
+    segment_length_ = runs_.count == w.kernel_h * w.kernel_w ? runs_.padded : layer_.group_in();
     for (index_t r = 0; r < w.kernel_h; ++r)
         for (index_t s = 0; s < w.kernel_w; ++s)
             segments_.push_back(r * w.dilation_h * pitch_ + s * w.dilation_w * pixel_);
@@ -86,7 +92,7 @@ void DirectRowsStep::plan_rows(const StepContext& context) {
     const index_t wanted = 4 * context.threads;
     if (context.images * bands_ < wanted) {
         // Groups have nothing in common; bands read the rows between them twice.
-        if (layer_.groups >= wanted || grid_.reduction * layer_.out_channels > block_operands()) {
+        if (layer_.groups >= wanted || reduction() * layer_.out_channels > block_operands()) {
             // Each thread a band, whose pixels are in its caches.
             if (layer_.groups > 1)
                 bands_ = std::max(bands_, std::min(out_.h, ceil_div(context.threads, context.images)));
@@ -95,7 +101,7 @@ void DirectRowsStep::plan_rows(const StepContext& context) {
             bands_ = std::min(out_.h, ceil_div(wanted, context.images));
         }
     }
-    if (band_) thread_scratch = operands_in_bytes(plan_band(ceil_div(out_.h, bands_)));
+    if (band_) thread_scratch = joined_bytes_ + operands_in_bytes(plan_band(ceil_div(out_.h, bands_)));
 }
 
 // A task takes a band of the max-pool's rows, in steps of a few. The rows of this layer that a step computes lie in
@@ -109,7 +115,7 @@ void DirectRowsStep::plan_max_pool(const StepContext& context) {
     panel_chunks_ = 1;
     const index_t rows = std::min((pool_rows_ - 1) * w.stride_h + w.kernel_h, out_.h);
     // Rows of any type may follow.
-    band_bytes_ = band_ ? arena_round_up(operands_in_bytes(plan_band(rows))) : 0;
+    band_bytes_ = joined_bytes_ + (band_ ? arena_round_up(operands_in_bytes(plan_band(rows))) : 0);
     thread_scratch = band_bytes_ + static_cast<std::size_t>(rows * map_row()) * element_bytes(layer_.type);
 }
 
@@ -154,14 +160,15 @@ void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wav
     for (index_t begin = panels.begin; begin < panels.end;) {
         const index_t group = begin / grid_.per_group, end_group = std::min(group + groups_at_once_, layer_.groups);
         const Range some{begin, std::min(end_group * grid_.per_group, panels.end)};
-        const void* first = scratch;
+        void* const band = static_cast<std::byte*>(scratch) + joined_bytes_;
+        const void* first = band;
         if (band_) {
             copy_operands(wave, window_copy(x, image, in_, {group * layer_.group_in(), end_group * layer_.group_in()},
                                             {.y0 = rows.begin * w.stride_h - w.pad_top,
                                              .rows = band_rows(rows.size()),
                                              .x0 = -w.pad_left,
                                              .cols = shape_.cols},
-                                            scratch, pixel_));
+                                            band, pixel_));
         } else {
             first = x.at(image * x.image + rows.begin * w.stride_h * x.row + group * layer_.group_in());
         }
@@ -170,8 +177,30 @@ void DirectRowsStep::run_rows(index_t image, Range rows, Range panels, const Wav
     }
 }
 
-void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, const void* first, const Wave& wave, void*,
-                                   void* to, index_t pixel) const {
+void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, const void* first, const Wave& wave,
+                                   void* scratch, void* to, index_t pixel) const {
+    const Window& w = layer_.window;
+    if (runs_.joined) {
+        // Row by row: their windows are in cache while all panels pass.
+        for (index_t oy = rows.begin; oy < rows.end; ++oy) {
+            wave.kernels.join_windows({.band = operand_at(first, (oy - rows.begin) * w.stride_h * pitch_),
+                                       .windows = out_.w,
+                                       .window_bytes = operand_bytes() * w.stride_w * pixel_,
+                                       .runs = w.kernel_h,
+                                       .run_bytes = operand_bytes() * w.kernel_w * pixel_,
+                                       .row_bytes = operand_bytes() * w.dilation_h * pitch_,
+                                       .to = scratch,
+                                       .padded_bytes = operand_bytes() * runs_.padded});
+            multiply_lines(image, {oy, oy + 1}, panels, scratch, runs_.padded, wave,
+                           element_at(to, (oy - rows.begin) * out_.w * pixel, layer_.type), pixel);
+        }
+        return;
+    }
+    multiply_lines(image, rows, panels, first, w.stride_w * pixel_, wave, to, pixel);
+}
+
+void DirectRowsStep::multiply_lines(index_t image, Range rows, Range panels, const void* first, index_t lda,
+                                    const Wave& wave, void* to, index_t pixel) const {
     const Window& w = layer_.window;
     const index_t first_group = panels.begin / grid_.per_group;
     for (index_t p = panels.begin; p < panels.end;) {
@@ -179,7 +208,7 @@ void DirectRowsStep::multiply_rows(index_t image, Range rows, Range panels, cons
         GemmArgs g = panel_args(chunk, segments_, segment_length_, wave);
         const index_t channel = grid_.channel(p);
         const index_t group_offset = (p / grid_.per_group - first_group) * layer_.group_in();
-        g.lda = w.stride_w * pixel_;
+        g.lda = lda;
         g.rows = out_.w;
         g.ldc = pixel;
         if (units().takes_lines) {

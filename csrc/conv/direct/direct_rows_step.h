@@ -49,11 +49,14 @@ class DirectRowsStep : public DirectStep {
     static constexpr index_t kBandChannels = 64;  // of groups, that a band holds
 
     bool can_pool() const;
-    void set_segments(const Runs& runs);
+    void set_segments();
     void plan_rows(const StepContext& context);
     void plan_max_pool(const StepContext& context);
     index_t map_row() const { return out_.w * layer_.out_channels; }
     void run_max_pool(index_t image, Range pool_rows, const Wave& wave, void* scratch) const;
+    // The same of rows whose windows begin lda operands apart, at `first` the first ones.
+    void multiply_lines(index_t image, Range rows, Range panels, const void* first, index_t lda, const Wave& wave,
+                        void* to, index_t pixel) const;
     void run_rows(index_t image, Range rows, Range panels, const Wave& wave, void* scratch, void* to,
                   index_t pixel) const;
 
@@ -61,10 +64,11 @@ class DirectRowsStep : public DirectStep {
     bool band_;
     bool pools_;
     Extent pooled_out_{0, 0};
-    index_t pool_rows_ = 0;       // of the max-pool, computed together
-    std::size_t band_bytes_ = 0;  // bytes of the band, behind which rows of this layer lie
-    index_t groups_at_once_ = 1;  // whose channels are read together
-    index_t pixel_ = 0;           // operands between input pixels as the kernel reads them
+    index_t pool_rows_ = 0;         // of the max-pool, computed together
+    std::size_t joined_bytes_ = 0;  // bytes of a row's joined windows, behind which the band lies
+    std::size_t band_bytes_ = 0;    // of both, behind which rows of this layer lie
+    index_t groups_at_once_ = 1;    // whose channels are read together
+    index_t pixel_ = 0;             // operands between input pixels as the kernel reads them
     std::vector<index_t> segments_;
     index_t segment_length_ = 0;
     index_t bands_ = 1;         // bands of output rows of an image

@@ -38,6 +38,7 @@ bool has_operands_in_place(const StepContext& context, const Layer& layer, Opera
 DirectStep::DirectStep(const StepContext& context, std::size_t index, const ConvAlgorithm& algorithm)
     : ConvStep(context, index, algorithm),
       pooled_(context.pooled[index]),
+      runs_(runs_of(layer_, context.kernels(), operands_of(layer_, algorithm) == Operands::pairs)),
       operands_(operands_of(layer_, algorithm)),
       operand_bytes_(bytes_of(operands_, context.kernels())),
       units_(units_of(operands_, layer_, context.kernels())),
@@ -67,7 +68,7 @@ void DirectStep::gather_rows(const Wave& wave, Range rows, void* to, index_t pit
     });
 }
 
-index_t DirectStep::panel_bytes() const { return grid_.reduction * grid_.tile_cols * operand_bytes_; }
+index_t DirectStep::panel_bytes() const { return reduction() * grid_.tile_cols * operand_bytes_; }
 
 Range DirectStep::chunk_from(index_t panel, index_t end) const {
     constexpr index_t kChunkBytes = 384 * 1024;
@@ -94,10 +95,13 @@ GemmArgs DirectStep::panel_args(Range panels, std::span<const index_t> segments,
 }
 
 void DirectStep::multiply(const GemmArgs& g, index_t panel, DType type, const Wave& wave) const {
-    if (layer_.is_int8())
-        return wave.kernels.int8.gemm({.product = g,
-                                       .offset = wave.weights.direct_offset(index_) + panel * grid_.tile_cols,
-                                       .epilogue = int8_epilogue_});
+    if (layer_.is_int8()) {
+        const bool has_offset = layer_.reads->zero_point != wave.kernels.int8.taken_from_operands;
+        return wave.kernels.int8.gemm(
+            {.product = g,
+             .offset = has_offset ? wave.weights.direct_offset(index_) + panel * grid_.tile_cols : nullptr,
+             .epilogue = int8_epilogue_});
+    }
     const ElementKernels& kernels = kernels_of(wave.kernels, type);
     operands_ == Operands::pairs ? kernels.pair_gemm(g) : kernels.gemm(g);
     if (activates_apart(layer_)) kernels.activate({{layer_.activation, layer_.slope}, g.c, g.rows, g.ldc, g.cols});
@@ -118,7 +122,8 @@ std::unique_ptr<Step> make_direct_step(const StepContext& context, std::size_t i
     const bool flat = layer.window.is_pointwise() && one_group && in_place;
     const bool short_rows =
         !layer.window.is_dilated() && 2 * out.w <= units_of(operands, layer, context.kernels()).tile_rows;
-    const bool gathered = one_group && (short_rows || layer.window.is_pointwise());
+    const bool joined = runs_of(layer, context.kernels(), operands == Operands::pairs).joined;
+    const bool gathered = one_group && !joined && (short_rows || layer.window.is_pointwise());
     if (flat || gathered) return make_direct_flat_step(context, index, algorithm, !flat);
     return std::make_unique<DirectRowsStep>(context, index, algorithm);
 }

@@ -22,6 +22,7 @@ class DirectStep : public ConvStep {
     bool reads_in_place() const { return in_place_; }
 
     index_t block_operands() const { return kBlockBytes / operand_bytes_; }
+    index_t operand_bytes() const { return operand_bytes_; }
     std::size_t operands_in_bytes(index_t operands) const {
         return static_cast<std::size_t>(operands * operand_bytes_);
     }
@@ -29,6 +30,7 @@ class DirectStep : public ConvStep {
     const void* operand_at(const void* data, index_t i) const {
         return static_cast<const std::byte*>(data) + i * operand_bytes_;
     }
+    index_t reduction() const { return runs_.count * runs_.padded; }
     const Units& units() const { return units_; }
     // Operands that units of a product read behind the last one of a row.
     index_t operands_behind() const { return operands_ == Operands::bytes ? kLineBytes / operand_bytes_ : 0; }
@@ -52,6 +54,7 @@ class DirectStep : public ConvStep {
     void softmax(index_t image, const Wave& wave) const;
 
     const Layer* const pooled_;  // the pooling layer behind, or null
+    const Runs runs_;
 
   private:
     static constexpr index_t kLineBytes = 64;

@@ -43,15 +43,14 @@ void amx_bf16_gemm(const GemmArgs& g) {
     multiply_matrices<MatrixBf16, float>(
         g, step_bytes, nullptr,
         [&](const RowTile& tile, index_t rows, index_t column, index_t cols, const float* sums) {
-            finish_rows<Product<Form::plain, Bf16>>(
-                g,
-                {.c = c + first_output(g, tile, column),
-                 .residual = residual ? residual + first_residual(g, tile, column) : nullptr,
-                 .scale = g.scale + column,
-                 .bias = g.bias + column,
-                 .cols = cols,
-                 .rows = rows},
-                sums, rows);
+            finish_bf16_rows(g,
+                             {.c = c + first_output(g, tile, column),
+                              .residual = residual ? residual + first_residual(g, tile, column) : nullptr,
+                              .scale = g.scale + column,
+                              .bias = g.bias + column,
+                              .cols = cols,
+                              .rows = rows},
+                             sums, rows);
         });
 }
 

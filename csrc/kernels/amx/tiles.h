@@ -48,6 +48,10 @@ template <int Tile>
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(first), "r"(pitch_bytes), "i"(Tile) : "memory");
 }
 template <int Tile>
+[[gnu::always_inline]] inline void clear_tile() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(Tile));
+}
+template <int Tile>
 [[gnu::always_inline]] inline void store_tile(void* first, index_t pitch_bytes) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(first), "r"(pitch_bytes), "i"(Tile) : "memory");
 }

@@ -28,6 +28,34 @@ struct Bf16Units {
 #endif
 };
 
+template <bool Residual>
+inline void finish_whole_rows(const GemmArgs& g, const Results& to, const float* sums, index_t rows) {
+    const Vec scale[2] = {load(to.scale), load(to.scale + kVectorFloats)};
+    const Vec bias[2] = {load(to.bias), load(to.bias + kVectorFloats)};
+    const Vec floor = broadcast(g.floor);
+    auto* c = static_cast<std::uint16_t*>(to.c);
+    const auto* residual = static_cast<const std::uint16_t*>(to.residual);
+    for (const index_t ldc = g.ldc, ldr = g.ldr; rows > 0; --rows, sums += kTileCols, c += ldc, residual += ldr) {
+        Vec v[2];
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            v[j] = load(sums + j * kVectorFloats) * scale[j] + bias[j];
+            if constexpr (Residual) v[j] += Bf16::lanes(residual + j * kVectorFloats);
+            v[j] = clamp_below(v[j], floor);
+        }
+        store_vector(c, Bf16::round_two(v[0], v[1]));
+    }
+}
+
+// Outputs of rows whose sums lie kTileCols apart.
+inline void finish_bf16_rows(const GemmArgs& g, const Results& to, const float* sums, index_t rows) {
+    static_assert(kTileVectors == 2);
+    if (to.cols < kTileCols || g.activation.kind != Activation::none)
+        return finish_rows<Product<Form::plain, Bf16>>(g, to, sums, rows);
+    if (to.residual) return finish_whole_rows<true>(g, to, sums, rows);
+    finish_whole_rows<false>(g, to, sums, rows);
+}
+
 // Segments are whole units.
 void bf16_dot_gemm(const GemmArgs& g) {
     constexpr index_t kBlock = kDotBlockTiles * kTileRows;
@@ -46,14 +74,14 @@ void bf16_dot_gemm(const GemmArgs& g) {
                                            .accumulate = false},
                                           g.segments, g.segment_length, rows, cols <= kVectorFloats);
             const auto* const residual = static_cast<const std::uint16_t*>(g.residual);
-            finish_rows<Product<Form::plain, Bf16>>(g,
-                                                    {.c = static_cast<std::uint16_t*>(g.c) + begin * g.ldc + column,
-                                                     .residual = residual ? residual + begin * g.ldr + column : nullptr,
-                                                     .scale = g.scale + column,
-                                                     .bias = g.bias + column,
-                                                     .cols = cols,
-                                                     .rows = rows},
-                                                    sums, rows);
+            finish_bf16_rows(g,
+                             {.c = static_cast<std::uint16_t*>(g.c) + begin * g.ldc + column,
+                              .residual = residual ? residual + begin * g.ldr + column : nullptr,
+                              .scale = g.scale + column,
+                              .bias = g.bias + column,
+                              .cols = cols,
+                              .rows = rows},
+                             sums, rows);
         }
     }
 }

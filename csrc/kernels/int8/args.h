@@ -39,16 +39,17 @@ struct AddendArgs {
 // bits. `product` holds what is said in GemmArgs, but for the epilogue's last steps; scale and bias of all columns.
 struct Int8GemmArgs {
     GemmArgs product;
-    const std::int32_t* offset;  // tile_cols a panel
+    const std::int32_t* offset;  // tile_cols a panel; null: nothing
     Int8Epilogue epilogue;
 };
 
 // One panel of quantised weights [cols][depth], taps of segments next to each other: a segment is padded with zeros to
-// whole units.
+// `padded` ones, whole units.
 struct PackInt8Args {
     const std::int8_t* weights;
     index_t depth;
     index_t segments, segment_length;  // depth = segments * segment_length
+    index_t padded;
     index_t cols;
     void* packed;
 };
@@ -120,9 +121,9 @@ struct Int8Kernels {
     int taken_from_operands;  // by direct products: their sums lack so much of each operand
     void (*gemm)(const Int8GemmArgs&);
     void (*pack)(const PackInt8Args&);
-    index_t (*packed_bytes)(index_t segments, index_t segment_length);  // of a panel
-    void (*copy_floats)(const Int8BandArgs&);                           // real numbers to operands
-    void (*copy_bytes)(const Int8BandArgs&);                            // bytes to operands
+    index_t (*packed_bytes)(index_t depth);    // of a panel, of whole units
+    void (*copy_floats)(const Int8BandArgs&);  // real numbers to operands
+    void (*copy_bytes)(const Int8BandArgs&);   // bytes to operands
     void (*grouped)(const Int8GroupedArgs&);
     void (*avg_pool)(const Int8AvgPoolArgs&);
     void (*mean)(const Int8MeanArgs&);

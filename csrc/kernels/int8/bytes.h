@@ -65,6 +65,19 @@ inline void store_bytes_first(std::uint8_t* p, VecInt v, index_t n) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Numbers below 0 become 0, those above 255 become 255: two rows of two vectors each.
+[[gnu::always_inline]] inline void store_two_rows(std::uint8_t* first, std::uint8_t* second, const VecInt (&v)[4]) {
+    const __m512i words[2] = {_mm512_packs_epi32((__m512i)v[0], (__m512i)v[1]),
+                              _mm512_packs_epi32((__m512i)v[2], (__m512i)v[3])};
+    // Four bytes of each of the vectors alternate until they are put in order.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i bytes = _mm512_maskz_permutexvar_epi32(0xffff, order, _mm512_packus_epi16(words[0], words[1]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(first), __builtin_shufflevector(bytes, bytes, 0, 1, 2, 3));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(second), _mm512_maskz_extracti64x4_epi64(0xff, bytes, 1));
+}
+#endif
+
 inline Vec to_floats(VecInt v) { return __builtin_convertvector(v, Vec); }
 
 // a * b + c, rounded once on every level, so that all give the same bits. Without an instruction for it: the product is
@@ -168,6 +181,19 @@ class Writer {
         (*this)(y, i, a, kVectorFloats);
         (*this)(y, i + kVectorFloats, b, kVectorFloats);
     }
+
+#if defined(__AVX512F__)
+    // Whether outputs are bytes whose lower bound is that of all bytes, as it is after ReLU if zero is its lowest.
+    bool saturates() const {
+        return Type == DType::u8 && args_.activation.kind == Activation::none && args_.steps == 1.0f &&
+               args_.low == static_cast<float>(-args_.zero_point);
+    }
+    // Of such: what store_two_rows narrows. The x86 minimum gives its second operand when either is NaN, and what no
+    // integer stands for becomes the least one.
+    [[gnu::always_inline]] VecInt wide_byte(Vec v) const {
+        return round_to_int(_mm512_maskz_min_ps(0xffff, high_, v)) + zero_point_;
+    }
+#endif
 
   private:
     [[gnu::always_inline]] VecInt byte_of(Vec v) const { return round_to_int(clamp(v, low_, high_)) + zero_point_; }

@@ -25,6 +25,28 @@ inline void finish_int8_rows(const Int8GemmArgs& g, const std::uint32_t* sums, i
     static_assert(kTileVectors == 2);
     const Vec scale[2] = {load(p.scale + column), load(p.scale + column + kVectorFloats)};
     const Vec bias[2] = {load(p.bias + column), load(p.bias + column + kVectorFloats)};
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<W, Writer<DType::u8>>) {
+        if (cols == kTileCols && write.saturates()) {
+            auto* const to = static_cast<std::uint8_t*>(p.c);
+            const index_t ldc = p.ldc, ldr = p.ldr;
+            for (; rows >= 2; rows -= 2, sums += 2 * kTileCols, at += 2 * ldc, add += 2 * ldr) {
+                VecInt v[4];
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; ++i) {
+                    const int row = i / 2, j = i % 2;
+                    Vec x =
+                        multiply_add(to_floats((VecInt)load_raw<VecBits>(sums + i * kVectorFloats)), scale[j], bias[j]);
+                    if constexpr (!std::is_same_v<R, NoReader>)
+                        x = multiply_add(R::at(p.residual, add + row * ldr + j * kVectorFloats, kVectorFloats), factor,
+                                         x);
+                    v[i] = write.wide_byte(x);
+                }
+                store_two_rows(to + at, to + at + ldc, v);
+            }
+        }
+    }
+#endif
     for (; rows > 0; --rows, sums += kTileCols, at += p.ldc, add += p.ldr) {
         if (cols == kTileCols) {
             write(p.c, at, value(sums, scale[0], bias[0], 0, kVectorFloats),
@@ -45,14 +67,15 @@ inline void int8_gemm_block(const Int8GemmArgs& g, index_t begin, index_t end) {
     const index_t reduction = p.segments * p.segment_length, panels = (p.cols + kTileCols - 1) / kTileCols;
     for (index_t panel = 0; panel < panels; ++panel) {
         const index_t column = panel * kTileCols, cols = at_most(p.cols - column, kTileCols);
-        multiply_dot_panel<D>({.a = static_cast<const typename D::Operand*>(p.a) + begin * p.lda,
-                               .lda = p.lda,
-                               .offsets = p.segment_offset,
-                               .b = static_cast<const typename D::Weight*>(p.b) + column * reduction,
-                               .sums = sums,
-                               .accumulate = false,
-                               .offset = reinterpret_cast<const std::uint32_t*>(g.offset) + column},
-                              p.segments, p.segment_length, end - begin, cols <= kVectorFloats);
+        multiply_dot_panel<D>(
+            {.a = static_cast<const typename D::Operand*>(p.a) + begin * p.lda,
+             .lda = p.lda,
+             .offsets = p.segment_offset,
+             .b = static_cast<const typename D::Weight*>(p.b) + column * reduction,
+             .sums = sums,
+             .accumulate = false,
+             .offset = g.offset ? reinterpret_cast<const std::uint32_t*>(g.offset) + column : nullptr},
+            p.segments, p.segment_length, end - begin, cols <= kVectorFloats);
         with_writer(g.epilogue.output, [&](const auto& write) {
             with_reader(p.residual != nullptr, g.epilogue.residual_type, [&](auto reader) {
                 finish_int8_rows(g, sums, end - begin, cols, column, begin * p.ldc + column, begin * p.ldr + column,
@@ -68,12 +91,12 @@ void int8_gemm(const Int8GemmArgs& g) {
     for (index_t i = 0; i < blocks; ++i) int8_gemm_block<DirectDot>(g, rows * i / blocks, rows * (i + 1) / blocks);
 }
 
-// [segments][units of a segment][kTileCols][unit]
+// [segments][units of a padded segment][kTileCols][unit]
 void pack_int8(const PackInt8Args& g) {
     using D = DirectDot;
     auto* packed = static_cast<D::Weight*>(g.packed);
     for (index_t s = 0; s < g.segments; ++s)
-        for (index_t step = 0; step < g.segment_length; step += D::kUnit)
+        for (index_t step = 0; step < g.padded; step += D::kUnit)
             for (index_t k = 0; k < kTileCols; ++k)
                 for (index_t i = 0; i < D::kUnit; ++i) {
                     const bool there = k < g.cols && step + i < g.segment_length;
@@ -81,11 +104,7 @@ void pack_int8(const PackInt8Args& g) {
                 }
 }
 
-index_t int8_packed_bytes(index_t segments, index_t segment_length) {
-    using D = DirectDot;
-    const index_t units = (segment_length + D::kUnit - 1) / D::kUnit;
-    return segments * units * D::kUnit * kTileCols * static_cast<index_t>(sizeof(D::Weight));
-}
+index_t int8_packed_bytes(index_t depth) { return depth * kTileCols * static_cast<index_t>(sizeof(DirectDot::Weight)); }
 
 }  // namespace
 }  // namespace resfuse

@@ -191,7 +191,7 @@ void pack_int8_winograd(const PackInt8Args& g) {
     auto* const packed = static_cast<std::int16_t*>(g.packed);
     constexpr int points = I4::in;
     constexpr index_t unit = Words::kUnit;
-    const index_t channels = g.segment_length / 3, padded = (channels + 1) / 2 * 2;
+    const index_t channels = g.depth / 9, padded = (channels + 1) / 2 * 2;
     for (index_t c = 0; c < padded; ++c)
         for (index_t k = 0; k < kTileCols; ++k) {
             int t[points][3] = {};

@@ -1,4 +1,5 @@
 #include "kernels/amx/gemm.h"
+#include "kernels/amx/windows.h"
 #include "kernels/isa/with_bf16_products.h"
 #include "kernels/isa/with_dot_products.h"
 
@@ -13,6 +14,8 @@ constexpr Units matrix_units(index_t operands, double terms) {
 }
 
 }  // namespace
+
+void amx_join_windows(const JoinWindowsArgs& g) { join_windows(g); }
 
 ByteKernels avx512_amx_byte_kernels() {
     ByteKernels kernels = with_dot_products(avx512_byte_kernels());

@@ -50,4 +50,14 @@ struct CopyWindowsArgs {
     index_t pitch;  // elements between windows in `to`
 };
 
+// Windows of a band, each some runs of bytes, as rows of `padded_bytes`: run behind run, then zeros.
+struct JoinWindowsArgs {
+    const void* band;
+    index_t windows, window_bytes;  // from one to the next
+    index_t runs, run_bytes;
+    index_t row_bytes;  // from one run to the next
+    void* to;
+    index_t padded_bytes;
+};
+
 }  // namespace resfuse

@@ -253,7 +253,13 @@ struct Bf16 : HalfFeatures<Bf16> {
 
     // To nearest, ties to even; a NaN stays a NaN whatever its payload.
     static HalfBits round(Vec x) { return narrow_bits(rounded(x)); }
-    static VecBits round_two(Vec a, Vec b) { return narrow_bits(rounded(a), rounded(b)); }
+    static VecBits round_two(Vec a, Vec b) {
+#if defined(__AVX512BF16__)
+        return (VecBits)_mm512_cvtne2ps_pbh(b, a);  // of fp32 denormals zeros, as they are where programs run
+#else
+        return narrow_bits(rounded(a), rounded(b));
+#endif
+    }
 
   private:
     static VecBits rounded(Vec x) {
