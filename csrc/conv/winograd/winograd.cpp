@@ -14,6 +14,7 @@ namespace {
 
 // Vector operations per element and transform, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
+constexpr double kInt8TransformOperations = 4.0;  // words, on the way in
 
 // Of real numbers.
 class Winograd : public ConvAlgorithm {
@@ -36,11 +37,13 @@ class Winograd : public ConvAlgorithm {
         const double products = static_cast<double>(call.batch * tiles.products);
         const double transforms =
             static_cast<double>(call.batch * (tiles.products * layer.in_channels + tiles.sums * layer.out_channels)) *
-            kTransformOperations / call.kernels.vector_floats;
+            (layer.is_int8() ? kInt8TransformOperations : kTransformOperations) / call.kernels.vector_floats;
         // As one thread would do it: the choice must not depend on their number.
         const double traffic = winograd_schedule(layer, winograd, tiles, call.batch, 1, call.kernels).traffic;
+        const double terms = layer.is_int8() ? call.kernels.int8.winograd_terms : 1.0;
         return cycles_of(product_cycles(products * static_cast<double>(layer.groups), layer.group_in(),
-                                        layer.group_out(), call.kernels) +
+                                        layer.group_out(), call.kernels) /
+                                 terms +
                              transforms,
                          traffic, call.bytes_per_cycle);
     }

@@ -129,6 +129,7 @@ struct Int8Kernels {
     void (*mean)(const Int8MeanArgs&);
     void (*affine)(const Int8AffineArgs&);
     WinogradKernels winograd;  // F(4x4, 3x3)
+    double winograd_terms;     // of its products (Units)
     Int8WinogradTransforms winograd_transforms;
     void (*winograd_products)(const WinogradProductsArgs&);
     void (*pack_winograd)(const PackInt8Args&);

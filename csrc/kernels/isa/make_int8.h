@@ -27,6 +27,7 @@ constexpr ByteKernels make_byte_kernels() {
              .mean = int8_mean,
              .affine = int8_affine,
              .winograd = int8_winograd_kernels(),
+             .winograd_terms = units_of<Words>().terms,
              .winograd_transforms = int8_winograd_transforms<I4x4>(),
              .winograd_products = int8_winograd_products,
              .pack_winograd = pack_int8_winograd},
