@@ -114,7 +114,7 @@ def test_an_unknown_isa_is_a_clear_error() -> None:
     assert result.returncode != 0
     assert "RESFUSE_ISA=sse9" in result.stderr
     levels = {
-        "x86_64": "generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, zen4",
+        "x86_64": "generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, avx512_amx, zen4",
         "aarch64": "generic, neon, neon_dotprod, neon_i8mm, neon_bf16",
     }
     assert f"want one of {levels[platform.machine()]}" in result.stderr

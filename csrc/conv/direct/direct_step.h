@@ -33,7 +33,9 @@ class DirectStep : public ConvStep {
     index_t reduction() const { return runs_.count * runs_.padded; }
     const Units& units() const { return units_; }
     // Operands that units of a product read behind the last one of a row.
-    index_t operands_behind() const { return operands_ == Operands::bytes ? kLineBytes / operand_bytes_ : 0; }
+    index_t operands_behind() const {
+        return operands_ == Operands::bytes || runs_.joined ? kLineBytes / operand_bytes_ : 0;
+    }
     // Between rows of so many operands.
     index_t padded_row(index_t operands) const;
 

@@ -50,7 +50,8 @@ struct CopyWindowsArgs {
     index_t pitch;  // elements between windows in `to`
 };
 
-// Windows of a band, each some runs of bytes, as rows of `padded_bytes`: run behind run, then zeros.
+// Windows of a band, each some runs of bytes, as rows of `padded_bytes`: run behind run, then zeros. A line behind the
+// band is read.
 struct JoinWindowsArgs {
     const void* band;
     index_t windows, window_bytes;  // from one to the next

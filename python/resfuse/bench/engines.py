@@ -38,15 +38,26 @@ def _channels_last(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.
     return moved, x.to(memory_format=torch.channels_last)
 
 
-def _resfuse(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def fast_model(model: nn.Module, x: torch.Tensor, dtype: str = "fp32") -> tuple[nn.Module, torch.Tensor]:
+    """A model as resfuse computes it in a type, and its input."""
+    if dtype == "int8":
+        return resfuse.quantize(model, int8_engines.calibration(x), progress=False), _moved(x)
+    if dtype in _HALVES:
+        model, x = model.to(_HALVES[dtype]), x.to(_HALVES[dtype])
     pool = isinstance(model, nn.AdaptiveAvgPool2d)
-    fast = resfuse.nn.GlobalAvgPool2d() if pool else resfuse.fuse(model)
-    return _torch_runner(fast, x.to(memory_format=torch.channels_last))
+    return resfuse.nn.GlobalAvgPool2d() if pool else resfuse.fuse(model), _moved(x)
 
 
-def _resfuse_half(dtype: torch.dtype) -> Builder:
+def _moved(x: torch.Tensor) -> torch.Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+def _resfuse(dtype: str) -> Builder:
     def build(model: nn.Module, x: torch.Tensor, onnx: Path) -> Runner:
-        return _resfuse(model.to(dtype), x.to(dtype), onnx)
+        return _torch_runner(*fast_model(model, x, dtype))
 
     return build
 
@@ -194,7 +205,7 @@ TRAINING_ENGINES: dict[str, dict[str, tuple[tuple[str, ...], Builder]]] = {
             "channels_last": _training(_train_channels_last, dtype, last=True),
             "compile": _training(_train_compile, dtype, last=True),
         }
-        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16))
+        for name, dtype in _HALVES.items()
     },
 }
 
@@ -204,7 +215,7 @@ _MNN, _NCNN = ("MNN", "onnx", "onnxscript"), ("ncnn", "pnnx")
 
 # name -> (what must be installed, how it is built); fp32 unless the name says otherwise
 ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
-    "resfuse": ((), _resfuse),
+    "resfuse": ((), _resfuse("fp32")),
     "eager": ((), _eager),
     "channels_last": ((), _eager_channels_last),
     "compile": ((), _compile),
@@ -218,17 +229,17 @@ ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
 # In half precision: parameters, input and feature maps of that type, but for what is named otherwise.
 HALF_ENGINES: dict[str, dict[str, tuple[tuple[str, ...], Builder]]] = {
     name: {
-        "resfuse": ((), _resfuse_half(dtype)),
-        "resfuse fp32": ((), _resfuse),
-        "torch": ((), _torch_half(dtype)),
+        "resfuse": ((), _resfuse(name)),
+        "resfuse fp32": ((), _resfuse("fp32")),
+        "torch": ((), _torch_half(_HALVES[name])),
         "openvino": (_OPENVINO, _openvino(hint)),
     }
-    for name, dtype, hint in (("bf16", torch.bfloat16, "bf16"), ("fp16", torch.float16, "f16"))
+    for name, hint in (("bf16", "bf16"), ("fp16", "f16"))
 }
 # Of bytes, but for what is named otherwise.
 INT8_ENGINES: dict[str, tuple[tuple[str, ...], Builder]] = {
     "resfuse": ((), int8_engines.runner(int8_engines.resfuse_int8)),
-    "resfuse fp32": ((), _resfuse),
+    "resfuse fp32": ((), _resfuse("fp32")),
     "openvino": ((*_OPENVINO, "nncf"), int8_engines.runner(int8_engines.openvino_int8)),
     "onnxruntime": (("onnxruntime", "onnx", "onnxscript"), int8_engines.runner(int8_engines.onnxruntime_int8)),
     "compile": (("torchao",), int8_engines.runner(int8_engines.compile_int8)),

@@ -60,7 +60,7 @@ def run(options: Options) -> None:
             for complaint in result.complaints:
                 console.print(f"[yellow]not to be trusted:[/] {complaint}", highlight=False)
             if (options.layers or options.plot) and not options.train and model != "gap":
-                profiles.append(_profile(model, batch, result.size, threads))
+                profiles.append(_profile(model, batch, result.size, threads, options.dtype))
                 if options.layers:
                     console.print(str(profiles[-1]), highlight=False)
     except KeyboardInterrupt:
@@ -154,13 +154,12 @@ def _table(result: CaseResult, ceiling: Ceiling) -> Table:
     return table
 
 
-def _profile(model: str, batch: int, size: int, threads: int) -> Profile:
+def _profile(model: str, batch: int, size: int, threads: int, dtype: str) -> Profile:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         network, x = make_case(model, batch, size, False)
-        fast = resfuse.fuse(network.eval())
-        return resfuse.profile(fast, x.to(memory_format=torch.channels_last))
+        return resfuse.profile(*engines.fast_model(network.eval(), x, dtype))
     finally:
         torch.set_num_threads(before)
 
