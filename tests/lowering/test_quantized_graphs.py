@@ -203,7 +203,7 @@ def test_what_has_no_form_runs_natively(case: str) -> None:
         y = g.conv(g.round(y, 2.0, 60, top=127))
     else:
         y = g.call(aten.conv2d.default, y, g.call(torch.neg, g.weights(8, 8, 3, 3)))
-    fast = resfuse.fuse(g.module(y))
+    fast = resfuse.fuse(g.module(y), algorithm="direct")  # what computes with real numbers is exact then
     with torch.no_grad():
         torch.testing.assert_close(fast(image(8)), fast.native_forward(image(8)), rtol=0, atol=0)
 
@@ -257,7 +257,7 @@ def test_weights_and_steps_are_the_graphs() -> None:
 
 
 def test_copies_and_pickles() -> None:
-    fast, x = resfuse.fuse(_block()), image(8)
+    fast, x = resfuse.fuse(_block(), algorithm="direct"), image(8)
     with torch.no_grad():
         for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
             torch.testing.assert_close(other(x), fast(x), rtol=0, atol=0)
