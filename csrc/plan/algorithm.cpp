@@ -57,8 +57,8 @@ const ConvAlgorithm& choose_algorithm(const ConvCall& call) {
 
 double stream_bytes_per_cycle(const std::vector<Layer>& layers, const std::vector<PlannedBuffer>& buffers,
                               const KernelTable& kernels) {
-    // Of a cache that others share, and more of them the larger it is; transformed weights are several times as large.
-    constexpr std::size_t kShareOfL3 = 4, kMost = std::size_t{8} << 20;
+    // Of a cache that others share; transformed weights are several times as large.
+    constexpr std::size_t kShareOfL3 = 4;
     std::size_t bytes = 0;
     for (const Layer& layer : layers) {
         if (layer.kind != LayerKind::conv) continue;
@@ -68,7 +68,7 @@ double stream_bytes_per_cycle(const std::vector<Layer>& layers, const std::vecto
                 break;
             }
     }
-    return bytes <= std::min(cache_sizes().l3 / kShareOfL3, kMost) ? kCacheBytesPerCycle : kMemoryBytesPerCycle;
+    return bytes <= cache_sizes().l3 / kShareOfL3 ? kCacheBytesPerCycle : kMemoryBytesPerCycle;
 }
 
 }  // namespace resfuse

@@ -14,10 +14,7 @@ namespace {
 
 // Vector operations per element and transform, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
-// Of bytes: what is transformed are words on the way in, their products reach less of the peak than direct ones do, and
-// the transformed weights, eight times the direct ones, stream while nothing else is left to do.
-constexpr double kInt8TransformOperations = 4.0;
-constexpr double kInt8ProductEfficiency = 0.75;
+constexpr double kInt8TransformOperations = 4.0;  // words, on the way in
 
 // Of real numbers.
 class Winograd : public ConvAlgorithm {
@@ -43,11 +40,12 @@ class Winograd : public ConvAlgorithm {
             (layer.is_int8() ? kInt8TransformOperations : kTransformOperations) / call.kernels.vector_floats;
         // As one thread would do it: the choice must not depend on their number.
         const double traffic = winograd_schedule(layer, winograd, tiles, call.batch, 1, call.kernels).traffic;
-        const double compute = product_cycles(products * static_cast<double>(layer.groups), layer.group_in(),
-                                              layer.group_out(), call.kernels);
-        if (!layer.is_int8()) return cycles_of(compute + transforms, traffic, call.bytes_per_cycle);
-        const double terms = call.kernels.int8.winograd_terms * kInt8ProductEfficiency;
-        return compute / terms + transforms + cycles_of(0.0, traffic, call.bytes_per_cycle);
+        const double terms = layer.is_int8() ? call.kernels.int8.winograd_terms : 1.0;
+        return cycles_of(product_cycles(products * static_cast<double>(layer.groups), layer.group_in(),
+                                        layer.group_out(), call.kernels) /
+                                 terms +
+                             transforms,
+                         traffic, call.bytes_per_cycle);
     }
 
     // Transformed weights take several times the memory.
