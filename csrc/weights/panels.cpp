@@ -4,8 +4,7 @@ namespace resfuse {
 
 PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels) {
     const index_t per_group = (layer.group_out() + kernels.tile_cols - 1) / kernels.tile_cols;
-    const Runs runs = runs_of(layer, kernels);
-    return {per_group, per_group * layer.groups, runs.count * runs.padded, layer.group_out(), kernels.tile_cols};
+    return {per_group, per_group * layer.groups, runs_of(layer, kernels).depth(), layer.group_out(), kernels.tile_cols};
 }
 
 Runs runs_of(const Layer& layer, const KernelTable& kernels, bool pairs) {

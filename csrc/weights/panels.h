@@ -30,6 +30,8 @@ PanelGrid panel_grid(const Layer& layer, const KernelTable& kernels);
 struct Runs {
     index_t count, length, padded;
     bool joined = false;
+
+    index_t depth() const { return count * padded; }  // of all, with what pads them
 };
 Runs runs_of(const Layer& layer, const KernelTable& kernels, bool pairs = false);
 

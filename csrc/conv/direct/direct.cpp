@@ -29,7 +29,6 @@ class Direct final : public ConvAlgorithm {
         const Layer& layer = call.layer;
         const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
         const index_t depth = panel_grid(layer, call.kernels).reduction;
-        // Products of bytes take so many terms at once as fit into a float; of words half as many, at half the rate.
         const double terms = layer.is_int8() ? call.kernels.int8.units.terms : 1.0;
         return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels) / terms,
                          streamed_bytes(*this, call), call.bytes_per_cycle);
@@ -39,17 +38,14 @@ class Direct final : public ConvAlgorithm {
 
     std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
         const PanelGrid grid = panel_grid(layer, kernels);
-        const Runs runs = runs_of(layer, kernels);
-        if (layer.is_int8())
-            return static_cast<std::size_t>(grid.total * kernels.int8.packed_bytes(runs.count * runs.padded));
+        if (layer.is_int8()) return static_cast<std::size_t>(grid.total * kernels.int8.packed_bytes(grid.reduction));
         return float_bytes(grid.total * grid.reduction * grid.tile_cols);
     }
 
     void pack(const PackCall& call) const override {
         const PanelGrid grid = panel_grid(call.layer, call.kernels);
         if (call.layer.is_int8()) {
-            const Runs runs = runs_of(call.layer, call.kernels);
-            const index_t bytes = call.kernels.int8.packed_bytes(runs.count * runs.padded);
+            const index_t bytes = call.kernels.int8.packed_bytes(grid.reduction);
             return pack_int8_panels(call, call.kernels.int8.pack, static_cast<std::size_t>(bytes));
         }
         pack_panels(call, grid.reduction * grid.tile_cols, call.kernels.pack_direct);
@@ -121,8 +117,7 @@ class DirectPairs final : public ConvAlgorithm {
 
     // With what pads joined windows.
     static index_t reduction(const Layer& layer, const KernelTable& kernels) {
-        const Runs runs = runs_of(layer, kernels, true);
-        return runs.count * runs.padded;
+        return runs_of(layer, kernels, true).depth();
     }
 };
 

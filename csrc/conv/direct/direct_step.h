@@ -30,7 +30,7 @@ class DirectStep : public ConvStep {
     const void* operand_at(const void* data, index_t i) const {
         return static_cast<const std::byte*>(data) + i * operand_bytes_;
     }
-    index_t reduction() const { return runs_.count * runs_.padded; }
+    index_t reduction() const { return runs_.depth(); }
     const Units& units() const { return units_; }
     // Operands that units of a product read behind the last one of a row.
     index_t operands_behind() const {

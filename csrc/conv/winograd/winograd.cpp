@@ -16,6 +16,12 @@ namespace {
 constexpr double kTransformOperations = 9.0;
 constexpr double kInt8TransformOperations = 4.0;  // words, on the way in
 
+// What its products and transforms cost.
+struct WinogradRates {
+    double terms;                 // of a product (Units)
+    double transform_operations;  // as above
+};
+
 // Of real numbers.
 class Winograd : public ConvAlgorithm {
   public:
@@ -37,13 +43,12 @@ class Winograd : public ConvAlgorithm {
         const double products = static_cast<double>(call.batch * tiles.products);
         const double transforms =
             static_cast<double>(call.batch * (tiles.products * layer.in_channels + tiles.sums * layer.out_channels)) *
-            (layer.is_int8() ? kInt8TransformOperations : kTransformOperations) / call.kernels.vector_floats;
+            rates(call.kernels).transform_operations / call.kernels.vector_floats;
         // As one thread would do it: the choice must not depend on their number.
         const double traffic = winograd_schedule(layer, winograd, tiles, call.batch, 1, call.kernels).traffic;
-        const double terms = layer.is_int8() ? call.kernels.int8.winograd_terms : 1.0;
         return cycles_of(product_cycles(products * static_cast<double>(layer.groups), layer.group_in(),
                                         layer.group_out(), call.kernels) /
-                                 terms +
+                                 rates(call.kernels).terms +
                              transforms,
                          traffic, call.bytes_per_cycle);
     }
@@ -67,6 +72,9 @@ class Winograd : public ConvAlgorithm {
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
         return make_winograd_step(context, layer, *this, of_(context.kernels()));
     }
+
+  protected:
+    virtual WinogradRates rates(const KernelTable&) const { return {1.0, kTransformOperations}; }
 
   private:
     const char* name_;
@@ -113,6 +121,11 @@ class WinogradInt8 final : public Winograd {
         const PanelGrid grid = panel_grid(call.layer, call.kernels);
         const std::size_t bytes = packed_bytes(call.layer, call.kernels) / static_cast<std::size_t>(grid.total);
         pack_int8_panels(call, call.kernels.int8.pack_winograd, bytes);
+    }
+
+  protected:
+    WinogradRates rates(const KernelTable& kernels) const override {
+        return {kernels.int8.winograd_terms, kInt8TransformOperations};
     }
 };
 

@@ -14,17 +14,19 @@ inline void finish_int8_rows(const Int8GemmArgs& g, const std::uint32_t* sums, i
                              index_t column, index_t at, index_t add, const W& write, R) {
     const GemmArgs& p = g.product;
     const Vec factor = broadcast(g.epilogue.residual_factor);
-    const auto value = [&](const std::uint32_t* sum, Vec scale, Vec bias, index_t k, index_t n) {
-        const Vec v = multiply_add(to_floats((VecInt)load_raw<VecBits>(sum + k)), scale, bias);
-        if constexpr (std::is_same_v<R, NoReader>) {
-            return v;
-        } else {
-            return multiply_add(R::at(p.residual, add + k, n), factor, v);
-        }
-    };
     static_assert(kTileVectors == 2);
     const Vec scale[2] = {load(p.scale + column), load(p.scale + column + kVectorFloats)};
     const Vec bias[2] = {load(p.bias + column), load(p.bias + column + kVectorFloats)};
+    // Vector j of a row, whose first residual lies `from` elements from that of all.
+    const auto value = [&](const std::uint32_t* sum, index_t from, int j, index_t n = kVectorFloats) {
+        const index_t k = j * kVectorFloats;
+        const Vec v = multiply_add(to_floats((VecInt)load_raw<VecBits>(sum + k)), scale[j], bias[j]);
+        if constexpr (std::is_same_v<R, NoReader>) {
+            return v;
+        } else {
+            return multiply_add(R::at(p.residual, from + k, n), factor, v);
+        }
+    };
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<W, Writer<DType::u8>>) {
         if (cols == kTileCols && write.saturates()) {
@@ -34,13 +36,8 @@ inline void finish_int8_rows(const Int8GemmArgs& g, const std::uint32_t* sums, i
                 VecInt v[4];
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; ++i) {
-                    const int row = i / 2, j = i % 2;
-                    Vec x =
-                        multiply_add(to_floats((VecInt)load_raw<VecBits>(sums + i * kVectorFloats)), scale[j], bias[j]);
-                    if constexpr (!std::is_same_v<R, NoReader>)
-                        x = multiply_add(R::at(p.residual, add + row * ldr + j * kVectorFloats, kVectorFloats), factor,
-                                         x);
-                    v[i] = write.wide_byte(x);
+                    const int row = i / 2;
+                    v[i] = write.wide_byte(value(sums + row * kTileCols, add + row * ldr, i % 2));
                 }
                 store_two_rows(to + at, to + at + ldc, v);
             }
@@ -49,13 +46,12 @@ inline void finish_int8_rows(const Int8GemmArgs& g, const std::uint32_t* sums, i
 #endif
     for (; rows > 0; --rows, sums += kTileCols, at += p.ldc, add += p.ldr) {
         if (cols == kTileCols) {
-            write(p.c, at, value(sums, scale[0], bias[0], 0, kVectorFloats),
-                  value(sums, scale[1], bias[1], kVectorFloats, kVectorFloats));
+            write(p.c, at, value(sums, add, 0), value(sums, add, 1));
             continue;
         }
         for (int j = 0; j < 2 && j * kVectorFloats < cols; ++j) {
             const index_t k = j * kVectorFloats, n = at_most(cols - k, kVectorFloats);
-            write(p.c, at + k, value(sums, scale[j], bias[j], k, n), n);
+            write(p.c, at + k, value(sums, add, j, n), n);
         }
     }
 }

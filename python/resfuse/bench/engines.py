@@ -33,9 +33,13 @@ def _torch_runner(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
     return run
 
 
+def _moved(x: torch.Tensor) -> torch.Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
 def _channels_last(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
     moved: nn.Module = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved, x.to(memory_format=torch.channels_last)
+    return moved, _moved(x)
 
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,10 +53,6 @@ def fast_model(model: nn.Module, x: torch.Tensor, dtype: str = "fp32") -> tuple[
         model, x = model.to(_HALVES[dtype]), x.to(_HALVES[dtype])
     pool = isinstance(model, nn.AdaptiveAvgPool2d)
     return resfuse.nn.GlobalAvgPool2d() if pool else resfuse.fuse(model), _moved(x)
-
-
-def _moved(x: torch.Tensor) -> torch.Tensor:
-    return x.to(memory_format=torch.channels_last)
 
 
 def _resfuse(dtype: str) -> Builder:
@@ -161,12 +161,12 @@ Trainer = Callable[[nn.Module, torch.Tensor], tuple[Callable[[torch.Tensor], tor
 
 
 def _train_resfuse(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
-    return resfuse.fuse(model, inplace=True), x.to(memory_format=torch.channels_last)
+    return resfuse.fuse(model, inplace=True), _moved(x)
 
 
 def _train_channels_last(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
     moved: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved, x.to(memory_format=torch.channels_last)
+    return moved, _moved(x)
 
 
 def _train_compile(model: nn.Module, x: torch.Tensor) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
