@@ -102,7 +102,6 @@ KernelTable avx512_kernels();
 KernelTable avx512_vnni_kernels();
 KernelTable avx512_bf16_kernels();
 KernelTable avx512_amx_kernels();
-void amx_join_windows(const JoinWindowsArgs&);
 KernelTable zen4_kernels();
 #elif defined(RESFUSE_ARM64)
 KernelTable neon_kernels();

@@ -30,9 +30,7 @@ KernelTable avx512_bf16_kernels() {
 }
 
 KernelTable avx512_amx_kernels() {
-    KernelTable table = make_table("avx512_amx", avx512_amx_half_kernels(), avx512_amx_byte_kernels());
-    table.join_windows = amx_join_windows;
-    return table;
+    return make_table("avx512_amx", avx512_amx_half_kernels(), avx512_amx_byte_kernels());
 }
 
 KernelTable zen4_kernels() {

@@ -15,12 +15,11 @@ constexpr Units matrix_units(index_t operands, double terms) {
 
 }  // namespace
 
-void amx_join_windows(const JoinWindowsArgs& g) { join_windows(g); }
-
 ByteKernels avx512_amx_byte_kernels() {
     ByteKernels kernels = with_dot_products(avx512_byte_kernels());
     kernels.int8.units = matrix_units(4, 16.0);
     kernels.int8.gemm = amx_int8_gemm;
+    kernels.join_windows = join_windows;
     return kernels;
 }
 

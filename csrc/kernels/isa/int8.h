@@ -7,7 +7,8 @@ namespace resfuse {
 
 struct ByteKernels {
     Int8Kernels int8;
-    ElementKernels elements;  // of feature maps, where they are like other types'
+    ElementKernels elements;                                 // of feature maps, where they are like other types'
+    void (*join_windows)(const JoinWindowsArgs&) = nullptr;  // KernelTable's: bytes of any elements
 };
 
 ByteKernels generic_byte_kernels();

@@ -25,6 +25,7 @@ constexpr KernelTable make_table(const char* name, const HalfKernels& halves, co
         .winograd = {f2x2_kernels(), winograd_kernels<F4x4>(1), winograd_kernels<H4x4>(2)},
         .winograd_products = winograd_products,
         .winograd_row_input = winograd_row_input,
+        .join_windows = bytes.join_windows,
         .pack_direct = pack_direct,
         .pack_winograd_rows = pack_winograd_rows,
         .pack_strassen = pack_strassen,
