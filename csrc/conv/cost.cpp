@@ -11,14 +11,12 @@ namespace {
 // Shares of the peak rate of fused multiply-adds that the kernels reach; measured.
 constexpr double kGemmEfficiency = 0.9;
 constexpr double kOneVectorEfficiency = 0.65;  // loads are the bottleneck there, and the reduction is short
-// Of the shorter of computing and streaming, what the longer does not hide; measured.
-constexpr double kNotHidden = 0.3;
 
 }  // namespace
 
-double cycles_of(double compute, double bytes, double bytes_per_cycle) {
+double cycles_of(double compute, double bytes, double bytes_per_cycle, double not_hidden) {
     const double stream = bytes <= static_cast<double>(cache_sizes().l2 / 2) ? 0.0 : bytes / bytes_per_cycle;
-    return std::max(compute, stream) + kNotHidden * std::min(compute, stream);
+    return std::max(compute, stream) + not_hidden * std::min(compute, stream);
 }
 
 double product_cycles(double rows, index_t depth, index_t columns, const KernelTable& kernels) {

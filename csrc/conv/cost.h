@@ -6,8 +6,11 @@
 
 namespace resfuse {
 
+// Of the shorter of computing and streaming, what the longer does not hide; measured.
+constexpr double kNotHidden = 0.3;
+
 // Of computing and of streaming some bytes from beyond L2 meanwhile.
-double cycles_of(double compute, double bytes, double bytes_per_cycle);
+double cycles_of(double compute, double bytes, double bytes_per_cycle, double not_hidden = kNotHidden);
 
 // Of the product of some rows with the weights of a group.
 double product_cycles(double rows, index_t depth, index_t columns, const KernelTable& kernels);

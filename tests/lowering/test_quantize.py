@@ -79,6 +79,17 @@ def test_a_whole_program_is_exact() -> None:
     np.testing.assert_array_equal(got.numpy(), run_integers(short, [x], parameters)[0])
 
 
+def test_the_algorithm_of_a_fused_model_stays() -> None:
+    x = batches(1)[0]
+    direct = resfuse.quantize(resfuse.fuse(network(), algorithm="direct"), [x])
+    other = resfuse.quantize(network(), [x])
+    direct.load_state_dict(other.state_dict())  # the same ranges, which were found by other fp32 kernels
+    with torch.inference_mode():
+        chosen = {layer.algorithm for layer in resfuse.profile(direct, x).layers if "3x3" in layer.what}
+        assert chosen and all("winograd" not in name for name in chosen), chosen
+        assert torch.equal(direct(x), other(x))  # int8 sums are exact by any algorithm
+
+
 def test_parameters_are_the_users_own_and_changes_are_seen() -> None:
     model = network()
     quantized = resfuse.quantize(model, batches())

@@ -15,11 +15,16 @@ namespace {
 // Vector operations per element and transform, loads and stores counted in; measured.
 constexpr double kTransformOperations = 9.0;
 constexpr double kInt8TransformOperations = 4.0;  // words, on the way in
+// Of its products' terms, what short reductions leave; and next to products so fast, streamed weights are waited for,
+// and what the split form streams entirely. Measured with VNNI.
+constexpr double kInt8Efficiency = 0.75, kInt8NotHidden = 0.4, kInt8NotHiddenSplit = 1.0;
 
 // What its products and transforms cost.
 struct WinogradRates {
     double terms;                 // of a product (Units)
     double transform_operations;  // as above
+    double not_hidden;            // as cycles_of takes it, of the fused form
+    double not_hidden_split;      // and of the split one
 };
 
 // Of real numbers.
@@ -39,18 +44,20 @@ class Winograd : public ConvAlgorithm {
     double cycles(const ConvCall& call) const override {
         const Layer& layer = call.layer;
         const WinogradKernels& winograd = of_(call.kernels);
+        const WinogradRates cost = rates(call.kernels);
         const WinogradTiles tiles = winograd_tiles(winograd, call.out);
         const double products = static_cast<double>(call.batch * tiles.products);
         const double transforms =
             static_cast<double>(call.batch * (tiles.products * layer.in_channels + tiles.sums * layer.out_channels)) *
-            rates(call.kernels).transform_operations / call.kernels.vector_floats;
+            cost.transform_operations / call.kernels.vector_floats;
         // As one thread would do it: the choice must not depend on their number.
-        const double traffic = winograd_schedule(layer, winograd, tiles, call.batch, 1, call.kernels).traffic;
+        const WinogradSchedule schedule = winograd_schedule(layer, winograd, tiles, call.batch, 1, call.kernels);
         return cycles_of(product_cycles(products * static_cast<double>(layer.groups), layer.group_in(),
                                         layer.group_out(), call.kernels) /
-                                 rates(call.kernels).terms +
+                                 cost.terms +
                              transforms,
-                         traffic, call.bytes_per_cycle);
+                         schedule.traffic, call.bytes_per_cycle,
+                         schedule.blocking.split ? cost.not_hidden_split : cost.not_hidden);
     }
 
     // Transformed weights take several times the memory.
@@ -74,7 +81,9 @@ class Winograd : public ConvAlgorithm {
     }
 
   protected:
-    virtual WinogradRates rates(const KernelTable&) const { return {1.0, kTransformOperations}; }
+    virtual WinogradRates rates(const KernelTable&) const {
+        return {1.0, kTransformOperations, kNotHidden, kNotHidden};
+    }
 
   private:
     const char* name_;
@@ -125,7 +134,8 @@ class WinogradInt8 final : public Winograd {
 
   protected:
     WinogradRates rates(const KernelTable& kernels) const override {
-        return {kernels.int8.winograd_terms, kInt8TransformOperations};
+        return {kernels.int8.winograd_terms * kInt8Efficiency, kInt8TransformOperations, kInt8NotHidden,
+                kInt8NotHiddenSplit};
     }
 };
 

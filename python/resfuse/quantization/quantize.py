@@ -12,7 +12,7 @@ from torch import nn
 
 from resfuse.checks import require_choice, require_module
 from resfuse.fused.fuse import fuse
-from resfuse.fused.module import require_fused
+from resfuse.fused.module import FusedModule, require_fused
 from resfuse.lowering.ranges import Ranges
 from resfuse.quantization.calibration import Calibration
 from resfuse.quantization.observer import METHODS
@@ -43,7 +43,7 @@ def quantize(
     and ``load_state_dict`` takes them from there; a plain model loads it with ``strict=False``.
 
     Args:
-        model: any module that `fuse` takes, with float32 parameters, or a fused one.
+        model: any module that `fuse` takes, with float32 parameters, or a fused one, whose ``algorithm`` stays.
         batches: calibration data, an iterable as a DataLoader is: tensors, tuples whose first element is the input, or
             dictionaries of keyword arguments. Some hundred images that are like those of later use are enough.
         method: how a range follows from the values: "mse" (least mean square error), "minmax", "percentile" or
@@ -71,7 +71,7 @@ def quantize(
     for name, parameter in model.named_parameters():
         if parameter.dtype is not torch.float32:
             raise ValueError(f"model: {name} is {parameter.dtype}, want float32")
-    fast = fuse(model, inplace=inplace)
+    fast = fuse(model, inplace=inplace, algorithm=_algorithm(model))
     parts = require_fused("model", fast)
     if any(bound.has_bytes for part in parts.values() for bound in part.fusion().binding.programs):
         raise ValueError(
@@ -106,6 +106,11 @@ def quantize(
         for module, mode in modes.items():
             module.training = mode
     return fast
+
+
+def _algorithm(model: nn.Module) -> str:
+    """What a fused model was fused with."""
+    return next((m._resfuse_algorithm for m in model.modules() if isinstance(m, FusedModule)), "auto")
 
 
 def _require_names(keep: Sequence[str]) -> tuple[str, ...]:
