@@ -13,6 +13,7 @@ from resfuse.engine.spec import (
     AvgPoolSpec,
     ConcatSpec,
     ConvSpec,
+    DepthToSpaceSpec,
     GlobalAvgPoolSpec,
     LayerSpec,
     MaxPoolSpec,
@@ -120,6 +121,15 @@ def _moved(layer: LayerSpec, buffers: list[torch.Tensor]) -> torch.Tensor:
     if isinstance(layer, PadSpec):
         top, left, bottom, right = layer.padding
         return F.pad(x, (left, right, top, bottom))
+    if isinstance(layer, DepthToSpaceSpec):
+        (high, wide), (top, left, bottom, right) = layer.block, layer.crop
+        channels = x.shape[1] // (high * wide)
+        y = x.new_empty(x.shape[0], channels, x.shape[2] * high, x.shape[3] * wide)
+        for i in range(high):
+            for j in range(wide):
+                first = (i * wide + j) * channels
+                y[:, :, i::high, j::wide] = x[:, first : first + channels]
+        return y[:, :, top : y.shape[2] - bottom, left : y.shape[3] - right]
     assert isinstance(layer, ResizeSpec)
     how = {"mode": "bilinear", "align_corners": layer.align_corners} if layer.bilinear else {"mode": "nearest"}
     if layer.scale is not None:

@@ -46,6 +46,16 @@ Extent output_extent(const Layer& layer, Extent in) {
                                             text(in));
             return out;
         }
+        case LayerKind::depth_to_space: {
+            const DepthToSpace& b = layer.blocks;
+            require_addressable({in.h, b.block_h, in.w, b.block_w}, layer.name + ": output");
+            const Extent out{in.h * b.block_h - b.crop_top - b.crop_bottom,
+                             in.w * b.block_w - b.crop_left - b.crop_right};
+            if (out.h < 1 || out.w < 1)
+                throw std::invalid_argument(layer.name + ": cropping leaves " + text(out) + " of an image of " +
+                                            text({in.h * b.block_h, in.w * b.block_w}));
+            return out;
+        }
         case LayerKind::resize:
             break;
     }

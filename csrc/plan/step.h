@@ -80,6 +80,7 @@ std::unique_ptr<Step> make_pool_step(const StepContext& context, std::size_t lay
 std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_move_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_resize_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_depth_to_space_step(const StepContext& context, std::size_t layer);
 // Does nothing, for a layer that the step before it computes as well.
 std::unique_ptr<Step> make_fused_away_step();
 // Does what another step does, then copies a buffer that this step writes, in NHWC, to one in contiguous NCHW memory:

@@ -329,6 +329,23 @@ int Program::add_pad(const std::string& name, int input, const Window& pads) {
     return add_layer(std::move(layer), {});
 }
 
+int Program::add_depth_to_space(const std::string& name, int input, const DepthToSpace& blocks) {
+    Layer layer = moving(LayerKind::depth_to_space, name, input);
+    for (const index_t length : {blocks.block_h, blocks.block_w})
+        require(0 < length && length <= kMostLength,
+                name + ": block: got " + std::to_string(length) + ", want a positive number of 31 bits");
+    for (const index_t length : {blocks.crop_top, blocks.crop_left, blocks.crop_bottom, blocks.crop_right})
+        require(0 <= length && length <= kMostLength,
+                name + ": crop: got " + std::to_string(length) + ", want a number of 31 bits, not below 0");
+    const index_t pixels = blocks.block_h * blocks.block_w;
+    require(layer.in_channels % pixels == 0, name + ": block: " + std::to_string(blocks.block_h) + " x " +
+                                                 std::to_string(blocks.block_w) + " pixels must divide " +
+                                                 std::to_string(layer.in_channels) + " channels");
+    layer.out_channels = layer.in_channels / pixels;
+    layer.blocks = blocks;
+    return add_layer(std::move(layer), {});
+}
+
 int Program::add_resize(const std::string& name, int input, const Resize& resize) {
     Layer layer = moving(LayerKind::resize, name, input);
     const bool scaled = resize.scale_h != 0.0 || resize.scale_w != 0.0;

@@ -20,6 +20,7 @@ enum class LayerKind {
     concat,
     slice,
     pad,
+    depth_to_space,
     resize,
     group_norm,
     layer_norm
@@ -79,6 +80,13 @@ void check_pool_window(const Window& window, const std::string& layer);
 // Output extent of a window over an image, as torch computes it; throws std::invalid_argument when it is not positive.
 Extent window_extent(const Window& window, Extent in, const std::string& layer);
 
+// Channels that become pixels: of each block of an output's pixels one lies in each `block_h` * `block_w` th of the
+// input's channels, row by row. Of the image that they make, some rows and columns at its edges are left out.
+struct DepthToSpace {
+    index_t block_h = 1, block_w = 1;
+    index_t crop_top = 0, crop_left = 0, crop_bottom = 0, crop_right = 0;
+};
+
 struct Layer {
     LayerKind kind;
     std::string name;
@@ -90,6 +98,7 @@ struct Layer {
     std::vector<int> parts;     // of a concatenation: all buffers that it joins, the input being the first
     index_t first_channel = 0;  // of a slice
     Resize resize;              // of a resize
+    DepthToSpace blocks;        // of a depth_to_space
     Window window;              // of a pad layer its pads, which crop where they are negative
     index_t in_channels = 0;
     index_t out_channels = 0;
@@ -146,6 +155,7 @@ class Program {
     int add_layer_norm(Layer layer);
     // Zeros around an image; negative pads crop it.
     int add_pad(const std::string& name, int input, const Window& pads);
+    int add_depth_to_space(const std::string& name, int input, const DepthToSpace& blocks);
     int add_resize(const std::string& name, int input, const Resize& resize);
     void add_output(int buffer);
 

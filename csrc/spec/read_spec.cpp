@@ -136,6 +136,11 @@ int read_layer(Program& program, const std::string& kind, Fields& fields, const 
         window.pad_top = pad[0], window.pad_left = pad[1], window.pad_bottom = pad[2], window.pad_right = pad[3];
         return program.add_pad(name, input, window);
     }
+    if (kind == "depth_to_space") {
+        const auto block = fields.array<index_t, 2>("block");
+        const auto crop = fields.array<index_t, 4>("crop");
+        return program.add_depth_to_space(name, input, {block[0], block[1], crop[0], crop[1], crop[2], crop[3]});
+    }
     if (kind == "concat") {
         const std::vector<int> parts = fields.list<int>("parts");
         if (parts.empty() || parts.front() != input) refuse(fields.name("parts"), "some, the input being the first");

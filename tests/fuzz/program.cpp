@@ -102,6 +102,11 @@ void add_layer(Bytes& bytes, Program& program) {
         for (index_t* const pad : {&pads.pad_top, &pads.pad_left, &pads.pad_bottom, &pads.pad_right})
             *pad = bytes.byte() % 8 == 0 ? -bytes.between(0, 2) : bytes.wild(0, 3);
         program.add_pad("layer", layer.input, pads);
+    } else if (kind == 11 && bytes.flag()) {
+        DepthToSpace blocks{.block_h = bytes.between(1, 3), .block_w = bytes.between(1, 3)};
+        for (index_t* const crop : {&blocks.crop_top, &blocks.crop_left, &blocks.crop_bottom, &blocks.crop_right})
+            *crop = bytes.byte() % 4 == 0 ? bytes.wild(0, 3) : 0;
+        program.add_depth_to_space("layer", layer.input, blocks);
     } else if (kind == 11) {
         Resize resize{.bilinear = bytes.flag(), .align_corners = bytes.flag()};
         const index_t how = bytes.between(0, 2);

@@ -106,6 +106,14 @@ double moved(const Layer& layer, Images& in, index_t n, index_t y, index_t x, in
     return y >= 0 && y < in.height && x >= 0 && x < in.width ? in.at(n, y, x, c) : 0.0;
 }
 
+double unfolded(const Layer& layer, Images& in, index_t n, index_t y, index_t x, index_t c) {
+    const DepthToSpace& b = layer.blocks;
+    y += b.crop_top;
+    x += b.crop_left;
+    const index_t phase = y % b.block_h * b.block_w + x % b.block_w;
+    return in.at(n, y / b.block_h, x / b.block_w, phase * layer.out_channels + c);
+}
+
 double joined(const Layer& layer, std::vector<Images>& buffers, index_t n, index_t y, index_t x, index_t c) {
     for (const int part : layer.parts) {
         Images& images = buffers[static_cast<std::size_t>(part)];
@@ -179,6 +187,8 @@ double computed(const Layer& layer, const LayerWeights& weights, std::vector<Ima
         case LayerKind::slice:
         case LayerKind::pad:
             return moved(layer, in, n, y, x, c);
+        case LayerKind::depth_to_space:
+            return unfolded(layer, in, n, y, x, c);
         case LayerKind::resize:
             return resized(layer, in, out, n, y, x, c);
         case LayerKind::group_norm:

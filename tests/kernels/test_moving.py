@@ -16,6 +16,7 @@ from resfuse.engine.spec import (
     AvgPoolSpec,
     ConcatSpec,
     ConvSpec,
+    DepthToSpaceSpec,
     LayerSpec,
     MaxPoolSpec,
     NormSpec,
@@ -30,6 +31,7 @@ from tests.programs import LAYOUTS, check, isas, make_input
 from tests.reference import assert_accurate, run_reference
 
 ACTIVATIONS = ("none", "relu", "silu", "hardswish", "leaky_relu")
+BLOCKS = ((1, 1), (2, 2), (1, 2), (3, 1), (2, 3))  # of a depth_to_space
 Extent = tuple[int, int]
 
 
@@ -63,7 +65,7 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
     extent = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
     inputs = tuple(draw(st.lists(st.integers(1, 20), min_size=1, max_size=2)))
     b = _Builder(inputs, extent, draw(st.integers(0, 2**31 - 1)))
-    kinds = ["conv", "conv", "concat", "concat", "slice", "pad", "resize", "pool", "affine", "norm"]
+    kinds = ["conv", "conv", "concat", "concat", "slice", "pad", "depth_to_space", "resize", "pool", "affine", "norm"]
     for _ in range(draw(st.integers(2, 9))):
         kind = draw(st.sampled_from(kinds))
         source = draw(st.integers(max(0, b.next - 3), b.next - 1))
@@ -98,6 +100,12 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
             made = (height + top + bottom, width + left + right)
             if min(made) > 0:
                 b.add(PadSpec("pad", source, b.next, (top, left, bottom, right)), channels, made)
+        elif kind == "depth_to_space":
+            block = draw(st.sampled_from([b for b in BLOCKS if channels % (b[0] * b[1]) == 0]))
+            crop = draw(st.tuples(*[st.integers(0, 2)] * 4))
+            made = (height * block[0] - crop[0] - crop[2], width * block[1] - crop[1] - crop[3])
+            if min(made) > 0 and max(made) < 40:
+                b.add(DepthToSpaceSpec("unfold", source, b.next, block, crop), channels // (block[0] * block[1]), made)
         elif kind == "resize":
             bilinear = draw(st.booleans())
             corners = bilinear and draw(st.booleans())
@@ -208,6 +216,9 @@ def test_what_leaves_the_program_is_copied() -> None:
         (ConcatSpec("join", 0, 1, (0, 9)), "got buffer 9"),
         (SliceSpec("cut", 0, 1, 6, 3), "got 3 channels from 6 on, want some of 8"),
         (SliceSpec("cut", 0, 1, -1, 3), "channels from -1"),
+        (DepthToSpaceSpec("unfold", 0, 1, (3, 1)), "3 x 1 pixels must divide 8 channels"),
+        (DepthToSpaceSpec("unfold", 0, 1, (0, 2)), "block: got 0"),
+        (DepthToSpaceSpec("unfold", 0, 1, (2, 2), (0, -1, 0, 0)), "crop: got -1"),
         (ResizeSpec("up", 0, 1, False, size=(0, 3)), "size: got 0"),
         (ResizeSpec("up", 0, 1, False, scale=(-2.0, 1.0)), "scale: got -2"),
         (NormSpec("norm", 0, 1, None, None, 1e-5, 3), "groups = 3 must divide 8"),
@@ -218,6 +229,12 @@ def test_what_leaves_the_program_is_copied() -> None:
 def test_what_cannot_be_is_named(layer: LayerSpec, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         build_program(ProgramSpec((8,), (layer,), ()))
+
+
+def test_a_crop_leaves_something() -> None:
+    spec = ProgramSpec((4,), (DepthToSpaceSpec("unfold", 0, 1, (2, 2), (1, 0, 1, 0)),), (OutputSpec(1),))
+    with pytest.raises(ValueError, match="unfold: cropping leaves 0 x 6 of an image of 2 x 6"):
+        Executor(spec).run([torch.randn(1, 4, 1, 3)], [])
 
 
 def test_joined_images_are_of_one_size() -> None:

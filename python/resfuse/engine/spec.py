@@ -177,6 +177,20 @@ class PadSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class DepthToSpaceSpec:
+    """Channels that become pixels: the pixels of each ``block`` (height, width) of the output lie one behind the other
+    in the input's channels, row by row. ``crop`` (top, left, bottom, right) of the image that they make is left out.
+    """
+
+    name: str
+    input: int
+    output: int
+    block: tuple[int, int]
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    kind: str = "depth_to_space"
+
+
+@dataclasses.dataclass(frozen=True)
 class ResizeSpec:
     """Resampling as ``F.interpolate`` does it: to a ``size``, by factors, or to the size of the buffer ``like``."""
 
@@ -219,6 +233,7 @@ LayerSpec = (
     | ConcatSpec
     | SliceSpec
     | PadSpec
+    | DepthToSpaceSpec
     | ResizeSpec
     | NormSpec
 )
@@ -231,10 +246,12 @@ _KINDS: dict[str, type[LayerSpec]] = {
     "concat": ConcatSpec,
     "slice": SliceSpec,
     "pad": PadSpec,
+    "depth_to_space": DepthToSpaceSpec,
     "resize": ResizeSpec,
     "norm": NormSpec,
 }
-MOVING = (ConcatSpec, SliceSpec, PadSpec, ResizeSpec)  # layers that compute nothing of their own
+# Layers that compute nothing of their own.
+MOVING = (ConcatSpec, SliceSpec, PadSpec, DepthToSpaceSpec, ResizeSpec)
 # Layers that read and write real numbers only.
 REAL = (*MOVING, NormSpec)
 
@@ -273,6 +290,8 @@ class ProgramSpec:
             return layer.out_channels
         if isinstance(layer, ConcatSpec):
             return sum(map(self.channels, layer.parts))
+        if isinstance(layer, DepthToSpaceSpec):
+            return self.channels(layer.input) // math.prod(layer.block)
         return layer.channels if isinstance(layer, SliceSpec) else self.channels(layer.input)
 
     @functools.cached_property
@@ -400,6 +419,9 @@ def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]
     if isinstance(layer, PadSpec):
         top, left, bottom, right = layer.padding
         return extent[0] + top + bottom, extent[1] + left + right
+    if isinstance(layer, DepthToSpaceSpec):
+        top, left, bottom, right = layer.crop
+        return extent[0] * layer.block[0] - top - bottom, extent[1] * layer.block[1] - left - right
     if isinstance(layer, ResizeSpec):
         if layer.size is not None:
             return layer.size

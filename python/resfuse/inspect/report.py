@@ -16,6 +16,7 @@ from resfuse.engine.spec import (
     AvgPoolSpec,
     ConcatSpec,
     ConvSpec,
+    DepthToSpaceSpec,
     LayerSpec,
     MaxPoolSpec,
     NormSpec,
@@ -286,6 +287,8 @@ def what_of(layer: LayerSpec) -> str:
         return f"channels {layer.first_channel} to {layer.first_channel + layer.channels}"
     if isinstance(layer, PadSpec):
         return "pad " + " ".join(map(str, layer.padding))
+    if isinstance(layer, DepthToSpaceSpec):
+        return f"channels to {layer.block[0]}x{layer.block[1]} pixels"
     if isinstance(layer, ResizeSpec):
         return "upsample " + ("bilinear" if layer.bilinear else "nearest")
     if not isinstance(layer, ConvSpec):

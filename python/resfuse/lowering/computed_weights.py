@@ -18,7 +18,7 @@ from resfuse.lowering.native import NativeCall, native_call, run_native
 from resfuse.lowering.op import COMPUTED, overwrites, value_of
 
 # Modules whose functions give the same for the same arguments, but for random ones.
-_PURE = ("torch", "operator", "_operator", "builtins", "math")
+_PURE = ("torch", "operator", "_operator", "builtins", "math", "resfuse")
 _WEIGHTS = ("weight", "bias")
 _LAYERS = ("conv2d", "linear", "convolution")
 

@@ -29,6 +29,7 @@ from resfuse.lowering.op import (
     pair,
 )
 from resfuse.lowering.steps import ParameterPath
+from resfuse.lowering.transposed import DepthToSpace, describe_depth_to_space
 
 aten = torch.ops.aten
 
@@ -389,6 +390,8 @@ def describe_call(node: fx.Node, model: nn.Module) -> Op | Unsupported:
         return _quantized_weights(node, node.target, model)
     if isinstance(node.target, moving.Part):
         return moving.describe_part(node, node.target)
+    if isinstance(node.target, DepthToSpace):
+        return describe_depth_to_space(node, node.target)
     if isinstance(node.target, moving.ResizedLike):
         return moving.describe_resized_like(node, node.target)
     entry = _TABLE.get(node.target)

@@ -16,6 +16,7 @@ from resfuse.lowering.op import Op
 from resfuse.lowering.quantized_graphs import join_quantized
 from resfuse.lowering.region import Region
 from resfuse.lowering.steps import Lowered, NativeStep, Step
+from resfuse.lowering.transposed import join_transposed
 from resfuse.lowering.written_norms import join_written_norms
 
 _PASSIVE = ("placeholder", "output", "get_attr")
@@ -45,6 +46,7 @@ def join_nodes(graph: fx.Graph, model: nn.Module) -> None:
     join_written_norms(graph, model)
     join_quantized(graph)
     join_moving(graph)
+    join_transposed(graph, model)
 
 
 def _drop_identities(graph: fx.Graph, model: nn.Module) -> None:

@@ -294,18 +294,24 @@ def is_random(module: nn.Module) -> bool:
     return _describer(module) is _random
 
 
+def why_not_plain(node: fx.Node, module: nn.Module) -> str | None:
+    """Why a call of a module is more than its library's code for one tensor; None where it is that."""
+    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+        return "called with more than one argument"
+    if "parametrizations" in module._modules:
+        return "has parametrized weights, which are computed at each call"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "has hooks, which must see its tensors"
+    return None if has_own_forward(module) else "its forward was replaced"
+
+
 def describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
     """A module's call as an `Op`, or why it stays native."""
     path = str(node.target)
-    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
-        return Unsupported("called with more than one argument")
-    if "parametrizations" in module._modules:
-        return Unsupported("has parametrized weights, which are computed at each call")
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return Unsupported("has hooks, which must see its tensors")
-    if not has_own_forward(module):
-        return Unsupported("its forward was replaced")
-    inputs = (node.args[0],)
+    reason = why_not_plain(node, module)
+    if reason is not None:
+        return Unsupported(reason)
+    inputs: Any = node.args
     describe = _describer(module)
     if describe is not None:
         return describe(module, path, inputs)

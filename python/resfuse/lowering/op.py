@@ -136,7 +136,7 @@ class Op:
     """A node that a program can compute, and the nodes that it reads."""
 
     # conv, batch_norm, activation, add, multiply, scale, round, identity, flatten, max_pool, avg_pool, global_avg_pool,
-    # concat, slice, pad, resize, norm, permute, channel_scale
+    # concat, slice, pad, depth_to_space, resize, norm, permute, channel_scale
     kind: str
     inputs: tuple[fx.Node, ...]
     name: str = ""
@@ -150,7 +150,13 @@ class Op:
     pool: dict[str, Any] | None = None
     range: Range | None = None  # of a rounding to bytes
     channels: ChannelsOf | None = None  # of a slice
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # of a pad: top, left, bottom, right
+    padding: tuple[int, int, int, int] = (
+        0,
+        0,
+        0,
+        0,
+    )  # of a pad: top, left, bottom, right
+    block: tuple[int, int] = (1, 1)  # of a depth_to_space, whose crop is `padding`
     resize: Resize | None = None
     statistics: Statistics | None = None  # of a norm
     parameter: Parameter | None = None  # of a channel_scale

@@ -113,5 +113,6 @@ class Emitted:
     parts: tuple[Buffer, ...] = ()  # of a concatenation
     channels: tuple[int, int] = (0, 0)  # of a slice: the first one and how many
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    block: tuple[int, int] = (1, 1)  # of a depth_to_space, whose crop is `padding`
     resize: Resize | None = None
     like: Buffer | None = None  # of the size to which a resize goes

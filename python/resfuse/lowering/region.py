@@ -316,6 +316,18 @@ class Region:
         self._values[node] = Value(node, 4, source, padding=op.padding)
         return None
 
+    def _add_depth_to_space(self, node: fx.Node, op: Op) -> str | None:
+        if op.inputs[0] not in self._values:
+            return "makes pixels of channels that are computed elsewhere"
+        source = self._read_real(op.inputs[0], rank=4)
+        phases = op.block[0] * op.block[1]
+        if source is None or source.channels is None or source.channels % phases:
+            return "makes pixels of channels of no feature map, or of an unknown number of them"
+        buffer = Buffer(source.channels // phases)
+        self._emitted.append(Emitted("depth_to_space", node, source, buffer, padding=op.padding, block=op.block))
+        self._values[node] = Value(node, 4, buffer)
+        return None
+
     def _add_resize(self, node: fx.Node, op: Op) -> str | None:
         if op.inputs[0] not in self._values:
             return "resamples what is computed elsewhere"

@@ -8,6 +8,7 @@ from resfuse.engine.spec import (
     BatchNormSpec,
     ConcatSpec,
     ConvSpec,
+    DepthToSpaceSpec,
     GlobalAvgPoolSpec,
     LayerSpec,
     MaxPoolSpec,
@@ -30,6 +31,8 @@ def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Paramete
         return SliceSpec(e.node.name, source, output, *e.channels)
     if e.kind == "pad":
         return PadSpec(e.node.name, source, output, e.padding)
+    if e.kind == "depth_to_space":
+        return DepthToSpaceSpec(e.node.name, source, output, e.block, e.padding)
     if e.kind == "resize":
         assert e.resize is not None
         r = e.resize

@@ -10,7 +10,17 @@ from torch.nn import functional as F
 
 from resfuse.engine.executor import DTYPES
 from resfuse.engine.global_avg_pool import global_avg_pool2d
-from resfuse.engine.spec import AvgPoolSpec, ConvSpec, LayerSpec, MaxPoolSpec, NormSpec, PadSpec, ResizeSpec, SliceSpec
+from resfuse.engine.spec import (
+    AvgPoolSpec,
+    ConvSpec,
+    DepthToSpaceSpec,
+    LayerSpec,
+    MaxPoolSpec,
+    NormSpec,
+    PadSpec,
+    ResizeSpec,
+    SliceSpec,
+)
 from resfuse.training.split import pads_of
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -53,17 +63,28 @@ def plain_layer(
 
 
 def moved(layer: LayerSpec, x: torch.Tensor, size: Sequence[Any]) -> torch.Tensor:
-    """A slice, a padding, or resampling to ``size``."""
+    """A slice, a padding, channels that become pixels, or resampling to ``size``."""
     if isinstance(layer, SliceSpec):
         return x.narrow(1, layer.first_channel, layer.channels)
     if isinstance(layer, PadSpec):
         top, left, bottom, right = layer.padding
         return F.pad(x, (left, right, top, bottom))
+    if isinstance(layer, DepthToSpaceSpec):
+        return depth_to_space(x, layer.block, layer.crop)
     assert isinstance(layer, ResizeSpec)
     how = {"mode": "bilinear", "align_corners": layer.align_corners} if layer.bilinear else {"mode": "nearest"}
     if layer.scale is not None:
         return F.interpolate(x, scale_factor=layer.scale, **how)
     return F.interpolate(x, tuple(size), **how)
+
+
+def depth_to_space(x: torch.Tensor, block: tuple[int, int], crop: tuple[int, int, int, int]) -> torch.Tensor:
+    """What `DepthToSpaceSpec` says, of feature maps [..., C, H, W]."""
+    (high, wide), (top, left, bottom, right) = block, crop
+    blocks = x.unflatten(-3, (high, wide, x.shape[-3] // (high * wide)))
+    pixels: torch.Tensor = blocks.movedim((-3, -2, -5, -1, -4), (-5, -4, -3, -2, -1)).flatten(-2).flatten(-3, -2)
+    height, width = pixels.shape[-2:]
+    return pixels.narrow(-2, top, height - top - bottom).narrow(-1, left, width - left - right)
 
 
 def normalized(layer: NormSpec, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> torch.Tensor:
