@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 
 import resfuse
 from resfuse.lowering import computed_weights
@@ -252,3 +253,64 @@ def test_computed_weights_that_leave_the_model() -> None:
         first, second = fast(x)
     assert first.abs().sum() > 0
     assert torch.equal(second, model.conv.weight * 2.0)
+
+
+class Symmetric(nn.Module):
+    """A user's own parametrization."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return (weight + weight.flip(-1)) / 2
+
+
+PARAMETRIZATIONS: dict[str, Callable[[nn.Module], object]] = {
+    "weight norm": parametrizations.weight_norm,
+    "weight norm of the whole": lambda conv: parametrizations.weight_norm(conv, dim=None),
+    "own": lambda conv: parametrize.register_parametrization(conv, "weight", Symmetric()),
+    "bias": lambda conv: parametrize.register_parametrization(conv, "bias", nn.Tanh()),
+    "two in a row": lambda conv: (
+        parametrize.register_parametrization(conv, "weight", nn.Softplus()),
+        parametrize.register_parametrization(conv, "weight", Symmetric()),
+    ),
+    "spectral norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+NATIVE = ("spectral norm", "orthogonal")  # their code asks for dimensions of tensors
+
+
+@pytest.mark.parametrize("how", PARAMETRIZATIONS)
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_parametrized_weights(how: str, kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), kind(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 4, 1)).eval()
+    PARAMETRIZATIONS[how](model[2])
+    fast = resfuse.fuse(model)
+    x = torch.randn(2, 3, 9, 9)
+
+    def check() -> None:
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+    check()
+    native = [row.part for row in resfuse.report(fast).native]
+    if kind is nn.Conv2d:
+        assert native == (["_2"] if how in NATIVE else [])
+    with torch.no_grad():
+        for parameter in model[2].parametrizations.parameters():
+            parameter.mul_(1.5)
+    check()
+    with parametrize.cached():
+        check()
+        with torch.no_grad():  # traced meanwhile: torch keeps what code computes
+            torch.testing.assert_close(resfuse.fuse(model)(x), model(x), rtol=1e-4, atol=1e-5)
+    gradients = []
+    for network in (model.train(), fast.train()):
+        loss = network(x).square().mean()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for want, got in zip(*gradients, strict=True):
+        assert rms(got - want) <= 1e-4 * rms(want) + 1e-6
+    fast.eval(), model.eval()
+    name = "bias" if how == "bias" else "weight"
+    parametrize.remove_parametrizations(model[2], name)
+    fast[2] = model[2]
+    check()

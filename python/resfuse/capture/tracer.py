@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrize
 
 from resfuse.capture.arguments import (
     Key,
@@ -83,6 +84,9 @@ def set_attribute(path: str, name: str, value: Any) -> None:
     raise NotImplementedError("set_attribute: is carried out by the runner of a graph")
 
 
+# Where `torch.nn.utils.parametrize` keeps what computes a module's weights, and modules whose forward reads them once.
+_PARAMETRIZATIONS = "parametrizations"
+_PARAMETRIZED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _PURE = (getattr, *SIZE_FUNCTIONS)
 _TENSOR_ATTRIBUTES = ("T", "mT", "H", "mH", "data", "real", "imag")
 # Methods and functions whose results are no single tensors.
@@ -256,16 +260,16 @@ class _Tracer(fx.Tracer):
     # Modules.
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if (
-            module_qualified_name in self._native
-            or self._is_leaf(m)
-            or super().is_leaf_module(m, module_qualified_name)
-        ):
-            return True
         state = vars(m)
         hooked = any(state.get(name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
                                                    "_backward_pre_hooks"))  # fmt: skip
-        return hooked or "parametrizations" in (state.get("_modules") or ()) or isinstance(m, torch.jit.ScriptModule)
+        if module_qualified_name in self._native or hooked or isinstance(m, torch.jit.ScriptModule):
+            return True
+        if _PARAMETRIZATIONS in (state.get("_modules") or ()):
+            return bool(parametrize._cache_enabled) or not isinstance(m, _PARAMETRIZED)
+        if _PARAMETRIZATIONS in module_qualified_name.split("."):
+            return bool(parametrize._cache_enabled)  # else its code is what computes the weights
+        return self._is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._recorder.mine():
@@ -288,6 +292,10 @@ class _Tracer(fx.Tracer):
             function = m.forward
             self._recorder.saw_code(function)
             result = function(*args, **kwargs)
+        except Exception as error:
+            if _PARAMETRIZATIONS not in m._modules:
+                raise
+            raise ViolationError(path, "computes its parametrized weights in ways that no graph repeats") from error
         finally:
             self._recorder.running.pop()
         if before.changed():

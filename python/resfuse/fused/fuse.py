@@ -32,8 +32,8 @@ def fuse(
     parameters. In ``train()`` mode, and wherever gradients are asked for, they run block by block with autograd, on
     fused kernels forward and backward. Whatever is done to the model later (attributes, hooks, patched code, replaced
     modules, other arguments) is seen at the next call. Wherever fusing would change what can be observed (hooks,
-    parametrized weights, dropout, autocast while gradients are asked for, other types than float32, bfloat16 and
-    float16) the original modules run, and `resfuse.report` says why.
+    dropout, autocast while gradients are asked for, other types than float32, bfloat16 and float16) the original
+    modules run, and `resfuse.report` says why.
 
     Args:
         model: any module. Where torch.fx cannot trace it as a whole (Hugging Face's), the largest of its modules that

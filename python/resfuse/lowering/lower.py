@@ -12,7 +12,7 @@ from resfuse.lowering.computed_weights import mark_computed_weights
 from resfuse.lowering.describe import describe
 from resfuse.lowering.modules import is_leaf
 from resfuse.lowering.moving import join_moving
-from resfuse.lowering.op import Op
+from resfuse.lowering.op import Op, Unsupported
 from resfuse.lowering.quantized_graphs import join_quantized
 from resfuse.lowering.region import Region
 from resfuse.lowering.steps import Lowered, NativeStep, Step
@@ -63,10 +63,16 @@ def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str) -> tuple[Step
     weights = mark_computed_weights(graph, model)
     steps: list[Step] = [NativeStep(node, "computes a weight", True, is_weight) for node, is_weight in weights.items()]
     region = Region(algorithm)
+    attributes: set[fx.Node] = set()  # and what is computed from them alone
     for node in graph.nodes:
+        if node.op == "get_attr":
+            attributes.add(node)
         if node.op in _PASSIVE or node in weights:
             continue
-        op = describe(node, model)
+        op: Op | Unsupported = describe(node, model)
+        if node.all_input_nodes and all(source in attributes for source in node.all_input_nodes):
+            attributes.add(node)
+            op = Unsupported("computes with parameters alone")
         reason = region.add(node, op) if isinstance(op, Op) else op.reason
         if reason is None:
             continue
