@@ -151,6 +151,11 @@ def test_what_is_done_to_the_layer_is_seen() -> None:
     for network in (model, fast):
         network.up.padding = (1, 0)
     check()
+    model.up.weight = fast.up.weight = nn.Parameter(torch.randn(8, 6, 3, 4))
+    model.up.bias = fast.up.bias = None
+    check()
+    model.up.weight.data = torch.randn(8, 6, 1, 1)
+    check()
     for network in (model, fast):
         network.up = nn.ConvTranspose2d(8, 6, 3, 1)
     fast.up.load_state_dict(model.up.state_dict())

@@ -135,6 +135,9 @@ class FusedModule(nn.Module):
         binding = graph.binding
         if binding is None:
             return self._native(graph.reason, args, kwargs)
+        reason = binding.reason(self)
+        if reason is not None:
+            return self._native(reason, args, kwargs)
         tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
         reason = input_reason(tensors) or ("the batch is empty" if has_empty_batch(tensors) else None)
         runner: ProgramRunner | None
@@ -173,7 +176,7 @@ class FusedModule(nn.Module):
             key, inputs = read_arguments(args, kwargs)
             for graph in self.__dict__[_RUNTIME].graphs.kept if _RUNTIME in self.__dict__ else ():
                 binding = graph.binding
-                if binding is not None and graph.key == key and graph.unchanged():
+                if binding is not None and graph.key == key and graph.unchanged() and binding.reason(self) is None:
                     learns = torch.is_grad_enabled() or binding.trains()
                     if learns and any([bound.has_bytes for bound in binding.programs]):
                         break

@@ -282,6 +282,10 @@ class Binding:
         """The weights that the graph's nodes compute, by the names of these; ``learns``: differentiable ones."""
         return {} if self._computed is None else self._computed.values(model, learns)
 
+    def reason(self, model: nn.Module) -> str | None:
+        """Why the graph is not that of the model's present parameters, or None."""
+        return None if self._computed is None else self._computed.reason(model)
+
     def trains(self) -> bool:
         """Whether a batch norm takes its statistics from the batch."""
         return any([bound.trains() for bound in self.programs])

@@ -16,6 +16,7 @@ from torch import fx, nn
 from resfuse.engine.weights import PLAIN_TENSORS, Snapshot
 from resfuse.lowering.native import NativeCall, native_call, run_native
 from resfuse.lowering.op import COMPUTED, overwrites, value_of
+from resfuse.lowering.transposed import PhaseWeights
 
 # Modules whose functions give the same for the same arguments, but for random ones.
 _PURE = ("torch", "operator", "_operator", "builtins", "math", "resfuse")
@@ -85,7 +86,21 @@ class ComputedWeights:
         self.nodes = frozenset(node.name for node in nodes)
         self._read = [node.name for node, read in nodes.items() if read]
         self._sources = {n.name: str(n.target) for node in nodes for n in node.all_input_nodes if n.op == "get_attr"}
+        self._kernels = {
+            str(source.target): node.target.kernel_size
+            for node in nodes
+            for source in node.all_input_nodes
+            if isinstance(node.target, PhaseWeights)
+        }
         self._kept: tuple[Snapshot, dict[str, Any]] | None = None
+
+    def reason(self, model: nn.Module) -> str | None:
+        """Why the graph is not that of the model's present parameters, or None."""
+        for path, kernel_size in self._kernels.items():
+            weight = operator.attrgetter(path)(model)
+            if tuple(weight.shape[2:]) != kernel_size:
+                return f"{path}: its kernel is {tuple(weight.shape[2:])}, want {kernel_size}"
+        return None
 
     def sources(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The parameters and buffers that they are computed from, by the names of the graph's nodes."""

@@ -150,12 +150,7 @@ class Op:
     pool: dict[str, Any] | None = None
     range: Range | None = None  # of a rounding to bytes
     channels: ChannelsOf | None = None  # of a slice
-    padding: tuple[int, int, int, int] = (
-        0,
-        0,
-        0,
-        0,
-    )  # of a pad: top, left, bottom, right
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # of a pad: top, left, bottom, right
     block: tuple[int, int] = (1, 1)  # of a depth_to_space, whose crop is `padding`
     resize: Resize | None = None
     statistics: Statistics | None = None  # of a norm

@@ -31,10 +31,13 @@ class PhaseWeights:
     """The weights [C, K, R, S] of a transposed convolution as those of a convolution [phases * K, C, T, U]."""
 
     stride: tuple[int, int]
+    kernel_size: tuple[int, int]  # on which the layers around depend: `ComputedWeights.reason` asks for it
     __name__ = "phase_weights"
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         inputs, outputs, *kernel = weight.shape
+        if tuple(kernel) != self.kernel_size:
+            raise ValueError(f"weight: its kernel is {tuple(kernel)}, want {self.kernel_size}")
         high, wide = self.stride
         rows, cols = (-(-length // step) for length, step in zip(kernel, self.stride, strict=True))
         whole = F.pad(weight, (0, cols * wide - kernel[1], 0, rows * high - kernel[0]))
@@ -50,8 +53,8 @@ class PhaseBias:
     phases: int
     __name__ = "phase_bias"
 
-    def __call__(self, bias: torch.Tensor) -> torch.Tensor:
-        return bias.repeat(self.phases)
+    def __call__(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        return None if bias is None else bias.repeat(self.phases)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _of_module(node: fx.Node, model: nn.Module) -> _Transposed | None:
         source,
         f"{node.target}.weight",
         None if module.bias is None else f"{node.target}.bias",
-        pair(module.kernel_size),
+        (module.weight.shape[2], module.weight.shape[3]),
         pair(module.stride),
         pair(module.padding),
         pair(module.output_padding),
@@ -160,7 +163,7 @@ def _replace(graph: fx.Graph, node: fx.Node, found: _Transposed) -> None:
         weight, bias = (
             graph.get_attr(value) if isinstance(value, str) else value for value in (found.weight, found.bias)
         )
-        weight = graph.call_function(PhaseWeights(found.stride), (weight,))
+        weight = graph.call_function(PhaseWeights(found.stride, found.kernel_size), (weight,))
         bias = None if bias is None else graph.call_function(PhaseBias(phases), (bias,))
         source = found.inputs
         if any(before) or any(behind):
