@@ -26,7 +26,8 @@ from resfuse.capture.assumptions import Assumptions
 from resfuse.capture.code import globals_read
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Of a module: what is called around its forward.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent.parent)
 _patching = threading.RLock()
@@ -71,7 +72,7 @@ class Recorder:
         self.assumptions.is_class(module)
         self._attribute_of_class(module, "forward")
         self._library_code(inspect.unwrap(type(module).forward))
-        for name in _HOOKS:
+        for name in HOOKS:
             hooks = vars(module).get(name)
             if isinstance(hooks, dict) and not hooks:
                 self.assumptions.is_empty(hooks)

@@ -30,7 +30,7 @@ from resfuse.capture.arguments import (
 )
 from resfuse.capture.assumptions import Assumptions
 from resfuse.capture.conditions import SIZE_FUNCTIONS, Condition, question_about_sizes
-from resfuse.capture.recorder import Recorder, ViolationError
+from resfuse.capture.recorder import HOOKS, Recorder, ViolationError
 from resfuse.errors import UnsupportedModelError
 
 IsLeaf = Callable[[nn.Module], bool]
@@ -261,8 +261,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         state = vars(m)
-        hooked = any(state.get(name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
-                                                   "_backward_pre_hooks"))  # fmt: skip
+        hooked = any(state.get(name) for name in HOOKS)
         if module_qualified_name in self._native or hooked or isinstance(m, torch.jit.ScriptModule):
             return True
         if _PARAMETRIZATIONS in (state.get("_modules") or ()):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from resfuse.engine.planes import to_contiguous
 from resfuse.engine.spec import AffineSpec, ConcatSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, NormSpec, ProgramSpec
-from resfuse.lowering.modules import qualified_name
+from resfuse.lowering.modules import has_hooks, qualified_name
 
 # Modules and functions that compute the same from either format, and whose results have the format of what they read.
 _BLIND_MODULES = (
@@ -65,11 +65,13 @@ def is_blind(node: fx.Node, model: nn.Module) -> bool:
     """Whether a node computes the same from either format, and hands the format on."""
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        hooked = (
-            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        )
         known = type(module) in _BLIND_MODULES or qualified_name(module) in _BLIND_FOREIGN
-        return known and not hooked and "forward" not in vars(module) and not getattr(module, "return_indices", False)
+        return (
+            known
+            and not has_hooks(module)
+            and "forward" not in vars(module)
+            and not getattr(module, "return_indices", False)
+        )
     if node.target is getattr:
         return node.args[1] in _BLIND_ATTRIBUTES
     if node.op == "call_method":

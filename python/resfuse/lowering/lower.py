@@ -69,10 +69,12 @@ def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str) -> tuple[Step
             attributes.add(node)
         if node.op in _PASSIVE or node in weights:
             continue
-        op: Op | Unsupported = describe(node, model)
+        op: Op | Unsupported
         if node.all_input_nodes and all(source in attributes for source in node.all_input_nodes):
             attributes.add(node)
             op = Unsupported("computes with parameters alone")
+        else:
+            op = describe(node, model)
         reason = region.add(node, op) if isinstance(op, Op) else op.reason
         if reason is None:
             continue

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.capture.code import globals_read
+from resfuse.capture.recorder import HOOKS
 from resfuse.layers.global_avg_pool import FusedPool, is_global
 from resfuse.layers.same import Conv2dSame, MaxPool2dSame
 from resfuse.lowering import moving
@@ -41,6 +42,11 @@ def qualified_name(module: nn.Module) -> str:
 
 def _parameter(path: str, module: nn.Module, name: str) -> ParameterPath | None:
     return None if getattr(module, name, None) is None else ParameterPath(path, name)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called around a module's forward or its backward."""
+    return any(getattr(module, name) for name in HOOKS)
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -300,7 +306,7 @@ def why_not_plain(node: fx.Node, module: nn.Module) -> str | None:
         return "called with more than one argument"
     if "parametrizations" in module._modules:
         return "has parametrized weights, which are computed at each call"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if has_hooks(module):
         return "has hooks, which must see its tensors"
     return None if has_own_forward(module) else "its forward was replaced"
 
