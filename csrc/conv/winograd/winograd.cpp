@@ -23,8 +23,7 @@ constexpr double kInt8Efficiency = 0.75, kInt8NotHidden = 0.4, kInt8NotHiddenSpl
 struct WinogradRates {
     double terms;                 // of a product (Units)
     double transform_operations;  // as above
-    double not_hidden;            // as cycles_of takes it, of the fused form
-    double not_hidden_split;      // and of the split one
+    double not_hidden;            // as cycles_of takes it
 };
 
 // Of real numbers.
@@ -44,20 +43,19 @@ class Winograd : public ConvAlgorithm {
     double cycles(const ConvCall& call) const override {
         const Layer& layer = call.layer;
         const WinogradKernels& winograd = of_(call.kernels);
-        const WinogradRates cost = rates(call.kernels);
         const WinogradTiles tiles = winograd_tiles(winograd, call.out);
+        // As one thread would do it: the choice must not depend on their number.
+        const WinogradSchedule schedule = winograd_schedule(layer, winograd, tiles, call.batch, 1, call.kernels);
+        const WinogradRates cost = rates(call.kernels, schedule.blocking.split);
         const double products = static_cast<double>(call.batch * tiles.products);
         const double transforms =
             static_cast<double>(call.batch * (tiles.products * layer.in_channels + tiles.sums * layer.out_channels)) *
             cost.transform_operations / call.kernels.vector_floats;
-        // As one thread would do it: the choice must not depend on their number.
-        const WinogradSchedule schedule = winograd_schedule(layer, winograd, tiles, call.batch, 1, call.kernels);
         return cycles_of(product_cycles(products * static_cast<double>(layer.groups), layer.group_in(),
                                         layer.group_out(), call.kernels) /
                                  cost.terms +
                              transforms,
-                         schedule.traffic, call.bytes_per_cycle,
-                         schedule.blocking.split ? cost.not_hidden_split : cost.not_hidden);
+                         schedule.traffic, call.bytes_per_cycle, cost.not_hidden);
     }
 
     // Transformed weights take several times the memory.
@@ -81,9 +79,8 @@ class Winograd : public ConvAlgorithm {
     }
 
   protected:
-    virtual WinogradRates rates(const KernelTable&) const {
-        return {1.0, kTransformOperations, kNotHidden, kNotHidden};
-    }
+    // Of the fused form, or the split one (WinogradBlocking).
+    virtual WinogradRates rates(const KernelTable&, bool) const { return {1.0, kTransformOperations, kNotHidden}; }
 
   private:
     const char* name_;
@@ -133,9 +130,9 @@ class WinogradInt8 final : public Winograd {
     }
 
   protected:
-    WinogradRates rates(const KernelTable& kernels) const override {
-        return {kernels.int8.winograd_terms * kInt8Efficiency, kInt8TransformOperations, kInt8NotHidden,
-                kInt8NotHiddenSplit};
+    WinogradRates rates(const KernelTable& kernels, bool split) const override {
+        return {kernels.int8.winograd_terms * kInt8Efficiency, kInt8TransformOperations,
+                split ? kInt8NotHiddenSplit : kInt8NotHidden};
     }
 };
 
