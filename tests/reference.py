@@ -11,6 +11,7 @@ from resfuse.engine.spec import (
     MOVING,
     AffineSpec,
     AvgPoolSpec,
+    ChannelShuffleSpec,
     ConcatSpec,
     ConvSpec,
     DepthToSpaceSpec,
@@ -83,7 +84,7 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
     if isinstance(layer, NormSpec):
         y = _normalized(layer, x, get(layer.weight), get(layer.bias))
         y = y if layer.residual is None else y + buffers[layer.residual]
-        return _activated(layer.activation, layer.slope, y)
+        return _activated(layer, y, get(layer.slopes))
     bn = layer.batch_norm
     if bn is not None:
         y = F.batch_norm(y, get(bn.running_mean), get(bn.running_var), get(bn.weight), get(bn.bias), eps=bn.eps)
@@ -95,13 +96,15 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
         y = y * buffers[layer.product]
     if layer.residual is not None:
         y = y + buffers[layer.residual]
-    return _activated(layer.activation, layer.slope, y)
+    return _activated(layer, y, get(layer.slopes))
 
 
-def _activated(activation: str, slope: float, y: torch.Tensor) -> torch.Tensor:
-    if activation in ("leaky_relu", "elu"):
-        return (F.leaky_relu if activation == "leaky_relu" else F.elu)(y, slope)
-    return ACTIVATIONS[activation](y)
+def _activated(layer: ConvSpec | AffineSpec | NormSpec, y: torch.Tensor, slopes: torch.Tensor | None) -> torch.Tensor:
+    if slopes is not None:
+        return F.prelu(y, slopes)
+    if layer.activation in ("leaky_relu", "elu"):
+        return (F.leaky_relu if layer.activation == "leaky_relu" else F.elu)(y, layer.slope)
+    return ACTIVATIONS[layer.activation](y)
 
 
 def _normalized(
@@ -130,6 +133,8 @@ def _moved(layer: LayerSpec, buffers: list[torch.Tensor]) -> torch.Tensor:
                 first = (i * wide + j) * channels
                 y[:, :, i::high, j::wide] = x[:, first : first + channels]
         return y[:, :, top : y.shape[2] - bottom, left : y.shape[3] - right]
+    if isinstance(layer, ChannelShuffleSpec):
+        return torch.cat([x[:, i :: x.shape[1] // layer.groups] for i in range(x.shape[1] // layer.groups)], 1)
     assert isinstance(layer, ResizeSpec)
     how = {"mode": "bilinear", "align_corners": layer.align_corners} if layer.bilinear else {"mode": "nearest"}
     if layer.scale is not None:

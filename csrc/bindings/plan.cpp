@@ -109,17 +109,18 @@ py::list describe_layers(const Plan& plan) {
         row["output"] = py::make_tuple(layer.out_channels, out.h, out.w);
         const bool conv = layer.kind == LayerKind::conv;
         const int pooled_in = plan.pooled_in(l);
-        row["algorithm"] = conv                                      ? plan.algorithms()[l]->name()
-                           : layer.kind == LayerKind::max_pool       ? "max_pool"
-                           : layer.kind == LayerKind::avg_pool       ? "avg_pool"
-                           : layer.kind == LayerKind::affine         ? "elementwise"
-                           : layer.kind == LayerKind::concat         ? "concat"
-                           : layer.kind == LayerKind::slice          ? "slice"
-                           : layer.kind == LayerKind::pad            ? "pad"
-                           : layer.kind == LayerKind::resize         ? "resize"
-                           : layer.kind == LayerKind::depth_to_space ? "depth_to_space"
-                           : layer.kind == LayerKind::group_norm     ? "group_norm"
-                           : layer.kind == LayerKind::layer_norm     ? "layer_norm"
+        row["algorithm"] = conv                                       ? plan.algorithms()[l]->name()
+                           : layer.kind == LayerKind::max_pool        ? "max_pool"
+                           : layer.kind == LayerKind::avg_pool        ? "avg_pool"
+                           : layer.kind == LayerKind::affine          ? "elementwise"
+                           : layer.kind == LayerKind::concat          ? "concat"
+                           : layer.kind == LayerKind::slice           ? "slice"
+                           : layer.kind == LayerKind::pad             ? "pad"
+                           : layer.kind == LayerKind::resize          ? "resize"
+                           : layer.kind == LayerKind::depth_to_space  ? "depth_to_space"
+                           : layer.kind == LayerKind::channel_shuffle ? "channel_shuffle"
+                           : layer.kind == LayerKind::group_norm      ? "group_norm"
+                           : layer.kind == LayerKind::layer_norm      ? "layer_norm"
                            : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
                                             : "global_avg_pool";
         row["packed_bytes"] = conv ? plan.algorithms()[l]->packed_bytes(layer, plan.program().kernels()) : 0;

@@ -28,6 +28,10 @@ class ConvStep : public Step {
     const float* scale(const Wave& wave, index_t at = 0) const { return wave.weights.scale(index_) + at; }
     const float* bias(const Wave& wave, index_t at = 0) const { return wave.weights.bias(index_) + at; }
 
+    ActivationArgs activation(const Wave& wave, index_t at = 0) const {
+        return activation_by_element(layer_, wave.weights.slopes(index_, at));
+    }
+
     // That read the input and write the output.
     const ElementKernels& reads(const Wave& wave) const { return wave.kernels_of(layer_.input); }
     const ElementKernels& writes(const Wave& wave) const { return wave.kernels_of(layer_.output); }

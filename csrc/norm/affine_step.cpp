@@ -44,7 +44,7 @@ class AffineStep final : public Step {
                          .floor = activation_floor(layer_.activation),
                          .y = y.data,
                          .y_pixel = y.pixel,
-                         .activation = activation_by_element(layer_)});
+                         .activation = activation_by_element(layer_, wave.weights.slopes(index_))});
     }
 
   private:
@@ -114,6 +114,9 @@ class Int8AffineStep final : public Step {
                                   .y = y.data,
                                   .y_pixel = y.pixel,
                                   .output = output_});
+        if (layer_.activation == Activation::prelu)
+            wave.fp32().activate({activation_by_element(layer_, wave.weights.slopes(index_)), y.data,
+                                  rows.size() * out_.w, y.pixel, channels});
     }
 
   private:

@@ -124,7 +124,7 @@ class GroupNormStep final : public Step {
                          .floor = activation_floor(layer_.activation),
                          .y = y.data,
                          .y_pixel = y.pixel,
-                         .activation = activation_by_element(layer_)});
+                         .activation = activation_by_element(layer_, wave.weights.slopes(index_))});
     }
 
     std::size_t index_;
@@ -161,7 +161,7 @@ class LayerNormStep final : public Step {
                          .y = y.data,
                          .y_pixel = y.pixel,
                          .floor = activation_floor(layer_.activation),
-                         .activation = activation_by_element(layer_)});
+                         .activation = activation_by_element(layer_, wave.weights.slopes(index_))});
     }
 
   private:

@@ -51,7 +51,8 @@ void Plan::choose_algorithms() {
 bool Plan::reads_any_strides(std::size_t layer) const {
     const LayerKind kind = layers_[layer].kind;
     if (kind == LayerKind::conv) return algorithms_[layer]->reads_any_strides();
-    return kind == LayerKind::concat || kind == LayerKind::pad || kind == LayerKind::depth_to_space;
+    return kind == LayerKind::concat || kind == LayerKind::pad || kind == LayerKind::depth_to_space ||
+           kind == LayerKind::channel_shuffle;
 }
 
 // Where a reader wants dense NHWC, the input's own buffer number names a dense copy and a new one the caller's tensor.
@@ -173,6 +174,7 @@ std::unique_ptr<Step> Plan::make_step(const StepContext& context, std::size_t l)
     if (layer.kind == LayerKind::layer_norm) return make_layer_norm_step(context, l);
     if (layer.kind == LayerKind::resize) return make_resize_step(context, l);
     if (layer.kind == LayerKind::depth_to_space) return make_depth_to_space_step(context, l);
+    if (layer.kind == LayerKind::channel_shuffle) return make_channel_shuffle_step(context, l);
     if (layer.kind != LayerKind::conv) return make_move_step(context, l);
     return algorithms_[l]->make_step(context, l);
 }

@@ -38,6 +38,7 @@ Extent output_extent(const Layer& layer, Extent in) {
         case LayerKind::slice:
         case LayerKind::group_norm:
         case LayerKind::layer_norm:
+        case LayerKind::channel_shuffle:
             return in;
         case LayerKind::pad: {
             const Extent out{in.h + w.pad_top + w.pad_bottom, in.w + w.pad_left + w.pad_right};

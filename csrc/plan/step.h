@@ -81,6 +81,7 @@ std::unique_ptr<Step> make_global_avg_pool_step(const StepContext& context, std:
 std::unique_ptr<Step> make_move_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_resize_step(const StepContext& context, std::size_t layer);
 std::unique_ptr<Step> make_depth_to_space_step(const StepContext& context, std::size_t layer);
+std::unique_ptr<Step> make_channel_shuffle_step(const StepContext& context, std::size_t layer);
 // Does nothing, for a layer that the step before it computes as well.
 std::unique_ptr<Step> make_fused_away_step();
 // Does what another step does, then copies a buffer that this step writes, in NHWC, to one in contiguous NCHW memory:
@@ -113,16 +114,17 @@ inline float activation_floor(Activation activation) {
     return activation == Activation::relu ? 0.0f : -__builtin_inff();
 }
 
-// What kernels apply before they round; of fp32 there is a pass of its own (activates_apart).
-inline ActivationArgs rounded_activation(const Layer& layer) {
-    const bool applies = layer.type != DType::fp32 && is_by_element(layer.activation);
-    return applies ? ActivationArgs{layer.activation, layer.slope} : ActivationArgs{Activation::none, 0.0f};
+// A layer's activation, unless a clamp is all of it; `slopes` are prelu's, of some channels.
+inline ActivationArgs activation_by_element(const Layer& layer, const float* slopes) {
+    if (!is_by_element(layer.activation)) return {Activation::none, 0.0f};
+    return {layer.activation, layer.slope, slopes};
 }
-inline ActivationArgs activation_by_element(const Layer& layer) {
-    return {is_by_element(layer.activation) ? layer.activation : Activation::none, layer.slope};
+// What kernels apply before they round; of fp32 there is a pass of its own (activates_apart).
+inline ActivationArgs rounded_activation(const Layer& layer, const float* slopes) {
+    return layer.type == DType::fp32 ? ActivationArgs{Activation::none, 0.0f} : activation_by_element(layer, slopes);
 }
 inline bool activates_apart(const Layer& layer) {
-    return layer.type == DType::fp32 && !layer.is_int8() && is_by_element(layer.activation);
+    return layer.type == DType::fp32 && is_by_element(layer.activation) && !(layer.is_int8() && activates_sums(layer));
 }
 
 // Rows of an image from one on: null where a layer has no such operand.

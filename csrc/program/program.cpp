@@ -59,9 +59,9 @@ void require_addressable(std::initializer_list<index_t> shape, const std::string
 }
 
 Activation parse_activation(const std::string& name) {
-    constexpr std::array<const char*, 13> names = {"none",      "relu", "tanh",       "sigmoid", "softmax",
+    constexpr std::array<const char*, 14> names = {"none",      "relu", "tanh",       "sigmoid", "softmax",
                                                    "silu",      "gelu", "leaky_relu", "relu6",   "hardsigmoid",
-                                                   "hardswish", "mish", "elu"};
+                                                   "hardswish", "mish", "elu",        "prelu"};
     std::string wanted;
     for (std::size_t i = 0; i < names.size(); ++i) {
         if (name == names[i]) return static_cast<Activation>(i);
@@ -159,6 +159,7 @@ int Program::add_layer(Layer layer, const Writes& writes) {
             type(layer.input) == DType::u8 || type(layer.input) == DType::fp32,
             layer.name + ": an output of bytes wants an input of type u8 or fp32, got " + type_name(type(layer.input)));
         require(layer.activation != Activation::softmax, layer.name + ": softmax gives no bytes");
+        require(layer.activation != Activation::prelu, layer.name + ": prelu gives real numbers, no bytes");
         check_range(*writes, layer.name + ": output");
     }
     layer.input_type = type(layer.input);
@@ -343,6 +344,15 @@ int Program::add_depth_to_space(const std::string& name, int input, const DepthT
                                                  std::to_string(layer.in_channels) + " channels");
     layer.out_channels = layer.in_channels / pixels;
     layer.blocks = blocks;
+    return add_layer(std::move(layer), {});
+}
+
+int Program::add_channel_shuffle(const std::string& name, int input, index_t groups) {
+    Layer layer = moving(LayerKind::channel_shuffle, name, input);
+    require(groups > 0 && layer.in_channels % groups == 0, name + ": groups = " + std::to_string(groups) +
+                                                               " must divide " + std::to_string(layer.in_channels) +
+                                                               " channels");
+    layer.groups = groups;
     return add_layer(std::move(layer), {});
 }
 

@@ -21,6 +21,7 @@ enum class LayerKind {
     slice,
     pad,
     depth_to_space,
+    channel_shuffle,
     resize,
     group_norm,
     layer_norm
@@ -104,7 +105,7 @@ struct Layer {
     index_t out_channels = 0;
     index_t groups = 1;
     Activation activation = Activation::none;
-    float slope = 0.0f;                 // of leaky_relu; elu's alpha
+    float slope = 0.0f;                 // of leaky_relu; elu's alpha; prelu's are parameters
     bool counts_padding = false;        // of an average pool: as zeros
     float eps = 0.0f;                   // of a group norm (of `groups`) or layer norm
     DType input_type = DType::fp32;     // of its input's elements
@@ -156,6 +157,8 @@ class Program {
     // Zeros around an image; negative pads crop it.
     int add_pad(const std::string& name, int input, const Window& pads);
     int add_depth_to_space(const std::string& name, int input, const DepthToSpace& blocks);
+    // y[c * groups + g] = x[g * channels / groups + c]
+    int add_channel_shuffle(const std::string& name, int input, index_t groups);
     int add_resize(const std::string& name, int input, const Resize& resize);
     void add_output(int buffer);
 

@@ -5,6 +5,11 @@
 
 namespace resfuse {
 
+// Whether what makes outputs of sums of bytes applies the activation too.
+inline bool activates_sums(const Layer& layer) {
+    return is_by_element(layer.activation) && layer.activation != Activation::prelu;
+}
+
 // So many units stand for one: outputs' steps, where these are what a layer computes in, else 1: activations that are
 // functions of real numbers come first.
 inline double int8_units(const Program& program, const Layer& layer) {
@@ -21,7 +26,7 @@ inline float residual_factor(const Program& program, const Layer& layer) {
 
 inline OutputArgs output_args(const Program& program, const Layer& layer) {
     OutputArgs output{.type = layer.type, .low = -__builtin_inff(), .high = __builtin_inff()};
-    if (is_by_element(layer.activation)) output.activation = {layer.activation, layer.slope};
+    if (activates_sums(layer)) output.activation = {layer.activation, layer.slope};
     if (layer.type == DType::u8) {
         const Quantization& range = program.range(layer.output);
         output.low = static_cast<float>(-range.zero_point);

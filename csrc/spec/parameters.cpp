@@ -27,6 +27,12 @@ class Reader {
     }
     Values values(const Place& place, const char* what) const { return values(place, what, layer_.out_channels); }
 
+    // One for each channel, or one for all.
+    Values slopes(std::size_t place) const {
+        const bool one = tensors_[place].size() == 1;
+        return values(place, "slopes", one ? 1 : layer_.out_channels);
+    }
+
     // [out_channels, in_channels / groups, kernel_h, kernel_w]
     StoredTensor weight(std::size_t place, bool integers) const {
         StoredTensor tensor = tensors_[place];
@@ -115,6 +121,7 @@ void set_parameters(WeightSet& weights, const Spec& spec, std::span<const Stored
         const Layer& layer = spec.program->layers()[l];
         const LayerPlaces& places = spec.places[l];
         const Reader reader(layer, tensors);
+        if (places.slopes) weights.set_slopes(l, reader.slopes(*places.slopes));
         if (layer.kind == LayerKind::conv) {
             weights.set(l, conv_source(layer, reader, places));
         } else if (layer.kind == LayerKind::affine) {

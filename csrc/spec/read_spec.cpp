@@ -51,26 +51,35 @@ std::optional<BatchNormPlaces> read_batch_norm(Fields& fields) {
 }
 
 // What all layers have that compute something.
-Layer begin(Fields& fields, const std::string& name) {
+Layer begin(Fields& fields, const std::string& name, LayerPlaces& places) {
     Layer layer{.kind = LayerKind::conv, .name = name, .input = fields.get<int>("input"), .output = -1, .window = {}};
     layer.activation = parse_activation(fields.get<std::string>("activation"));
     layer.slope = fields.get<float>("slope");
     layer.residual = fields.maybe<int>("residual").value_or(-1);
+    // Files of before there was prelu have no such field.
+    if (fields.has("slopes")) places.slopes = read_place(fields, "slopes");
+    if (places.slopes.has_value() != (layer.activation == Activation::prelu))
+        refuse(fields.name("slopes"), "the place of a parameter for the activation prelu, null for others");
     return layer;
 }
 
 int read_conv(Program& program, Fields& fields, const std::string& name, LayerPlaces& places) {
-    Layer layer = begin(fields, name);
+    Layer layer = begin(fields, name, places);
     layer.window = read_window(fields, true, false);
     layer.out_channels = fields.get<index_t>("out_channels");
     const auto in_channels = fields.get<index_t>("in_channels");
     layer.groups = fields.get<index_t>("groups");
     layer.algorithm = require_algorithm(fields.get<std::string>("algorithm"));
     layer.reads = read_range(fields, "reads");
-    places = {
-        read_place(fields, "weight"),        read_place(fields, "bias"),        read_place(fields, "weight_steps"),
-        read_place(fields, "weight_zeros"),  read_place(fields, "weight_lost"), read_place(fields, "input_means"),
-        read_place(fields, "channel_scale"), read_batch_norm(fields),           fields.get<double>("factor")};
+    places.weight = read_place(fields, "weight");
+    places.bias = read_place(fields, "bias");
+    places.weight_steps = read_place(fields, "weight_steps");
+    places.weight_zeros = read_place(fields, "weight_zeros");
+    places.weight_lost = read_place(fields, "weight_lost");
+    places.input_means = read_place(fields, "input_means");
+    places.channel_scale = read_place(fields, "channel_scale");
+    places.batch_norm = read_batch_norm(fields);
+    places.factor = fields.get<double>("factor");
     if (!places.weight) refuse(fields.name("weight"), "the place of a parameter");
     const int made = program.add_conv(std::move(layer), read_range(fields, "writes"));
     const index_t found = program.layers().back().in_channels;
@@ -81,7 +90,7 @@ int read_conv(Program& program, Fields& fields, const std::string& name, LayerPl
 }
 
 int read_affine(Program& program, Fields& fields, const std::string& name, LayerPlaces& places) {
-    Layer layer = begin(fields, name);
+    Layer layer = begin(fields, name, places);
     layer.gate = fields.maybe<int>("gate").value_or(-1);
     layer.product = fields.maybe<int>("product").value_or(-1);
     places.channel_scale = read_place(fields, "channel_scale");
@@ -91,7 +100,7 @@ int read_affine(Program& program, Fields& fields, const std::string& name, Layer
 }
 
 int read_norm(Program& program, Fields& fields, const std::string& name, LayerPlaces& places) {
-    Layer layer = begin(fields, name);
+    Layer layer = begin(fields, name, places);
     layer.eps = fields.get<float>("eps");
     const auto groups = fields.get<index_t>("groups");
     places.weight = read_place(fields, "weight");
@@ -141,6 +150,10 @@ int read_layer(Program& program, const std::string& kind, Fields& fields, const 
         const auto crop = fields.array<index_t, 4>("crop");
         return program.add_depth_to_space(name, input, {block[0], block[1], crop[0], crop[1], crop[2], crop[3]});
     }
+    if (kind == "channel_shuffle") {
+        fields.get<bool>("views");  // of torch's memory format alone
+        return program.add_channel_shuffle(name, input, fields.get<index_t>("groups"));
+    }
     if (kind == "concat") {
         const std::vector<int> parts = fields.list<int>("parts");
         if (parts.empty() || parts.front() != input) refuse(fields.name("parts"), "some, the input being the first");
@@ -155,8 +168,8 @@ std::size_t count(const std::vector<LayerPlaces>& layers) {
         if (place) most = std::max(most, *place + 1);
     };
     for (const LayerPlaces& l : layers) {
-        for (const Place& place :
-             {l.weight, l.bias, l.weight_steps, l.weight_zeros, l.weight_lost, l.input_means, l.channel_scale})
+        for (const Place& place : {l.weight, l.bias, l.weight_steps, l.weight_zeros, l.weight_lost, l.input_means,
+                                   l.channel_scale, l.slopes})
             see(place);
         if (!l.batch_norm) continue;
         const BatchNormPlaces& norm = *l.batch_norm;

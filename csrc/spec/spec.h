@@ -23,6 +23,7 @@ struct LayerPlaces {
     Place weight, bias;
     Place weight_steps, weight_zeros, weight_lost, input_means;  // of quantised weights
     Place channel_scale;
+    Place slopes;  // of prelu
     std::optional<BatchNormPlaces> batch_norm;
     double factor = 1.0;
 };

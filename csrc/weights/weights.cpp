@@ -30,8 +30,9 @@ std::size_t places(const Layer& layer, const KernelTable& kernels) {
     return static_cast<std::size_t>(grid.total * grid.tile_cols);
 }
 
-AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const std::vector<double>& values, float none) {
-    AlignedFloats laid(places(layer, kernels));
+AlignedFloats per_panel(const Layer& layer, const KernelTable& kernels, const std::vector<double>& values, float none,
+                        std::size_t behind = 0) {
+    AlignedFloats laid(places(layer, kernels) + behind);
     std::fill_n(laid.data(), laid.size(), none);
     if (!values.empty())
         for_each_place(layer, kernels,
@@ -49,8 +50,8 @@ AlignedBytes int32_per_panel(const Layer& layer, const KernelTable& kernels, F v
 }
 
 // Affine layers': as the channels are.
-AlignedFloats by_channel(const Layer& layer, const std::vector<double>& values, float none) {
-    AlignedFloats laid(static_cast<std::size_t>(layer.out_channels));
+AlignedFloats by_channel(const Layer& layer, const std::vector<double>& values, float none, std::size_t behind = 0) {
+    AlignedFloats laid(static_cast<std::size_t>(layer.out_channels) + behind);
     std::fill_n(laid.data(), laid.size(), none);
     for (std::size_t i = 0; i < values.size(); ++i) laid.data()[i] = static_cast<float>(values[i]);
     return laid;
@@ -110,12 +111,26 @@ void WeightSet::set_affine(std::size_t index, const std::vector<double>& scale, 
     entry.bias = by_channel(layer, bias, 0.0f);
 }
 
+void WeightSet::set_slopes(std::size_t index, const std::vector<double>& slopes) {
+    const Layer& layer = program_->layers().at(index);
+    if (layer.activation != Activation::prelu) throw std::invalid_argument(layer.name + ": takes no slopes");
+    const auto channels = static_cast<std::size_t>(layer.out_channels);
+    if (slopes.size() != 1 && slopes.size() != channels)
+        throw std::invalid_argument(layer.name + ": slopes has " + std::to_string(slopes.size()) +
+                                    " values, want 1 or " + std::to_string(channels));
+    const std::vector<double> all = slopes.size() == 1 ? std::vector<double>(channels, slopes[0]) : slopes;
+    const auto behind = static_cast<std::size_t>(program_->kernels().vector_floats);
+    entries_[index].slopes = layer.kind == LayerKind::conv ? per_panel(layer, program_->kernels(), all, 0.0f, behind)
+                                                           : by_channel(layer, all, 0.0f, behind);
+}
+
 void WeightSet::prepare(const std::vector<const ConvAlgorithm*>& algorithms, int threads) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (std::size_t i = 0; i < entries_.size(); ++i) {
         const bool conv = program_->layers()[i].kind == LayerKind::conv;
         if (!conv && !program_->layers()[i].is_scaled()) continue;
-        if (entries_[i].scale.empty())
+        if (entries_[i].scale.empty() ||
+            (program_->layers()[i].activation == Activation::prelu && entries_[i].slopes.empty()))
             throw std::invalid_argument(program_->layers()[i].name + ": weights were not set");
         if (!conv) continue;
         AlignedBytes& packed = entries_[i].packed.at(algorithms[i]);

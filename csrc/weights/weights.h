@@ -21,6 +21,9 @@ class WeightSet {
     // Of an affine layer, by channel; empty: ones, zeros.
     void set_affine(std::size_t layer, const std::vector<double>& scale, const std::vector<double>& bias);
 
+    // Of any layer whose activation is prelu: one for each channel, or one for all.
+    void set_slopes(std::size_t layer, const std::vector<double>& slopes);
+
     // Packs what `algorithms` (one per layer) asks for and is not there yet. Thread-safe.
     void prepare(const std::vector<const ConvAlgorithm*>& algorithms, int threads);
 
@@ -28,6 +31,10 @@ class WeightSet {
     const void* packed(std::size_t layer, const ConvAlgorithm& algorithm) const;
     const float* scale(std::size_t layer) const { return entries_[layer].scale.data(); }
     const float* bias(std::size_t layer) const { return entries_[layer].bias.data(); }
+    // From a channel or a panel's first one on, with a vector's room behind the last; null: there are none.
+    const float* slopes(std::size_t layer, index_t at = 0) const {
+        return entries_[layer].slopes.empty() ? nullptr : entries_[layer].slopes.data() + at;
+    }
     // Of layers that compute with bytes: what makes of sums of bytes those of (byte - zero point).
     const std::int32_t* offset(std::size_t layer) const {
         return reinterpret_cast<const std::int32_t*>(entries_[layer].offset.data());
@@ -55,6 +62,7 @@ class WeightSet {
         WeightSource source;
         AlignedFloats scale;  // tile_cols floats per panel
         AlignedFloats bias;
+        AlignedFloats slopes;                                 // likewise, of prelu
         AlignedBytes offset, direct_offset, centre;           // s32 like them, where bytes are computed
         std::map<const ConvAlgorithm*, AlignedBytes> packed;  // all of them, empty until they are asked for
     };

@@ -60,6 +60,13 @@ Window make_winograd_window(Bytes& bytes) {
     return w;
 }
 
+// Of leaky ReLUs every second one has slopes by channel.
+Activation any_activation(Bytes& bytes, const Program& program) {
+    const auto activation = static_cast<Activation>(bytes.between(0, 12));
+    const bool by_channel = activation == Activation::leaky_relu && program.layers().size() % 2 == 1;
+    return by_channel ? Activation::prelu : activation;
+}
+
 int any_buffer(Bytes& bytes, const Program& program) { return static_cast<int>(bytes.wild(0, program.buffers() - 1)); }
 
 void add_layer(Bytes& bytes, Program& program) {
@@ -74,7 +81,7 @@ void add_layer(Bytes& bytes, Program& program) {
             layer.groups = bytes.flag() ? program.channels(layer.input) : bytes.wild(1, 8);
             layer.out_channels = std::min<index_t>(program.channels(layer.input), 72);
         }
-        layer.activation = static_cast<Activation>(bytes.between(0, 12));
+        layer.activation = any_activation(bytes, program);
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
         constexpr std::array<const char*, 7> kAlgorithms = {"auto",        "direct",   "winograd", "winograd_f2",
                                                             "winograd_f4", "strassen", "paired"};
@@ -94,7 +101,8 @@ void add_layer(Bytes& bytes, Program& program) {
     } else if (kind == 8) {
         std::vector<int> parts{layer.input};
         for (index_t i = bytes.between(0, 3); i > 0; --i) parts.push_back(any_buffer(bytes, program));
-        program.add_concat("layer", parts);
+        if (parts.size() > 1) return void(program.add_concat("layer", parts));
+        program.add_channel_shuffle("layer", layer.input, bytes.wild(1, 4));
     } else if (kind == 9) {
         program.add_slice("layer", layer.input, bytes.wild(0, 20), bytes.wild(1, 20));
     } else if (kind == 10) {
@@ -119,7 +127,7 @@ void add_layer(Bytes& bytes, Program& program) {
         program.add_resize("layer", layer.input, resize);
     } else if (kind >= 12) {
         layer.eps = 1e-3f;
-        layer.activation = static_cast<Activation>(bytes.between(0, 12));
+        layer.activation = any_activation(bytes, program);
         layer.slope = 0.1f;
         if (kind == 12) return void(program.add_layer_norm(std::move(layer)));
         layer.groups = bytes.wild(1, 4);
@@ -129,7 +137,7 @@ void add_layer(Bytes& bytes, Program& program) {
         if (bytes.flag()) layer.gate = any_buffer(bytes, program);
         if (bytes.byte() % 4 == 0) layer.product = any_buffer(bytes, program);
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
-        layer.activation = static_cast<Activation>(bytes.between(0, 12));
+        layer.activation = any_activation(bytes, program);
         layer.slope = 0.1f;
         program.add_affine(std::move(layer));
     }
@@ -193,6 +201,8 @@ double tolerance(DType type) { return type == DType::bf16 ? 5e-2 : type == DType
 LayerWeights make_weights(const Layer& layer, Noise& noise, Bytes& bytes) {
     LayerWeights weights;
     const auto channels = static_cast<std::size_t>(layer.out_channels);
+    if (layer.activation == Activation::prelu)
+        for (std::size_t k = 0; k < channels; ++k) weights.slopes.push_back(0.25 * static_cast<double>(noise.next()));
     if (layer.kind == LayerKind::conv) {
         const index_t fan_in = layer.in_channels / layer.groups * layer.window.kernel_h * layer.window.kernel_w;
         weights.weight = noise.take(layer.out_channels * fan_in, 1.0f / std::sqrt(static_cast<float>(fan_in)));
@@ -216,6 +226,7 @@ void compute_and_compare(Bytes& bytes, const std::shared_ptr<Program>& program, 
         weights.push_back(make_weights(layer, noise, bytes));
         const LayerWeights& w = weights.back();
         const Window& window = layer.window;
+        if (!w.slopes.empty()) set.set_slopes(l, w.slopes);
         if (layer.kind == LayerKind::conv)
             set.set(l, {w.weight.data(),
                         {layer.in_channels / layer.groups * window.kernel_h * window.kernel_w,

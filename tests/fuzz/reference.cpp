@@ -9,7 +9,7 @@ using namespace resfuse;
 
 namespace {
 
-double activated(const Layer& layer, double x) {
+double activated(const Layer& layer, const LayerWeights& weights, index_t channel, double x) {
     switch (layer.activation) {
         case Activation::relu:
             return x < 0 ? 0 : x;
@@ -33,6 +33,8 @@ double activated(const Layer& layer, double x) {
             return x * std::tanh(std::log1p(std::exp(x)));
         case Activation::elu:
             return x > 0 ? x : static_cast<double>(layer.slope) * std::expm1(x);
+        case Activation::prelu:
+            return x > 0 ? x : x * weights.slopes[static_cast<std::size_t>(channel)];
         case Activation::none:
         case Activation::softmax:
             return x;
@@ -114,6 +116,10 @@ double unfolded(const Layer& layer, Images& in, index_t n, index_t y, index_t x,
     return in.at(n, y / b.block_h, x / b.block_w, phase * layer.out_channels + c);
 }
 
+double shuffled(const Layer& layer, Images& in, index_t n, index_t y, index_t x, index_t c) {
+    return in.at(n, y, x, c % layer.groups * (layer.in_channels / layer.groups) + c / layer.groups);
+}
+
 double joined(const Layer& layer, std::vector<Images>& buffers, index_t n, index_t y, index_t x, index_t c) {
     for (const int part : layer.parts) {
         Images& images = buffers[static_cast<std::size_t>(part)];
@@ -189,6 +195,8 @@ double computed(const Layer& layer, const LayerWeights& weights, std::vector<Ima
             return moved(layer, in, n, y, x, c);
         case LayerKind::depth_to_space:
             return unfolded(layer, in, n, y, x, c);
+        case LayerKind::channel_shuffle:
+            return shuffled(layer, in, n, y, x, c);
         case LayerKind::resize:
             return resized(layer, in, out, n, y, x, c);
         case LayerKind::group_norm:
@@ -223,7 +231,7 @@ void evaluate(const Plan& plan, const std::vector<LayerWeights>& weights, std::v
                         to = factor * computed(layer, weights[l], buffers, extent, n, y, x, k) + bias(k);
                         if (layer.product >= 0) to *= buffer(layer.product).at(n, y, x, k);
                         if (layer.residual >= 0) to += buffer(layer.residual).at(n, y, x, k);
-                        to = activated(layer, to);
+                        to = activated(layer, weights[l], k, to);
                     }
                     if (layer.activation == Activation::softmax) softmax(&out.at(n, y, x, 0), out.channels);
                 }

@@ -8,9 +8,10 @@
 namespace fuzz {
 
 struct LayerWeights {
-    std::vector<float> weight;  // [out_channels][in_channels / groups][kernel_h][kernel_w]
-    std::vector<double> scale;  // empty: ones
-    std::vector<float> bias;    // empty: zeros
+    std::vector<float> weight;   // [out_channels][in_channels / groups][kernel_h][kernel_w]
+    std::vector<double> scale;   // empty: ones
+    std::vector<float> bias;     // empty: zeros
+    std::vector<double> slopes;  // of prelu
 };
 
 // A dense NHWC batch.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resfuse.engine.executor import Executor
-from resfuse.engine.spec import AffineSpec, ConvSpec, OutputSpec, ProgramSpec
+from resfuse.engine.spec import AffineSpec, ConvSpec, NormSpec, OutputSpec, ProgramSpec
 from tests.conftest import examples
 from tests.engine.specs import program_specs
 from tests.kernels.test_convolutions import convolutions
@@ -79,6 +79,26 @@ def test_activations(isa: str, activation: str, dtype: torch.dtype) -> None:
     (got,) = Executor(spec, isa, dtype).run([x], [])
     (exact,) = run_reference(spec, [x], [], torch.float64)
     assert_rounded(got, exact)
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("slopes", [1, 70])
+def test_prelu_rounds_once(isa: str, slopes: int, dtype: torch.dtype) -> None:
+    layers = (
+        ConvSpec("pointwise", 0, 1, 70, 70, 0, activation="prelu", slopes=3),
+        ConvSpec("window", 0, 2, 70, 70, 1, kernel_size=(3, 3), padding=(1, 1, 1, 1), activation="prelu", slopes=3),
+        ConvSpec("depthwise", 0, 3, 70, 70, 2, kernel_size=(3, 3), padding=(1, 1, 1, 1), groups=70,
+                 activation="prelu", slopes=3),
+        AffineSpec("alone", 0, 4, activation="prelu", slopes=3),
+        NormSpec("norm", 0, 5, None, None, 1e-5, 0, activation="prelu", slopes=3),
+    )  # fmt: skip
+    spec = ProgramSpec((70,), layers, tuple(OutputSpec(i) for i in range(1, 6)))
+    x = torch.randn(2, 70, 5, 7).to(dtype)
+    sizes = ((70, 70, 1, 1), (70, 70, 3, 3), (70, 1, 3, 3), (slopes,))
+    parameters = [(torch.randn(size) * 0.2).to(dtype) for size in sizes]
+    got = Executor(spec, isa, dtype).run([x], parameters)
+    for ours, exact in zip(got, run_reference(spec, [x], parameters, torch.float64), strict=True):
+        assert_rounded(ours, exact)
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDING))

@@ -15,6 +15,7 @@ from resfuse.engine.spec import (
     ConvSpec,
     GlobalAvgPoolSpec,
     MaxPoolSpec,
+    NormSpec,
     OutputSpec,
     ProgramSpec,
 )
@@ -138,6 +139,32 @@ def test_avg_pool(
     layer = AvgPoolSpec("pool", 0, 1, kernel, stride, (pad_h, pad_w, pad_h, pad_w), ceil_mode, counts)
     x = make_input((2, channels, *extent), layout, torch.Generator().manual_seed(seed))
     check(ProgramSpec((channels,), (layer,), (OutputSpec(1),)), isa, [x], [])
+
+
+@pytest.mark.parametrize("slopes", [1, 37])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd_f2", "winograd_f4"])
+def test_prelu_in_every_kernel(isa: str, algorithm: str, slopes: int) -> None:
+    window = {"kernel_size": (3, 3), "padding": (1, 1, 1, 1), "activation": "prelu", "slopes": 3}
+    layers = (
+        ConvSpec("window", 0, 1, 37, 37, 0, algorithm=algorithm, residual=0, **window),
+        ConvSpec("depthwise", 1, 2, 37, 37, 1, groups=37, **window),
+        ConvSpec("pointwise", 2, 3, 37, 37, 2, activation="prelu", slopes=3),
+        NormSpec("norm", 3, 4, None, None, 1e-5, 1, activation="prelu", slopes=3),
+        AffineSpec("alone", 4, 5, activation="prelu", slopes=3),
+    )
+    x = torch.randn(2, 37, 9, 11)
+    parameters = [torch.randn(*size) * 0.1 for size in ((37, 37, 3, 3), (37, 1, 3, 3), (37, 37, 1, 1))]
+    parameters.append(torch.randn(slopes))
+    check(ProgramSpec((37,), layers, tuple(OutputSpec(i) for i in range(1, 6))), isa, [x], parameters)
+
+
+def test_prelu_of_what_is_not_finite(isa: str) -> None:
+    values = [float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1.0, -1.0]
+    x = torch.tensor(values).reshape(1, 1, 1, -1).expand(1, 3, 1, 7).contiguous()
+    spec = ProgramSpec((3,), (AffineSpec("x", 0, 1, activation="prelu", slopes=0),), (OutputSpec(1),))
+    slopes = torch.tensor([0.0, float("nan"), -2.0])
+    (y,) = Executor(spec, isa).run([x], [slopes])
+    torch.testing.assert_close(y, torch.nn.functional.prelu(x, slopes), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from resfuse.engine.executor import Executor, build_program
 from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
+    ChannelShuffleSpec,
     ConcatSpec,
     ConvSpec,
     DepthToSpaceSpec,
@@ -30,7 +31,7 @@ from tests.conftest import examples
 from tests.programs import LAYOUTS, check, isas, make_input
 from tests.reference import assert_accurate, run_reference
 
-ACTIVATIONS = ("none", "relu", "silu", "hardswish", "leaky_relu")
+ACTIVATIONS = ("none", "relu", "silu", "hardswish", "leaky_relu", "prelu")
 BLOCKS = ((1, 1), (2, 2), (1, 2), (3, 1), (2, 3))  # of a depth_to_space
 Extent = tuple[int, int]
 
@@ -50,6 +51,9 @@ class _Builder:
         self.parameters.append(torch.randn(*shape, generator=self.generator) * scale)
         return len(self.parameters) - 1
 
+    def slopes(self, activation: str, channels: int) -> int | None:
+        return self.parameter(channels, scale=0.3) if activation == "prelu" else None
+
     def add(self, layer: LayerSpec, channels: int, extent: Extent) -> None:
         self.layers.append(layer)
         self.channels.append(channels)
@@ -65,7 +69,20 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
     extent = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
     inputs = tuple(draw(st.lists(st.integers(1, 20), min_size=1, max_size=2)))
     b = _Builder(inputs, extent, draw(st.integers(0, 2**31 - 1)))
-    kinds = ["conv", "conv", "concat", "concat", "slice", "pad", "depth_to_space", "resize", "pool", "affine", "norm"]
+    kinds = [
+        "conv",
+        "conv",
+        "concat",
+        "concat",
+        "slice",
+        "pad",
+        "depth_to_space",
+        "channel_shuffle",
+        "resize",
+        "pool",
+        "affine",
+        "norm",
+    ]
     for _ in range(draw(st.integers(2, 9))):
         kind = draw(st.sampled_from(kinds))
         source = draw(st.integers(max(0, b.next - 3), b.next - 1))
@@ -84,6 +101,7 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
             layer: LayerSpec = ConvSpec(
                 "conv", source, b.next, channels, out, weight, b.parameter(out), kernel_size=kernel, groups=groups,
                 padding=(kernel[0] // 2,) * 4, activation=activation, residual=residual, slope=0.2, channel_scale=scale,
+                slopes=b.slopes(activation, out),
             )  # fmt: skip
             b.add(layer, out, (height, width))
         elif kind == "concat":
@@ -106,6 +124,9 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
             made = (height * block[0] - crop[0] - crop[2], width * block[1] - crop[1] - crop[3])
             if min(made) > 0 and max(made) < 40:
                 b.add(DepthToSpaceSpec("unfold", source, b.next, block, crop), channels // (block[0] * block[1]), made)
+        elif kind == "channel_shuffle":
+            groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 5) if channels % g == 0]))
+            b.add(ChannelShuffleSpec("shuffle", source, b.next, groups), channels, (height, width))
         elif kind == "resize":
             bilinear = draw(st.booleans())
             corners = bilinear and draw(st.booleans())
@@ -128,14 +149,15 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
         elif kind == "affine":
             residual, product, scale = draw(st.sampled_from(same)), draw(st.sampled_from(same)), b.parameter(channels)
             layer = AffineSpec("affine", source, b.next, residual=residual, activation=activation, slope=0.2,
-                               channel_scale=scale, product=product)  # fmt: skip
+                               channel_scale=scale, product=product, slopes=b.slopes(activation, channels))  # fmt: skip
             b.add(layer, channels, (height, width))
         elif kind == "norm" and channels > 1:
             groups = draw(st.sampled_from([0, *(g for g in (1, 2, 4) if channels % g == 0 and channels // g > 1)]))
             residual = draw(st.sampled_from(same)) if groups else None
             places = draw(st.sampled_from([(None, None), (b.parameter(channels), b.parameter(channels))]))
             # A large epsilon: what is divided by a deviation near zero has no digits left in fp32 either.
-            layer = NormSpec("norm", source, b.next, *places, 0.5, groups, residual, activation, 0.2)
+            layer = NormSpec("norm", source, b.next, *places, 0.5, groups, residual, activation, 0.2,
+                             b.slopes(activation, channels))  # fmt: skip
             b.add(layer, channels, (height, width))
     if not b.layers:
         b.add(SliceSpec("slice", 0, b.next, 0, 1), 1, extent)

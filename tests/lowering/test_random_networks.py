@@ -29,7 +29,7 @@ fuzz = settings(
 )
 
 SMOOTH = ("silu", "gelu", "tanh", "sigmoid", "mish", "none")
-ANY = ("relu", "leaky_relu", "relu6", "hardsigmoid", "hardswish", "elu", *SMOOTH)
+ANY = ("relu", "leaky_relu", "prelu", "relu6", "hardsigmoid", "hardswish", "elu", *SMOOTH)
 _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
@@ -55,6 +55,7 @@ _MODULES = {
     "hardswish": nn.Hardswish,
     "mish": nn.Mish,
     "elu": nn.ELU,
+    "prelu": nn.PReLU,
     "none": nn.Identity,
 }
 
@@ -209,7 +210,7 @@ def networks(draw: st.DrawFn, activations: tuple[str, ...] = ANY) -> tuple[Netwo
             add_module(source, norm)
         elif kind == "act":
             name = draw(st.sampled_from(activations))
-            if name in _MODULES and draw(st.booleans()):
+            if name not in _FUNCTIONS or (name in _MODULES and draw(st.booleans())):
                 add_module(source, _MODULES[name]())
             else:
                 emit("activation", (source,), name, shapes[source])

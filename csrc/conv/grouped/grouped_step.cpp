@@ -55,20 +55,20 @@ class GroupedStep final : public ConvStep {
                                .residual = residual.data,
                                .residual_pixel = residual.pixel,
                                .floor = activation_floor(layer_.activation),
-                               .activation = rounded_activation(layer_),
+                               .activation = rounded_activation(layer_, wave.weights.slopes(index_)),
                                .rows = static_cast<float*>(scratch)};
-        if (layer_.is_int8())
-            return wave.kernels.int8.grouped({.grouped = args,
-                                              .type = wave.tensors[layer_.input].type,
-                                              .range = *layer_.reads,
-                                              .epilogue = int8_epilogue_});
-        (f2_ ? reads(wave).grouped_f2 : reads(wave).grouped)(args);
+        if (layer_.is_int8()) {
+            wave.kernels.int8.grouped({.grouped = args,
+                                       .type = wave.tensors[layer_.input].type,
+                                       .range = *layer_.reads,
+                                       .epilogue = int8_epilogue_});
+        } else {
+            (f2_ ? reads(wave).grouped_f2 : reads(wave).grouped)(args);
+        }
         if (activates_apart(layer_))
-            writes(wave).activate({{layer_.activation, layer_.slope},
-                                   y.at(image * y.image + rows.begin * out_.w * y.pixel + begin),
-                                   rows.size() * out_.w,
-                                   y.pixel,
-                                   end - begin});
+            writes(wave).activate({activation(wave, begin),
+                                   y.at(image * y.image + rows.begin * out_.w * y.pixel + begin), rows.size() * out_.w,
+                                   y.pixel, end - begin});
     }
 
   private:

@@ -279,8 +279,8 @@ class WinogradStep final : public ConvStep {
                      .epilogue = int8_epilogue_});
             } else {
                 writes(wave).winograd[kernels_.number].output[c.row_kind][c.col_kind](args);
-                if (activates_apart(layer_)) activate_tiles(args, wave);
             }
+            if (activates_apart(layer_)) activate_tiles(args, panel * grid_.tile_cols, wave);
             // The last class completes the image.
             if (pools_ && &c == &classes_.back()) {
                 const index_t floats = pixels() * grid_.tile_cols;
@@ -290,8 +290,8 @@ class WinogradStep final : public ConvStep {
         });
     }
 
-    // Of one run of tiles, while they are in cache.
-    void activate_tiles(const WinogradOutputArgs& g, const Wave& wave) const {
+    // Of one run of tiles, while they are in cache; `at` is their panel's first column.
+    void activate_tiles(const WinogradOutputArgs& g, index_t at, const Wave& wave) const {
         const index_t tile = kernels_.tile;
         for (index_t t = g.first_tile; t < g.first_tile + g.tiles;) {
             const index_t row = t / g.tiles_per_row, col = t % g.tiles_per_row;
@@ -299,10 +299,8 @@ class WinogradStep final : public ConvStep {
             const index_t x = g.x0 + col * tile, end_x = std::min(x + count * tile, g.width);
             const index_t y = g.y0 + row * tile, end_y = std::min(y + tile, g.height);
             for (index_t line = y; line < end_y; ++line)
-                writes(wave).activate({{layer_.activation, layer_.slope},
-                                       element_at(g.y, (line * g.width + x) * g.pixel, layer_.type),
-                                       end_x - x,
-                                       g.pixel,
+                writes(wave).activate({activation(wave, at),
+                                       element_at(g.y, (line * g.width + x) * g.pixel, layer_.type), end_x - x, g.pixel,
                                        g.cols});
             t += count;
         }

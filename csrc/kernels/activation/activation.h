@@ -101,41 +101,45 @@ inline Vec sigmoid(Vec x) {
     return 1.0f / (1.0f + e);
 }
 
-// Calls f with one of the functions of single elements.
+// Calls f with one of the functions of single elements: of a vector, and of the channel that it begins with.
 template <class F>
 inline void with_activation(const ActivationArgs& activation, F f) {
     const Vec slope = broadcast(activation.slope);
+    const float* const slopes = activation.slopes;
     switch (activation.kind) {
         case Activation::silu:
-            return f([](Vec x) { return x * sigmoid(x); });
+            return f([](Vec x, index_t) { return x * sigmoid(x); });
         case Activation::gelu:
-            return f([](Vec x) { return gelu(x); });
+            return f([](Vec x, index_t) { return gelu(x); });
         case Activation::leaky_relu:
-            return f([slope](Vec x) { return x > 0.0f ? x : x * slope; });
+            return f([slope](Vec x, index_t) { return x > 0.0f ? x : x * slope; });
+        case Activation::prelu:
+            return f([slopes](Vec x, index_t channel) { return x > 0.0f ? x : x * load(slopes + channel); });
         case Activation::tanh:
-            return f([](Vec x) {
+            return f([](Vec x, index_t) {
                 for (int lane = 0; lane < kVectorFloats; ++lane) x[lane] = __builtin_tanhf(x[lane]);
                 return x;
             });
         case Activation::sigmoid:
-            return f([](Vec x) { return x != x ? x : sigmoid(x); });
+            return f([](Vec x, index_t) { return x != x ? x : sigmoid(x); });
         case Activation::relu6:
-            return f([](Vec x) { return relu6(x); });
+            return f([](Vec x, index_t) { return relu6(x); });
         case Activation::hardsigmoid:
-            return f([](Vec x) { return relu6(x + 3.0f) * (1.0f / 6); });
+            return f([](Vec x, index_t) { return relu6(x + 3.0f) * (1.0f / 6); });
         case Activation::hardswish:
-            return f([](Vec x) { return x * relu6(x + 3.0f) * (1.0f / 6); });
+            return f([](Vec x, index_t) { return x * relu6(x + 3.0f) * (1.0f / 6); });
         case Activation::mish:
-            return f([](Vec x) { return mish(x); });
+            return f([](Vec x, index_t) { return mish(x); });
         case Activation::elu:
-            return f([slope](Vec x) { return x > 0.0f ? x : slope * exp_minus_one(x); });
+            return f([slope](Vec x, index_t) { return x > 0.0f ? x : slope * exp_minus_one(x); });
         default:
             return;
     }
 }
 
-inline Vec activated(const ActivationArgs& activation, Vec x) {
-    with_activation(activation, [&](auto function) { x = function(x); });
+// Of some channels from `channel` on.
+inline Vec activated(const ActivationArgs& activation, Vec x, index_t channel) {
+    with_activation(activation, [&](auto function) { x = function(x, channel); });
     return x;
 }
 
@@ -146,7 +150,7 @@ void activate(const ActivateArgs& g) {
         for (index_t i = 0; i < g.pixels; ++i, p += g.pixel) softmax<E>(p, g.channels);
         return;
     }
-    const bool dense = g.pixel == g.channels;
+    const bool dense = g.pixel == g.channels && g.activation.slopes == nullptr;
     const index_t runs = dense ? 1 : g.pixels, n = dense ? g.pixels * g.channels : g.channels;
     with_activation(g.activation, [&](auto function) {
         for (index_t run = 0; run < runs; ++run, p += g.pixel) {
@@ -154,13 +158,13 @@ void activate(const ActivateArgs& g) {
             for (; i + 4 * kVectorFloats <= n; i += 4 * kVectorFloats) {
                 Vec v[4];
 #pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j) v[j] = function(E::load(p + i + j * kVectorFloats));
+                for (int j = 0; j < 4; ++j) v[j] = function(E::load(p + i + j * kVectorFloats), i + j * kVectorFloats);
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; ++j) E::store(p + i + j * kVectorFloats, v[j]);
             }
             for (; i < n; i += kVectorFloats) {
                 const index_t lanes = at_most(kVectorFloats, n - i);
-                E::store_first(p + i, function(E::load_first(p + i, lanes)), lanes);
+                E::store_first(p + i, function(E::load_first(p + i, lanes), i), lanes);
             }
         }
     });

@@ -19,12 +19,14 @@ enum class Activation : int {
     hardsigmoid,
     hardswish,
     mish,
-    elu
+    elu,
+    prelu
 };
 
 struct ActivationArgs {
     Activation kind;
-    float slope;  // of leaky_relu; elu's alpha
+    float slope;                    // of leaky_relu; elu's alpha
+    const float* slopes = nullptr;  // of prelu: by channel, with a vector's room behind the last one
 };
 
 // In place, of some channels of pixels `pixel` elements apart.

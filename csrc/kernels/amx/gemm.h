@@ -67,7 +67,8 @@ void amx_bf16_gemm(const GemmArgs& g) {
                               .scale = g.scale + column,
                               .bias = g.bias + column,
                               .cols = cols,
-                              .rows = rows},
+                              .rows = rows,
+                              .column = column},
                              sums, rows);
         });
 }

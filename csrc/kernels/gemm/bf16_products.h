@@ -80,7 +80,8 @@ void bf16_dot_gemm(const GemmArgs& g) {
                               .scale = g.scale + column,
                               .bias = g.bias + column,
                               .cols = cols,
-                              .rows = rows},
+                              .rows = rows,
+                              .column = column},
                              sums, rows);
         }
     }

@@ -81,6 +81,7 @@ struct Results {
     const float* bias;
     index_t cols;                      // valid columns
     index_t rows;                      // and rows
+    index_t column = 0;                // the first one's number
     const float* row_scale = nullptr;  // of the paired form: of the first row, lda floats apart
 };
 
@@ -93,9 +94,9 @@ template <Form F>
 
 // Values that are rounded when they are stored are activated before.
 template <class P>
-[[gnu::always_inline]] inline Vec finished(const GemmArgs& g, Vec v) {
+[[gnu::always_inline]] inline Vec finished(const GemmArgs& g, Vec v, index_t column) {
     if constexpr (!std::is_same_v<typename P::Element, Fp32>)
-        if (g.activation.kind != Activation::none) return activated(g.activation, v);
+        if (g.activation.kind != Activation::none) return activated(g.activation, v, column);
     return v;
 }
 
@@ -119,14 +120,14 @@ template <class P, bool Residual, int Rows, int Vectors>
             for (int i = 0; i < Rows; ++i) {
                 Vec v = scaled_row<P::form>(g, to, i, acc[i][j]) * scale + bias;
                 if constexpr (Residual) v += E::load(residual + i * g.ldr + column);
-                E::store(c + i * g.ldc + column, finished<P>(g, clamp_below(v, floor)));
+                E::store(c + i * g.ldc + column, finished<P>(g, clamp_below(v, floor), to.column + column));
             }
         } else {
 #pragma GCC unroll 16
             for (int i = 0; i < Rows; ++i) {
                 Vec v = scaled_row<P::form>(g, to, i, acc[i][j]) * scale + bias;
                 if constexpr (Residual) v += E::load_first(residual + i * g.ldr + column, n);
-                E::store_first(c + i * g.ldc + column, finished<P>(g, clamp_below(v, floor)), n);
+                E::store_first(c + i * g.ldc + column, finished<P>(g, clamp_below(v, floor), to.column + column), n);
             }
         }
     }
@@ -362,6 +363,7 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                    .bias = g.bias + column,
                    .cols = p + 1 == panels ? g.cols - column : kTileCols,
                    .rows = end - begin,
+                   .column = column,
                    .row_scale = P::form == Form::paired ? a + paired_pitch(reduction) - 1 : nullptr}};
         if constexpr (std::is_same_v<typename P::Element, Fp32>) {
             multiply_panel<P, Tile::results>(g, panel);

@@ -67,19 +67,20 @@ template <class E>
 struct GroupEpilogue {
     Vec scale, bias, floor;
     ActivationArgs activation;
-    index_t lanes;
+    index_t channel, lanes;
 
-    GroupEpilogue(const GroupedArgs& g, index_t channel, index_t lanes_)
-        : scale(load_first(g.scale + channel, lanes_)),
-          bias(load_first(g.bias + channel, lanes_)),
+    GroupEpilogue(const GroupedArgs& g, index_t channel_, index_t lanes_)
+        : scale(load_first(g.scale + channel_, lanes_)),
+          bias(load_first(g.bias + channel_, lanes_)),
           floor(broadcast(g.floor)),
           activation(g.activation),
+          channel(channel_),
           lanes(lanes_) {}
 
     // All lanes, without a residual.
     [[gnu::always_inline]] inline void finish_whole(Vec v, typename E::Storage* y) const {
         v = clamp_below(v * scale + bias, floor);
-        if constexpr (!std::is_same_v<E, Fp32>) v = activated(activation, v);
+        if constexpr (!std::is_same_v<E, Fp32>) v = activated(activation, v, channel);
         E::store(y, v);
     }
     // `residual`: of this pixel, or null.
@@ -88,7 +89,7 @@ struct GroupEpilogue {
         v = v * scale + bias;
         if (residual) v += E::load_first(residual, lanes);
         v = clamp_below(v, floor);
-        if constexpr (!std::is_same_v<E, Fp32>) v = activated(activation, v);
+        if constexpr (!std::is_same_v<E, Fp32>) v = activated(activation, v, channel);
         E::store_first(y, v, lanes);
     }
 };

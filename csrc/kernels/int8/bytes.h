@@ -163,7 +163,7 @@ class Writer {
           zero_point_(VecInt{} + args.zero_point) {}
 
     [[gnu::always_inline]] void operator()(void* y, index_t i, Vec v, index_t n) const {
-        if (args_.activation.kind != Activation::none) v = activated(args_.activation, v);
+        if (args_.activation.kind != Activation::none) v = activated(args_.activation, v, 0);
         if constexpr (Type == DType::u8) {
             if (args_.steps != 1.0f) v = v * steps_;
             store_bytes_first(static_cast<std::uint8_t*>(y) + i, byte_of(v), n);

@@ -6,6 +6,7 @@
 #include "kernels/layout/args.h"
 #include "kernels/layout/transpose.h"
 #include "kernels/simd/element.h"
+#include "kernels/simd/lanes.h"
 
 namespace resfuse {
 namespace {
@@ -68,6 +69,30 @@ inline void interleave3(const ElementMove<E, E>&, typename E::Storage* to, const
     }
 }
 
+// Two planes to interleaved pixels, as a channel shuffle of two groups wants them.
+template <class E>
+inline void interleave2(typename E::Storage* to, const typename E::Storage* first, const typename E::Storage* second,
+                        index_t pixels) {
+    index_t i = 0;
+    for (; i + kVectorFloats <= pixels; i += kVectorFloats, to += 2 * kVectorFloats) {
+        const Vec a = E::load(first + i), b = E::load(second + i);
+        E::store(to, interleaved_from<0>(a, b));
+        E::store(to + kVectorFloats, interleaved_from<kVectorFloats / 2>(a, b));
+    }
+    for (; i < pixels; ++i, to += 2) {
+        to[0] = first[i];
+        to[1] = second[i];
+    }
+}
+
+// Whether a move is from elements to those of the same type, which E then is.
+template <class Move>
+struct SameType : std::false_type {};
+template <class T>
+struct SameType<ElementMove<T, T>> : std::true_type {
+    using E = T;
+};
+
 template <class Move>
 inline void move_pixels(const BandArgs& g, const Move& m, typename Move::To* to, const typename Move::From* from,
                         index_t pixels) {
@@ -78,6 +103,9 @@ inline void move_pixels(const BandArgs& g, const Move& m, typename Move::To* to,
     } else if (g.channels == 3 && g.pixel == 3 && g.stride_w == 1) {
         interleave3(m, to, from, g.stride_c, pixels);
     } else {
+        if constexpr (SameType<Move>::value)
+            if (g.channels == 2 && g.pixel == 2 && g.stride_w == 1)
+                return interleave2<typename SameType<Move>::E>(to, from, from + g.stride_c, pixels);
         if constexpr (std::is_same_v<Move, ElementMove<Fp32, Fp32>>)
             if (g.stride_w == 1) return transpose_floats({from, g.channels, pixels, g.stride_c, to, g.pixel});
         for (index_t x = 0; x < pixels; ++x)

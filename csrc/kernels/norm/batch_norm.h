@@ -146,7 +146,7 @@ inline void norm_apply_as(const NormApplyArgs& g) {
             if constexpr (Multiplies) v *= load_at<E>(product, c, n);
             if constexpr (Adds) v += load_at<E>(residual, c, n);
             v = clamp_below(v, floor);
-            if constexpr (Activates && kRounds) v = activated(g.activation, v);
+            if constexpr (Activates && kRounds) v = activated(g.activation, v, c);
             return v;
         });
         if constexpr (Activates && !kRounds) activate<E>({g.activation, y, 1, g.channels, g.channels});

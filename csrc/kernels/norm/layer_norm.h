@@ -48,7 +48,7 @@ void layer_norm(const LayerNormArgs& g) {
             const Vec v =
                 (load_at<E>(x, c, n) - mean) * inverse * load_first(g.scale + c, n) + load_first(g.bias + c, n);
             const Vec clamped = clamp_below(v, floor);
-            if constexpr (kRounds) return activated(g.activation, clamped);
+            if constexpr (kRounds) return activated(g.activation, clamped, c);
             return clamped;
         });
         if constexpr (!kRounds)

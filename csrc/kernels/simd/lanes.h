@@ -27,6 +27,16 @@ template <int Lanes = kVectorFloats / 2>
     }
 }
 
+// Lanes of two vectors take turns, from lane `First` of each on.
+template <int First, int... Lanes>
+[[gnu::always_inline]] inline Vec interleaved_from(Vec a, Vec b, std::integer_sequence<int, Lanes...>) {
+    return __builtin_shufflevector(a, b, (First + Lanes / 2 + Lanes % 2 * kVectorFloats)...);
+}
+template <int First>
+[[gnu::always_inline]] inline Vec interleaved_from(Vec a, Vec b) {
+    return interleaved_from<First>(a, b, std::make_integer_sequence<int, kVectorFloats>{});
+}
+
 // Of two rows of a square of lanes, some apart, the blocks beside the diagonal change places.
 template <int Apart, int... Lanes>
 [[gnu::always_inline]] inline void exchange_blocks(Vec& upper, Vec& lower, std::integer_sequence<int, Lanes...>) {

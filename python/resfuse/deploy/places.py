@@ -11,7 +11,7 @@ import torch
 from resfuse.engine.spec import ProgramSpec
 
 _PLACES = (
-    "weight", "bias", "weight_steps", "weight_zeros", "weight_lost", "input_means", "channel_scale",
+    "weight", "bias", "weight_steps", "weight_zeros", "weight_lost", "input_means", "channel_scale", "slopes",
     "running_mean", "running_var",
 )  # fmt: skip
 

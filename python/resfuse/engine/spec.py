@@ -65,6 +65,7 @@ class ConvSpec:
     input_means: int | None = None
     factor: float = 1.0
     slope: float = 0.0  # of leaky_relu; elu's alpha
+    slopes: int | None = None  # the place of prelu's: one for each channel, or one for all
     channel_scale: int | None = None
     kind: str = "conv"
 
@@ -124,7 +125,7 @@ class AffineSpec:
     ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; the gate excludes batch norm, factor and
     ``channel_scale``, the place of a parameter that multiplies by channel. ``product`` is a buffer of the output's size
     that multiplies before the residual is added.
-    ``slope`` is leaky_relu's, and elu's alpha.
+    ``slope`` is leaky_relu's, and elu's alpha, ``slopes`` the place of prelu's.
     """
 
     name: str
@@ -135,6 +136,7 @@ class AffineSpec:
     residual: int | None = None
     activation: str = "none"
     slope: float = 0.0
+    slopes: int | None = None
     writes: Range | None = None
     factor: float = 1.0
     channel_scale: int | None = None
@@ -191,6 +193,21 @@ class DepthToSpaceSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChannelShuffleSpec:
+    """The channels of ``groups`` take turns (Zhang et al., 2018, "ShuffleNet"), as ``F.channel_shuffle`` does it.
+
+    ``views`` where it was written as views and a copy, which torch lays out in contiguous memory.
+    """
+
+    name: str
+    input: int
+    output: int
+    groups: int
+    views: bool = False
+    kind: str = "channel_shuffle"
+
+
+@dataclasses.dataclass(frozen=True)
 class ResizeSpec:
     """Resampling as ``F.interpolate`` does it: to a ``size``, by factors, or to the size of the buffer ``like``."""
 
@@ -221,6 +238,7 @@ class NormSpec:
     residual: int | None = None
     activation: str = "none"
     slope: float = 0.0
+    slopes: int | None = None
     kind: str = "norm"
 
 
@@ -234,6 +252,7 @@ LayerSpec = (
     | SliceSpec
     | PadSpec
     | DepthToSpaceSpec
+    | ChannelShuffleSpec
     | ResizeSpec
     | NormSpec
 )
@@ -247,11 +266,12 @@ _KINDS: dict[str, type[LayerSpec]] = {
     "slice": SliceSpec,
     "pad": PadSpec,
     "depth_to_space": DepthToSpaceSpec,
+    "channel_shuffle": ChannelShuffleSpec,
     "resize": ResizeSpec,
     "norm": NormSpec,
 }
 # Layers that compute nothing of their own.
-MOVING = (ConcatSpec, SliceSpec, PadSpec, DepthToSpaceSpec, ResizeSpec)
+MOVING = (ConcatSpec, SliceSpec, PadSpec, DepthToSpaceSpec, ChannelShuffleSpec, ResizeSpec)
 # Layers that read and write real numbers only.
 REAL = (*MOVING, NormSpec)
 
@@ -323,7 +343,7 @@ class ProgramSpec:
                 places += [layer.weight_lost, layer.input_means]
             if isinstance(layer, NormSpec):
                 places += [layer.weight, layer.bias]
-            places.append(getattr(layer, "channel_scale", None))
+            places += [getattr(layer, "channel_scale", None), getattr(layer, "slopes", None)]
             norm = getattr(layer, "batch_norm", None)
             places += [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         return 1 + max(place for place in places if place is not None)
@@ -414,7 +434,7 @@ def _scaled(size: Any, scale: float) -> Any:
 def _output_extent(layer: LayerSpec, extent: tuple[Any, Any]) -> tuple[Any, Any]:
     if isinstance(layer, GlobalAvgPoolSpec):
         return 1, 1
-    if isinstance(layer, (AffineSpec, ConcatSpec, SliceSpec, NormSpec)):
+    if isinstance(layer, (AffineSpec, ConcatSpec, SliceSpec, ChannelShuffleSpec, NormSpec)):
         return extent
     if isinstance(layer, PadSpec):
         top, left, bottom, right = layer.padding

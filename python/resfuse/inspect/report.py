@@ -14,6 +14,7 @@ from resfuse import _core
 from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
+    ChannelShuffleSpec,
     ConcatSpec,
     ConvSpec,
     DepthToSpaceSpec,
@@ -289,6 +290,8 @@ def what_of(layer: LayerSpec) -> str:
         return "pad " + " ".join(map(str, layer.padding))
     if isinstance(layer, DepthToSpaceSpec):
         return f"channels to {layer.block[0]}x{layer.block[1]} pixels"
+    if isinstance(layer, ChannelShuffleSpec):
+        return f"channel shuffle of {layer.groups}"
     if isinstance(layer, ResizeSpec):
         return "upsample " + ("bilinear" if layer.bilinear else "nearest")
     if not isinstance(layer, ConvSpec):

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.layers.global_avg_pool import is_global
-from resfuse.lowering import moving
+from resfuse.lowering import moving, shuffles
 from resfuse.lowering.call import Call
 from resfuse.lowering.modules import softmax
 from resfuse.lowering.op import (
@@ -274,6 +274,14 @@ def _activation(name: str, inplace: bool = False) -> Callable[[Call], Op | Unsup
     return describe
 
 
+def _prelu(call: Call) -> Op | Unsupported:
+    slopes = call.parameter("weight")
+    if slopes is None:
+        return Unsupported("prelu with computed slopes")
+    shape = tuple(map(int, slopes[1].shape))
+    return Op("activation", call.inputs, activation="prelu", parameter=slopes[0], shape=shape)
+
+
 def _norm_places(call: Call, what: str) -> tuple[Parameter | None, Parameter | None, int | None] | Unsupported:
     """Weight and bias of a norm, and its channels where a weight tells them."""
     weight, bias = call.parameter("weight"), call.parameter("bias")
@@ -361,13 +369,14 @@ _enter(_names("input dim _stacklevel dtype"), _softmax, F.softmax)
 _enter(_names("input dim dtype"), _softmax, torch.softmax, "softmax", aten.softmax.int)
 _enter(_names("input p training inplace"), _dropout, F.dropout, F.dropout2d)
 _enter(_names("input p training"), _dropout, aten.dropout.default, torch.dropout)
+_enter(_names("input weight"), _prelu, F.prelu, torch.prelu, "prelu", aten.prelu.default)
 _enter(_names("input approximate"), _gelu, F.gelu, aten.gelu.default)
 _enter(_BOTH, _two_tensors("add", False), operator.add, torch.add, "add", aten.add.Tensor)
 _enter(_BOTH, _two_tensors("add", True), operator.iadd, "add_", aten.add_.Tensor)
 _enter(_BOTH, _two_tensors("multiply", False), operator.mul, torch.mul, "mul", aten.mul.Tensor)
 _enter(_BOTH, _two_tensors("multiply", True), operator.imul, "mul_", aten.mul_.Tensor)
 _enter(_BOTH, _quotient, operator.truediv, torch.div, torch.true_divide, "div", aten.div.Tensor)
-for _names_of_arguments, _describe, _targets in moving.ENTRIES:
+for _names_of_arguments, _describe, _targets in (*moving.ENTRIES, *shuffles.ENTRIES):
     _enter(_names_of_arguments, _describe, *_targets)
 for _name in ("relu", "tanh", "sigmoid", "silu", "leaky_relu", "relu6", "hardsigmoid", "hardswish", "mish", "elu"):
     _sources = [getattr(F, _name, None), getattr(torch, _name, None), _name]

@@ -16,18 +16,28 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from resfuse.engine.planes import to_contiguous
-from resfuse.engine.spec import AffineSpec, ConcatSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, NormSpec, ProgramSpec
+from resfuse.engine.spec import (
+    AffineSpec,
+    ChannelShuffleSpec,
+    ConcatSpec,
+    ConvSpec,
+    GlobalAvgPoolSpec,
+    LayerSpec,
+    NormSpec,
+    ProgramSpec,
+)
 from resfuse.lowering.modules import has_hooks, qualified_name
 
 # Modules and functions that compute the same from either format, and whose results have the format of what they read.
 _BLIND_MODULES = (
     nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.Upsample, nn.UpsamplingNearest2d,
     nn.UpsamplingBilinear2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU,
-    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Softplus, nn.Identity,
-    nn.ZeroPad2d,
+    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Mish, nn.PReLU, nn.Softplus,
+    nn.Identity, nn.ZeroPad2d,
 )  # fmt: skip
 _BLIND_FOREIGN = (
     "timm.DropPath",
+    "timm.PReLU",
     "torchvision.StochasticDepth",
     "timm.BatchNormAct2d",
     "torchvision.FrozenBatchNorm2d",
@@ -35,8 +45,8 @@ _BLIND_FOREIGN = (
 _BLIND_FUNCTIONS = frozenset({
     torch.cat, torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.mul, torch.sub, torch.max_pool2d,
     torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d, F.interpolate, F.relu, F.relu6, F.silu, F.gelu,
-    F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.max_pool2d, F.avg_pool2d,
-    F.adaptive_avg_pool2d, F.batch_norm, F.group_norm, F.pad,
+    F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.prelu, torch.prelu,
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.batch_norm, F.group_norm, F.pad,
     operator.add, operator.mul, operator.sub, operator.iadd, operator.imul, operator.isub,
 })  # fmt: skip
 _BLIND_METHODS = frozenset(
@@ -113,6 +123,8 @@ def plain_formats(
         channels_last = bool(source) or weight
         if isinstance(layer, NormSpec) and layer.groups == 0:
             channels_last = True  # it comes densely from where channels are the last dimension
+        if isinstance(layer, ChannelShuffleSpec) and layer.views:
+            channels_last = False
         if isinstance(layer, ConcatSpec):
             channels_last = all(bool(formats[part]) for part in layer.parts)
         # Where memory is in both formats at once, torch's elementwise functions write it as contiguous, others do not.
@@ -125,11 +137,16 @@ def plain_formats(
 
 
 def _ends_elementwise(layer: LayerSpec, pixels: Any) -> bool:
+    activates = getattr(layer, "activation", "none") not in ("none", "prelu")  # which keeps the strides that it reads
     if isinstance(layer, AffineSpec):
-        gated = layer.gate is not None and layer.residual is None and layer.activation == "none"
+        if layer == AffineSpec(
+            layer.name, layer.input, layer.output, activation="prelu", slopes=layer.slopes, writes=layer.writes
+        ):
+            return False
+        gated = layer.gate is not None and layer.residual is None and not activates
         return not gated or pixels == 1
     if isinstance(layer, ConvSpec):
-        return layer.batch_norm is not None or layer.residual is not None or layer.activation != "none"
+        return layer.batch_norm is not None or layer.residual is not None or activates
     return False
 
 

@@ -15,6 +15,7 @@ from resfuse.lowering.moving import join_moving
 from resfuse.lowering.op import Op, Unsupported
 from resfuse.lowering.quantized_graphs import join_quantized
 from resfuse.lowering.region import Region
+from resfuse.lowering.shuffles import join_channel_shuffles
 from resfuse.lowering.steps import Lowered, NativeStep, Step
 from resfuse.lowering.transposed import join_transposed
 from resfuse.lowering.written_norms import join_written_norms
@@ -45,6 +46,7 @@ def join_nodes(graph: fx.Graph, model: nn.Module) -> None:
     _drop_identities(graph, model)
     join_written_norms(graph, model)
     join_quantized(graph)
+    join_channel_shuffles(graph)
     join_moving(graph)
     join_transposed(graph, model)
 

@@ -15,6 +15,7 @@ from resfuse.layers.global_avg_pool import FusedPool, is_global
 from resfuse.layers.same import Conv2dSame, MaxPool2dSame
 from resfuse.lowering import moving
 from resfuse.lowering.op import Conv, Norm, Op, Statistics, Unsupported, pads, pair
+from resfuse.lowering.shuffles import channel_shuffle
 from resfuse.lowering.steps import ParameterPath
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -63,6 +64,19 @@ def has_own_forward(module: nn.Module) -> bool:
     return all(getattr(F, name, None) is _FUNCTIONS.get(name) for name in called)
 
 
+def is_prelu(module: nn.Module) -> bool:
+    """torch's PReLU, or timm's."""
+    return type(module) is nn.PReLU or qualified_name(module) == "timm.PReLU"
+
+
+def _slopes(module: nn.Module, path: str) -> dict[str, Any]:
+    """What an `Op` knows of a PReLU's slopes; of other activations nothing."""
+    if not is_prelu(module):
+        return {}
+    assert isinstance(module.weight, torch.Tensor)
+    return {"parameter": _parameter(path, module, "weight"), "shape": tuple(module.weight.shape)}
+
+
 def activation_of(module: nn.Module) -> tuple[str, float] | str:
     """An activation module's name and slope, or why it has no fused form."""
     kind = type(module)
@@ -71,6 +85,8 @@ def activation_of(module: nn.Module) -> tuple[str, float] | str:
         return ("gelu", 0.0) if exact else "GELU by tanh has no fused form"
     if kind is nn.Identity:
         return "none", 0.0
+    if is_prelu(module):
+        return "prelu", 0.0
     if kind in _ACTIVATIONS:
         return _ACTIVATIONS[kind], float(getattr(module, "negative_slope", getattr(module, "alpha", 0.0)))
     return f"{kind.__name__} has no fused form"
@@ -151,6 +167,7 @@ def _with_activation(describe: _Describe) -> _Describe:
             norm=op.norm,
             activation=name,
             slope=slope,
+            **_slopes(module.act, f"{path}.act"),
         )
 
     return with_activation
@@ -241,6 +258,10 @@ def _pad(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsu
     return moving.pad(inputs, module.padding, "constant", getattr(module, "value", 0))
 
 
+def _channel_shuffle(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
+    return channel_shuffle(inputs, module.groups, path)
+
+
 def _identity(module: nn.Module, path: str, inputs: tuple[fx.Node, ...]) -> Op | Unsupported:
     return Op("identity", inputs, path)
 
@@ -268,6 +289,7 @@ _EXACT: dict[type[nn.Module], _Describe] = {
     nn.Upsample: _upsample,
     nn.UpsamplingNearest2d: _upsample,
     nn.UpsamplingBilinear2d: _upsample,
+    nn.ChannelShuffle: _channel_shuffle,
     nn.ZeroPad2d: _pad,
     nn.ConstantPad2d: _pad,
 }
@@ -330,4 +352,4 @@ def describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
         return Unsupported(activation)
     name, slope = activation
     inplace = bool(getattr(module, "inplace", False))
-    return Op("activation", inputs, path, activation=name, slope=slope, inplace=inplace)
+    return Op("activation", inputs, path, activation=name, slope=slope, inplace=inplace, **_slopes(module, path))

@@ -136,7 +136,7 @@ class Op:
     """A node that a program can compute, and the nodes that it reads."""
 
     # conv, batch_norm, activation, add, multiply, scale, round, identity, flatten, max_pool, avg_pool, global_avg_pool,
-    # concat, slice, pad, depth_to_space, resize, norm, permute, channel_scale
+    # concat, slice, pad, depth_to_space, channel_shuffle, resize, norm, permute, channel_scale
     kind: str
     inputs: tuple[fx.Node, ...]
     name: str = ""
@@ -146,15 +146,16 @@ class Op:
     slope: float = 0.0  # of leaky_relu; elu's alpha
     factor: float = 1.0  # of a scale
     keepdim: bool = True
-    mean: bool = False  # a global average pool that is written as a mean
+    mean: bool = False  # a global average pool that is written as a mean, a channel_shuffle as views
     pool: dict[str, Any] | None = None
     range: Range | None = None  # of a rounding to bytes
     channels: ChannelsOf | None = None  # of a slice
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # of a pad: top, left, bottom, right
     block: tuple[int, int] = (1, 1)  # of a depth_to_space, whose crop is `padding`
+    groups: int = 1  # of a channel_shuffle
     resize: Resize | None = None
     statistics: Statistics | None = None  # of a norm
-    parameter: Parameter | None = None  # of a channel_scale
+    parameter: Parameter | None = None  # of a channel_scale, or the slopes of prelu
     shape: tuple[int, ...] = ()  # of that parameter
     to_pixels: bool = False  # of a permute: channels become the last dimension
     inplace: bool = False  # overwrites its first input

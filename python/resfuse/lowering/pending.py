@@ -66,6 +66,7 @@ class Pending:
     residual: Buffer | None = None
     activation: str = "none"
     slope: float = 0.0
+    slopes: Parameter | None = None  # of prelu
     factor: float = 1.0  # before the residual is added
     channel_scale: Parameter | None = None  # likewise
     statistics: Statistics | None = None  # of an elementwise layer: it normalises by these
@@ -114,5 +115,6 @@ class Emitted:
     channels: tuple[int, int] = (0, 0)  # of a slice: the first one and how many
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     block: tuple[int, int] = (1, 1)  # of a depth_to_space, whose crop is `padding`
+    groups: int = 1  # of a channel_shuffle
     resize: Resize | None = None
     like: Buffer | None = None  # of the size to which a resize goes

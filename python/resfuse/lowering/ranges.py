@@ -142,12 +142,13 @@ def _buffers_of_bytes(spec: ProgramSpec, range_of: Any, computes_bytes: set[int]
             if isinstance(layer, ConvSpec):
                 if layer.output not in computes_bytes:
                     refused.update(reads(layer), {layer.output})
-                if layer.activation == "softmax":
+                if layer.activation in ("softmax", "prelu"):
                     refused.add(layer.output)
             elif isinstance(layer, AffineSpec) and layer.product is not None:
                 refused.update(reads(layer), {layer.output})
             elif isinstance(layer, AffineSpec):
                 refused.update([] if layer.gate is None else [layer.gate])
+                refused.update([layer.output] if layer.activation == "prelu" else [])
             elif isinstance(layer, REAL):
                 refused.update(reads(layer), {layer.output})
             elif isinstance(layer, MaxPoolSpec):

@@ -101,6 +101,8 @@ class Region:
     def _activate(self, node: fx.Node, source_node: fx.Node, op: Op) -> str | None:
         """``source_node`` may be the node itself, for an activation that is a part of it."""
         pending = self._joinable(source_node, own=source_node is node)
+        if op.activation == "prelu" and not self._has_slopes(source_node, op.shape):
+            return "prelu of other than one slope for each channel of a feature map, or one for all"
         if op.activation == "softmax":
             if pending is None or not pending.linear:
                 return "softmax that follows no linear layer of its own"
@@ -109,14 +111,26 @@ class Region:
             source = self._read(source_node, rank)
             if source is None or rank == 2:
                 return f"{op.activation} of no feature map"
-            self._elementwise(
-                node, Pending(node.name, source, activation=op.activation, slope=op.slope), source.one_pixel, rank
-            )
-            return None
-        pending.activation, pending.slope = op.activation, op.slope
+            pending = Pending(node.name, source)
+            self._elementwise(node, pending, source.one_pixel, rank)
+            source_node = node
+        pending.activation, pending.slope, pending.slopes = op.activation, op.slope, op.parameter
         if source_node is not node:
             self._join(node, source_node)
         return None
+
+    def _has_slopes(self, node: fx.Node, shape: tuple[int, ...]) -> bool:
+        """Whether prelu can take slopes of this shape: of the channels, which are torch's second dimension."""
+        if len(shape) > 1:
+            return False
+        if math.prod(shape) == 1:
+            return True
+        value, rank = self._values.get(node), self._rank_of(node)
+        if rank == PIXELS:
+            return False
+        pending = None if value is None else value.pending
+        buffer = self._read(node, rank) if pending is None else pending.makes(False)
+        return buffer is not None and buffer.expect(shape[0])
 
     def _add_add(self, node: fx.Node, op: Op) -> str | None:
         if op.inputs[0] is op.inputs[1] or any(self._is_unit(source) for source in op.inputs):
@@ -325,6 +339,19 @@ class Region:
             return "makes pixels of channels of no feature map, or of an unknown number of them"
         buffer = Buffer(source.channels // phases)
         self._emitted.append(Emitted("depth_to_space", node, source, buffer, padding=op.padding, block=op.block))
+        self._values[node] = Value(node, 4, buffer)
+        return None
+
+    def _add_channel_shuffle(self, node: fx.Node, op: Op) -> str | None:
+        if op.inputs[0] not in self._values:
+            return "shuffles channels that are computed elsewhere"
+        source = self._read_real(op.inputs[0], rank=4)
+        if source is None or source.channels is None or source.channels % op.groups:
+            return "shuffles channels of no feature map, or of an unknown number of them"
+        if op.mean and source.channels == op.groups:
+            return "groups of one channel, whose views copy nothing"
+        buffer = Buffer(None, like=source)
+        self._emitted.append(Emitted("channel_shuffle", node, source, buffer, groups=op.groups, mean=op.mean))
         self._values[node] = Value(node, 4, buffer)
         return None
 

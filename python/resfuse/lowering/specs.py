@@ -6,6 +6,7 @@ from resfuse.engine.spec import (
     AffineSpec,
     AvgPoolSpec,
     BatchNormSpec,
+    ChannelShuffleSpec,
     ConcatSpec,
     ConvSpec,
     DepthToSpaceSpec,
@@ -33,6 +34,8 @@ def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Paramete
         return PadSpec(e.node.name, source, output, e.padding)
     if e.kind == "depth_to_space":
         return DepthToSpaceSpec(e.node.name, source, output, e.block, e.padding)
+    if e.kind == "channel_shuffle":
+        return ChannelShuffleSpec(e.node.name, source, output, e.groups, e.mean)
     if e.kind == "resize":
         assert e.resize is not None
         r = e.resize
@@ -79,6 +82,7 @@ def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Paramete
             residual=residual,
             activation=pending.activation,
             slope=pending.slope,
+            slopes=place(pending.slopes),
         )
     if pending.conv is None:
         gate = None if pending.gate is None else numbers[pending.gate]
@@ -92,6 +96,7 @@ def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Paramete
             residual=residual,
             activation=pending.activation,
             slope=pending.slope,
+            slopes=place(pending.slopes),
             writes=pending.writes,
             factor=pending.factor,
             channel_scale=place(pending.channel_scale),
@@ -125,6 +130,7 @@ def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Paramete
         weight_zeros=None if conv.bytes is None else place(conv.bytes.zeros),
         factor=pending.factor,
         slope=pending.slope,
+        slopes=place(pending.slopes),
         channel_scale=place(pending.channel_scale),
     )
 

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from resfuse.engine.executor import DTYPES
 from resfuse.engine.global_avg_pool import global_avg_pool2d
 from resfuse.engine.spec import (
+    AffineSpec,
     AvgPoolSpec,
+    ChannelShuffleSpec,
     ConvSpec,
     DepthToSpaceSpec,
     LayerSpec,
@@ -39,9 +41,16 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 _OF_SLOPES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {"leaky_relu": F.leaky_relu, "elu": F.elu}
 
 
-def activated(activation: str, slope: float, x: torch.Tensor) -> torch.Tensor:
-    """An elementwise layer's activation."""
+def activated(activation: str, slope: float, x: torch.Tensor, slopes: torch.Tensor | None = None) -> torch.Tensor:
+    """An elementwise layer's activation; ``slopes`` are prelu's."""
+    if slopes is not None:
+        return F.prelu(x, slopes.to(x.dtype))
     return _OF_SLOPES[activation](x, slope) if activation in _OF_SLOPES else ACTIVATIONS[activation](x)
+
+
+def slopes_of(layer: ConvSpec | AffineSpec | NormSpec, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Of a layer whose activation is prelu."""
+    return None if layer.slopes is None else parameters[layer.slopes]
 
 
 def plain_layer(
@@ -50,7 +59,7 @@ def plain_layer(
     """A convolution, linear layer or pool; of a convolution without batch norm and residual."""
     if isinstance(layer, ConvSpec):
         y = _products(layer, x, parameters)
-        return activated(layer.activation, layer.slope, y) if activate else y
+        return activated(layer.activation, layer.slope, y, slopes_of(layer, parameters)) if activate else y
     if isinstance(layer, MaxPoolSpec):
         if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
             padding = layer.padding[:2]
@@ -71,6 +80,8 @@ def moved(layer: LayerSpec, x: torch.Tensor, size: Sequence[Any]) -> torch.Tenso
         return F.pad(x, (left, right, top, bottom))
     if isinstance(layer, DepthToSpaceSpec):
         return depth_to_space(x, layer.block, layer.crop)
+    if isinstance(layer, ChannelShuffleSpec):
+        return shuffle_channels(x, layer.groups) if layer.views else F.channel_shuffle(x, layer.groups)
     assert isinstance(layer, ResizeSpec)
     how = {"mode": "bilinear", "align_corners": layer.align_corners} if layer.bilinear else {"mode": "nearest"}
     if layer.scale is not None:
@@ -87,6 +98,15 @@ def depth_to_space(x: torch.Tensor, block: tuple[int, int], crop: tuple[int, int
     return pixels.narrow(-2, top, height - top - bottom).narrow(-1, left, width - left - right)
 
 
+def shuffle_channels(x: torch.Tensor, groups: int, copies: bool = True) -> torch.Tensor:
+    """What `ChannelShuffleSpec` says where it was written as views: in contiguous memory.
+
+    Of groups of one channel, where it ``copies``; else these are views.
+    """
+    turned: torch.Tensor = x.unflatten(-3, (groups, x.shape[-3] // groups)).transpose(-4, -3)
+    return (turned.contiguous() if copies else turned).flatten(-4, -3)
+
+
 def normalized(layer: NormSpec, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """A group norm or layer norm, with the residual sum and the activation behind it."""
     x = inputs[0]
@@ -95,7 +115,8 @@ def normalized(layer: NormSpec, inputs: Sequence[torch.Tensor], parameters: Sequ
         y = F.group_norm(x, layer.groups, weight, bias, layer.eps)
     else:
         y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias, layer.eps).permute(0, 3, 1, 2)
-    return activated(layer.activation, layer.slope, y if layer.residual is None else y + inputs[1])
+    y = y if layer.residual is None else y + inputs[1]
+    return activated(layer.activation, layer.slope, y, slopes_of(layer, parameters))
 
 
 def _products(layer: ConvSpec, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:

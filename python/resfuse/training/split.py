@@ -55,6 +55,7 @@ class Block:
     statistics: tuple[Statistics, ...] = ()
     activation: str = "none"  # follows, on torch
     slope: float = 0.0
+    slopes: int | None = None  # of prelu: a place in the whole program's list
     factors: tuple[tuple[int, float], ...] = ()  # of `parameters`: places, and what they are multiplied by
     channel_scales: tuple[tuple[int, int], ...] = ()  # the same by channel: places in the whole program's list
 
@@ -161,13 +162,14 @@ def split(spec: ProgramSpec, batch_statistics: tuple[bool, ...]) -> tuple[Block,
             continue
         if isinstance(layer, ConvSpec) and layer.activation not in ("none", "relu"):
             close()
-            bare = dataclasses.replace(layer, activation="none")
+            bare = dataclasses.replace(layer, activation="none", slopes=None)
             whole = dataclasses.replace(spec, layers=(*spec.layers[:index], bare, *spec.layers[index + 1 :]))
             blocks.append(
                 dataclasses.replace(
                     _block(whole, [index], last_read, kept, batch_statistics),
                     activation=layer.activation,
                     slope=layer.slope,
+                    slopes=layer.slopes,
                 )
             )
             continue
