@@ -108,8 +108,9 @@ py::list describe_layers(const Plan& plan) {
         row["images_per_wave"] = plan.wave_images(l);
         row["output"] = py::make_tuple(layer.out_channels, out.h, out.w);
         const bool conv = layer.kind == LayerKind::conv;
-        const int pooled_in = plan.pooled_in(l);
-        row["algorithm"] = conv                                       ? plan.algorithms()[l]->name()
+        const int computed_in = plan.computed_in(l);
+        row["algorithm"] = computed_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(computed_in)].name
+                           : conv           ? plan.algorithms()[l]->name()
                            : layer.kind == LayerKind::max_pool        ? "max_pool"
                            : layer.kind == LayerKind::avg_pool        ? "avg_pool"
                            : layer.kind == LayerKind::affine          ? "elementwise"
@@ -121,8 +122,7 @@ py::list describe_layers(const Plan& plan) {
                            : layer.kind == LayerKind::channel_shuffle ? "channel_shuffle"
                            : layer.kind == LayerKind::group_norm      ? "group_norm"
                            : layer.kind == LayerKind::layer_norm      ? "layer_norm"
-                           : pooled_in >= 0 ? "in " + plan.layers()[static_cast<std::size_t>(pooled_in)].name
-                                            : "global_avg_pool";
+                                                                      : "global_avg_pool";
         row["packed_bytes"] = conv ? plan.algorithms()[l]->packed_bytes(layer, plan.program().kernels()) : 0;
         row["multiply_adds"] = conv ? plan.batch() * out.h * out.w * layer.out_channels * layer.window.kernel_h *
                                           layer.window.kernel_w * layer.group_in()

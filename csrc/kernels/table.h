@@ -73,6 +73,7 @@ struct KernelTable {
     WinogradKernels winograd[kWinogradKinds];  // F(2x2, 3x3), F(4x4, 3x3), F(4x4, 2x2) of the phases of stride 2
     void (*winograd_products)(const WinogradProductsArgs&);
     void (*winograd_row_input)(const WinogradRowInputArgs&);
+    void (*depthwise_row)(const DepthwiseRowArgs&);
 
     // Where direct products of bytes and in pairs want longer rows than narrow inputs have; else null.
     void (*join_windows)(const JoinWindowsArgs&);

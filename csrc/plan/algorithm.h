@@ -55,6 +55,17 @@ class ConvAlgorithm {
     virtual std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const = 0;
     virtual void pack(const PackCall& call) const = 0;
     virtual std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const = 0;
+
+    // Whether its step of `layer` can compute the layer before that as well, which `by` would compute and which alone
+    // it reads, and gains by that.
+    virtual bool expands(const StepContext&, std::size_t /*before*/, const ConvAlgorithm& /*by*/,
+                         std::size_t /*layer*/) const {
+        return false;
+    }
+    virtual std::unique_ptr<Step> make_expanded_step(const StepContext& context, std::size_t /*before*/,
+                                                     std::size_t layer) const {
+        return make_step(context, layer);
+    }
 };
 
 // All, the first that applies to a layer being the one that needs no reason. Defined by the room that holds them.

@@ -25,6 +25,8 @@ Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vec
     place_outputs(planes);
     find_views(buffers_, layers_);
     space_pixels();
+    find_readers();
+    find_expanded();
     segments_ = make_segments(traffic(), layouts_.size(), batch_, threads_);
     find_pooled();
     make_steps();
@@ -123,9 +125,12 @@ std::vector<LayerTraffic> Plan::traffic() const {
     std::vector<LayerTraffic> layers;
     for (std::size_t l = 0; l < layers_.size(); ++l) {
         const Layer& layer = layers_[l];
+        // What lies between two layers of one step stays in a thread's scratch.
+        const std::size_t read = expanded_by(l) >= 0 ? 0 : bytes(layer.input);
+        const std::size_t written = expanded_in_[l] >= 0 ? 0 : bytes(layer.output);
         layers.push_back({.out = extent(layer.output),
                           .weights = algorithms_[l] ? algorithms_[l]->packed_bytes(layer, program_->kernels()) : 0,
-                          .activations = bytes(layer.input) + bytes(layer.output) + bytes(layer.residual)});
+                          .activations = read + written + bytes(layer.residual)});
     }
     return layers;
 }
@@ -134,18 +139,43 @@ index_t Plan::wave_images(std::size_t layer) const {
     return segments_[segment_of(segments_, step_of_layer(layer))].images;
 }
 
-void Plan::find_pooled() {
-    std::vector<int> readers(buffers_.size(), 0);
+void Plan::find_readers() {
+    readers_.assign(buffers_.size(), 0);
     for (const Layer& layer : layers_)
-        for (const int number : layer.sources()) ++readers[static_cast<std::size_t>(number)];
-    for (const int output : program_->outputs()) ++readers[static_cast<std::size_t>(output)];
+        for (const int number : layer.sources()) ++readers_[static_cast<std::size_t>(number)];
+    for (const int output : program_->outputs()) ++readers_[static_cast<std::size_t>(output)];
+}
+
+// Layers that the step of the one behind them computes as well.
+void Plan::find_expanded() {
+    expanded_in_.assign(layers_.size(), -1);
+    const StepContext context{*program_, layers_, buffers_, pooled_, batch_, threads_};
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+        if (!algorithms_[l] || readers_[static_cast<std::size_t>(layers_[l].output)] != 1) continue;
+        for (std::size_t d = l + 1; d < layers_.size(); ++d)
+            if (layers_[d].input == layers_[l].output && algorithms_[d] &&
+                algorithms_[d]->expands(context, l, *algorithms_[l], d))
+                expanded_in_[l] = static_cast<int>(d);
+    }
+}
+
+int Plan::expanded_by(std::size_t layer) const {
+    const auto found = std::find(expanded_in_.begin(), expanded_in_.end(), static_cast<int>(layer));
+    return found == expanded_in_.end() ? -1 : static_cast<int>(found - expanded_in_.begin());
+}
+
+void Plan::find_pooled() {
     pooled_.assign(layers_.size(), nullptr);
     for (const Layer& pool : layers_) {
         const bool pools = pool.kind == LayerKind::max_pool || pool.kind == LayerKind::global_avg_pool;
-        if (!pools || readers[static_cast<std::size_t>(pool.input)] != 1) continue;
+        if (!pools || readers_[static_cast<std::size_t>(pool.input)] != 1) continue;
         for (std::size_t l = 0; l < layers_.size(); ++l)
             if (layers_[l].kind == LayerKind::conv && layers_[l].output == pool.input) pooled_[l] = &pool;
     }
+}
+
+int Plan::computed_in(std::size_t layer) const {
+    return expanded_in_[layer] >= 0 ? expanded_in_[layer] : pooled_in(layer);
 }
 
 int Plan::pooled_in(std::size_t layer) const {
@@ -166,7 +196,9 @@ void Plan::make_steps() {
 
 std::unique_ptr<Step> Plan::make_step(const StepContext& context, std::size_t l) const {
     const Layer& layer = layers_[l];
-    if (pooled_in(l) >= 0) return make_fused_away_step();
+    if (computed_in(l) >= 0) return make_fused_away_step();
+    if (const int expand = expanded_by(l); expand >= 0)
+        return algorithms_[l]->make_expanded_step(context, static_cast<std::size_t>(expand), l);
     if (layer.kind == LayerKind::affine) return make_affine_step(context, l);
     if (layer.kind == LayerKind::max_pool || layer.kind == LayerKind::avg_pool) return make_pool_step(context, l);
     if (layer.kind == LayerKind::global_avg_pool) return make_global_avg_pool_step(context, l);
@@ -202,8 +234,11 @@ void Plan::find_lifetimes() {
             touch(layer.output, step_of_layer(static_cast<std::size_t>(pooling)));
             continue;
         }
-        if (!steps_[step_of_layer(l)]->pools()) touch(layer.output, step_of_layer(l));
-        for (const int number : layer.sources()) touch(number, step_of_layer(l));
+        const std::size_t step = step_of_layer(expanded_in_[l] >= 0 ? static_cast<std::size_t>(expanded_in_[l]) : l);
+        const bool writes = expanded_in_[l] < 0 && !steps_[step]->pools();
+        if (writes) touch(layer.output, step);
+        for (const int number : layer.sources())
+            if (expanded_by(l) < 0) touch(number, step);
     }
     for (std::size_t b = 0; b < buffers_.size(); ++b) {
         if (!buffers_[b].is_view() || !lifetimes_[b].is_used()) continue;

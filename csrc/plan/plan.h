@@ -27,8 +27,8 @@ class Plan {
     bool input_dense(std::size_t input) const { return input_dense_[input]; }
     bool in_planes(std::size_t output) const { return in_planes_[output]; }
     Extent extent(int buffer) const { return buffers_[static_cast<std::size_t>(buffer)].extent; }
-    // The layer whose step pools as well, for a pooling layer that costs no step of its own; else -1.
-    int pooled_in(std::size_t layer) const;
+    // The layer whose step computes this one as well, for a layer that costs no step of its own; else -1.
+    int computed_in(std::size_t layer) const;
     // Images per wave of the segment that computes a layer.
     index_t wave_images(std::size_t layer) const;
 
@@ -47,7 +47,12 @@ class Plan {
     int add_external(int like, int input, int output);
     void space_pixels();
     std::vector<LayerTraffic> traffic() const;
+    void find_readers();
+    void find_expanded();
     void find_pooled();
+    int pooled_in(std::size_t layer) const;
+    // The layer before that a layer's step computes as well, or -1.
+    int expanded_by(std::size_t layer) const;
     StepContext context_of(std::size_t step) const;
     void make_steps();
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const;
@@ -68,6 +73,8 @@ class Plan {
     std::vector<bool> input_dense_;                 // per input
     std::vector<const ConvAlgorithm*> algorithms_;  // null: no convolution
     double stream_bytes_per_cycle_ = 0.0;
+    std::vector<int> readers_;          // per buffer; the caller is one of an output
+    std::vector<int> expanded_in_;      // per layer: the one behind it whose step computes it, or -1
     std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null
     std::vector<Layout> layouts_;       // steps 0 .. layouts - 1; layers follow
     std::vector<bool> in_planes_;       // per output

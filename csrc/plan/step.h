@@ -119,10 +119,7 @@ inline ActivationArgs activation_by_element(const Layer& layer, const float* slo
     if (!is_by_element(layer.activation)) return {Activation::none, 0.0f};
     return {layer.activation, layer.slope, slopes};
 }
-// What kernels apply before they round; of fp32 there is a pass of its own (activates_apart).
-inline ActivationArgs rounded_activation(const Layer& layer, const float* slopes) {
-    return layer.type == DType::fp32 ? ActivationArgs{Activation::none, 0.0f} : activation_by_element(layer, slopes);
-}
+// Whether products of bytes, or Winograd's transforms, leave the activation to a pass of its own.
 inline bool activates_apart(const Layer& layer) {
     return layer.type == DType::fp32 && is_by_element(layer.activation) && !(layer.is_int8() && activates_sums(layer));
 }

@@ -90,23 +90,19 @@ GemmArgs DirectStep::panel_args(Range panels, std::span<const index_t> segments,
     g.scale = scale(wave, panel * grid_.tile_cols);
     g.bias = bias(wave, panel * grid_.tile_cols);
     g.floor = activation_floor(layer_.activation);
-    g.activation = rounded_activation(layer_, wave.weights.slopes(index_, panel * grid_.tile_cols));
+    g.activation = activation(wave, panel * grid_.tile_cols);
     return g;
 }
 
 void DirectStep::multiply(const GemmArgs& g, index_t panel, DType type, const Wave& wave) const {
     const ElementKernels& kernels = kernels_of(wave.kernels, type);
-    if (layer_.is_int8()) {
-        const bool has_offset = layer_.reads->zero_point != wave.kernels.int8.taken_from_operands;
-        wave.kernels.int8.gemm(
-            {.product = g,
-             .offset = has_offset ? wave.weights.direct_offset(index_) + panel * grid_.tile_cols : nullptr,
-             .epilogue = int8_epilogue_});
-    } else {
-        operands_ == Operands::pairs ? kernels.pair_gemm(g) : kernels.gemm(g);
-    }
-    if (activates_apart(layer_))
-        kernels.activate({activation(wave, panel * grid_.tile_cols), g.c, g.rows, g.ldc, g.cols});
+    if (!layer_.is_int8()) return operands_ == Operands::pairs ? kernels.pair_gemm(g) : kernels.gemm(g);
+    const bool has_offset = layer_.reads->zero_point != wave.kernels.int8.taken_from_operands;
+    wave.kernels.int8.gemm(
+        {.product = g,
+         .offset = has_offset ? wave.weights.direct_offset(index_) + panel * grid_.tile_cols : nullptr,
+         .epilogue = int8_epilogue_});
+    if (activates_apart(layer_)) kernels.activate({g.activation, g.c, g.rows, g.ldc, g.cols});
 }
 
 void DirectStep::softmax(index_t image, const Wave& wave) const {

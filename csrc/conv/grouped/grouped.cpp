@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "conv/direct/direct.h"
+#include "conv/expanded/expanded_depthwise.h"
 #include "conv/pack.h"
 #include "conv/winograd/winograd.h"
 #include "machine/cpu.h"
@@ -88,6 +90,15 @@ class Grouped final : public ConvAlgorithm {
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
         return make_grouped_step(context, layer, *this);
+    }
+
+    bool expands(const StepContext& context, std::size_t before, const ConvAlgorithm& by,
+                 std::size_t layer) const override {
+        return &by == &direct() && can_expand(context, before, layer);
+    }
+    std::unique_ptr<Step> make_expanded_step(const StepContext& context, std::size_t before,
+                                             std::size_t layer) const override {
+        return make_expanded_depthwise_step(context, before, layer);
     }
 
   private:

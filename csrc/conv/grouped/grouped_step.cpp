@@ -55,16 +55,13 @@ class GroupedStep final : public ConvStep {
                                .residual = residual.data,
                                .residual_pixel = residual.pixel,
                                .floor = activation_floor(layer_.activation),
-                               .activation = rounded_activation(layer_, wave.weights.slopes(index_)),
+                               .activation = activation(wave),
                                .rows = static_cast<float*>(scratch)};
-        if (layer_.is_int8()) {
-            wave.kernels.int8.grouped({.grouped = args,
-                                       .type = wave.tensors[layer_.input].type,
-                                       .range = *layer_.reads,
-                                       .epilogue = int8_epilogue_});
-        } else {
-            (f2_ ? reads(wave).grouped_f2 : reads(wave).grouped)(args);
-        }
+        if (!layer_.is_int8()) return (f2_ ? reads(wave).grouped_f2 : reads(wave).grouped)(args);
+        wave.kernels.int8.grouped({.grouped = args,
+                                   .type = wave.tensors[layer_.input].type,
+                                   .range = *layer_.reads,
+                                   .epilogue = int8_epilogue_});
         if (activates_apart(layer_))
             writes(wave).activate({activation(wave, begin),
                                    y.at(image * y.image + rows.begin * out_.w * y.pixel + begin), rows.size() * out_.w,

@@ -143,6 +143,23 @@ inline Vec activated(const ActivationArgs& activation, Vec x, index_t channel) {
     return x;
 }
 
+// Of some channels from `channel` on.
+inline ActivationArgs from_channel(ActivationArgs activation, index_t channel) {
+    if (activation.slopes) activation.slopes += channel;
+    return activation;
+}
+
+// Several vectors at once, `apart` elements from one to the next.
+template <class E, class F>
+[[gnu::always_inline]] inline void activate_four(typename E::Storage* p, index_t apart, index_t channel, index_t step,
+                                                 const F& function) {
+    Vec v[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) v[j] = function(E::load(p + j * apart), channel + j * step);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) E::store(p + j * apart, v[j]);
+}
+
 template <class E>
 void activate(const ActivateArgs& g) {
     auto* p = static_cast<typename E::Storage*>(g.data);
@@ -153,19 +170,23 @@ void activate(const ActivateArgs& g) {
     const bool dense = g.pixel == g.channels && g.activation.slopes == nullptr;
     const index_t runs = dense ? 1 : g.pixels, n = dense ? g.pixels * g.channels : g.channels;
     with_activation(g.activation, [&](auto function) {
-        for (index_t run = 0; run < runs; ++run, p += g.pixel) {
+        index_t run = 0;
+        // Of few channels four pixels at once.
+        if (n < 4 * kVectorFloats)
+            for (; run + 4 <= runs; run += 4, p += 4 * g.pixel) {
+                index_t i = 0;
+                for (; i + kVectorFloats <= n; i += kVectorFloats) activate_four<E>(p + i, g.pixel, i, 0, function);
+                for (int j = 0; i < n && j < 4; ++j) {
+                    auto* const rest = p + j * g.pixel + i;
+                    E::store_first(rest, function(E::load_first(rest, n - i), i), n - i);
+                }
+            }
+        for (; run < runs; ++run, p += g.pixel) {
             index_t i = 0;
-            for (; i + 4 * kVectorFloats <= n; i += 4 * kVectorFloats) {
-                Vec v[4];
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j) v[j] = function(E::load(p + i + j * kVectorFloats), i + j * kVectorFloats);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j) E::store(p + i + j * kVectorFloats, v[j]);
-            }
-            for (; i < n; i += kVectorFloats) {
-                const index_t lanes = at_most(kVectorFloats, n - i);
-                E::store_first(p + i, function(E::load_first(p + i, lanes), i), lanes);
-            }
+            for (; i + 4 * kVectorFloats <= n; i += 4 * kVectorFloats)
+                activate_four<E>(p + i, kVectorFloats, i, kVectorFloats, function);
+            for (; i + kVectorFloats <= n; i += kVectorFloats) E::store(p + i, function(E::load(p + i), i));
+            if (i < n) E::store_first(p + i, function(E::load_first(p + i, n - i), i), n - i);
         }
     });
 }

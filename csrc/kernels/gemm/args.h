@@ -26,7 +26,7 @@ struct GemmArgs {
     const void* residual;  // addressed like c with ldr, or null
     index_t ldr;
     float floor;  // lower clamp of the epilogue: 0 for ReLU, -inf for none
-    // Of elements that are not fp32, whose every value is rounded once; fp32 ones are activated in a pass of their own.
+    // Of single elements: before they are rounded, of fp32 in a pass over what is in L1.
     ActivationArgs activation = {Activation::none, 0.0f};
     // Such rows of several lines, from one to the next so many elements apart: where the product takes lines (Units).
     index_t lines = 1;

@@ -367,6 +367,8 @@ inline void gemm_block(const GemmArgs& g, index_t begin, index_t end) {
                    .row_scale = P::form == Form::paired ? a + paired_pitch(reduction) - 1 : nullptr}};
         if constexpr (std::is_same_v<typename P::Element, Fp32>) {
             multiply_panel<P, Tile::results>(g, panel);
+            if (g.activation.kind != Activation::none)
+                activate<Fp32>({from_channel(g.activation, column), panel.to.c, panel.rows, g.ldc, panel.to.cols});
         } else {
             // Other types share the register tiles that leave sums in L1: one pass more over these.
             multiply_panel<Product<P::form, Fp32>, Tile::sums>(g, panel);

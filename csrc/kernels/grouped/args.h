@@ -26,9 +26,25 @@ struct GroupedArgs {
     const void* residual;  // or null
     index_t residual_pixel;
     float floor;
-    // Of elements that are not fp32, whose every value is rounded once; fp32 ones are activated in a pass of their own.
+    // Of single elements: before they are rounded, of fp32 in a pass over what is in L1.
     ActivationArgs activation = {Activation::none, 0.0f};
     float* rows;  // scratch: span of the kernel's rows x input columns with padding x vector_floats; not of F(2x2, 3x3)
+};
+
+// One row of outputs of a depthwise convolution, whose input lies in rows with padding.
+struct DepthwiseRowArgs {
+    const float* const* rows;  // that each row of the kernel reads, from the first output on
+    index_t pixel;             // floats between their pixels
+    WindowArgs window;
+    const float* weight;        // as GroupedArgs has them, from the first channel on
+    const float *scale, *bias;  // likewise
+    float floor;
+    ActivationArgs activation;
+    const float* residual;  // or null
+    index_t residual_pixel;
+    float* y;
+    index_t y_pixel;
+    index_t width, channels;
 };
 
 }  // namespace resfuse

@@ -62,6 +62,15 @@ class GroupedElements {
                 static_cast<Storage*>(g_.y) + first_pixel * g_.y_pixel + channel, g_.residual_pixel, g_.y_pixel};
     }
 
+    // What is left to do for some pixels that are written.
+    void finish(index_t first_pixel, index_t pixels, index_t channel, index_t lanes) const {
+        if constexpr (std::is_same_v<E, Fp32>)
+            if (g_.activation.kind != Activation::none)
+                activate<E>({from_channel(g_.activation, channel),
+                             static_cast<Storage*>(g_.y) + first_pixel * g_.y_pixel + channel, pixels, g_.y_pixel,
+                             lanes});
+    }
+
   private:
     const GroupedArgs& g_;
 };
@@ -142,6 +151,7 @@ void grouped_strip(const Maps& maps, const GroupedArgs& g, const RowRing& ring, 
         ox = tiles.template operator()<7>(ox);
         ox = tiles.template operator()<3>(ox);
         tiles.template operator()<1>(ox);
+        maps.finish(oy * g.out_width + cols.begin, cols.end - cols.begin, channel, lanes);
     }
 }
 

@@ -8,6 +8,7 @@
 
 #include "kernels/grouped/args.h"
 #include "kernels/grouped/group_products.h"
+#include "kernels/grouped/grouped.h"
 #include "kernels/winograd/points.h"
 
 namespace resfuse {
@@ -170,7 +171,12 @@ void grouped_f2_rows(const GroupedArgs& g, index_t oy, index_t channel) {
 template <class E, int Group>
 void grouped_f2_of(const GroupedArgs& g) {
     for (index_t c = g.channel_begin; c < g.channel_end; c += kVectorFloats)
-        for (index_t oy = g.out_row_begin; oy < g.out_row_end; oy += kOutRows) grouped_f2_rows<E, Group>(g, oy, c);
+        for (index_t oy = g.out_row_begin; oy < g.out_row_end; oy += kOutRows) {
+            grouped_f2_rows<E, Group>(g, oy, c);
+            const index_t rows = at_most(kOutRows, g.out_row_end - oy);
+            GroupedElements<E>(g).finish(oy * g.out_width, rows * g.out_width, c,
+                                         at_most(kVectorFloats, g.channels - c));
+        }
 }
 
 // Kernels of 3x3, stride 1, no dilation.

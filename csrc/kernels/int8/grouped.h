@@ -62,6 +62,8 @@ class GroupedBytes {
                 lanes};
     }
 
+    void finish(index_t, index_t, index_t, index_t) const {}
+
   private:
     static index_t size_of(DType type) { return type == DType::u8 ? 1 : 4; }
 

@@ -5,6 +5,7 @@
 #include "kernels/ceilings/read.h"
 #include "kernels/gemm/pack.h"
 #include "kernels/gemm/products.h"
+#include "kernels/grouped/depthwise_row.h"
 #include "kernels/isa/elements.h"
 #include "kernels/isa/halves.h"
 #include "kernels/isa/int8.h"
@@ -25,6 +26,7 @@ constexpr KernelTable make_table(const char* name, const HalfKernels& halves, co
         .winograd = {f2x2_kernels(), winograd_kernels<F4x4>(1), winograd_kernels<H4x4>(2)},
         .winograd_products = winograd_products,
         .winograd_row_input = winograd_row_input,
+        .depthwise_row = depthwise_row,
         .join_windows = bytes.join_windows,
         .pack_direct = pack_direct,
         .pack_winograd_rows = pack_winograd_rows,

@@ -1,0 +1,97 @@
+"""A 1x1 convolution and the depthwise one behind it, as one step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resfuse.engine.executor import Executor
+from resfuse.engine.spec import ConvSpec, LayerSpec, OutputSpec, ProgramSpec
+from tests.conftest import examples
+from tests.programs import check, isas, make_input
+
+ACTIVATIONS = ("none", "relu", "silu", "hardswish", "prelu")
+
+
+def program(
+    channels: int, wide: int, kernel: tuple[int, int], stride: tuple[int, int], pads: tuple[int, int, int, int],
+    activations: tuple[str, str] = ("relu", "relu"), residual: bool = False,
+) -> tuple[ProgramSpec, list[torch.Tensor]]:  # fmt: skip
+    generator = torch.Generator().manual_seed(channels * wide)
+
+    def parameter(*size: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(*size, generator=generator) * scale
+
+    slopes = [5 if activation == "prelu" else None for activation in activations]
+    layers: tuple[LayerSpec, ...] = (
+        ConvSpec("first", 0, 1, channels, channels, 0),
+        ConvSpec("expand", 1, 2, channels, wide, 1, 2, activation=activations[0], slopes=slopes[0]),
+        ConvSpec("depthwise", 2, 3, wide, wide, 3, 4, kernel_size=kernel, stride=stride, padding=pads, groups=wide,
+                 activation=activations[1], slopes=slopes[1]),
+        ConvSpec("project", 3, 4, wide, channels, 6, residual=1 if residual else None),
+    )  # fmt: skip
+    parameters = [
+        parameter(channels, channels, 1, 1, scale=channels**-0.5), parameter(wide, channels, 1, 1, scale=channels**-0.5),
+        parameter(wide), parameter(wide, 1, *kernel, scale=(kernel[0] * kernel[1]) ** -0.5), parameter(wide),
+        parameter(wide, scale=0.3), parameter(channels, wide, 1, 1, scale=wide**-0.5),
+    ]  # fmt: skip
+    return ProgramSpec((channels,), layers, (OutputSpec(4),)), parameters
+
+
+lengths = st.tuples(st.integers(1, 7), st.integers(1, 7))
+strides = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(isas, st.data())
+def test_any_window(isa: str, data: st.DataObject) -> None:
+    channels = data.draw(st.integers(1, 20))
+    wide = data.draw(st.integers(channels + 1, 90))
+    kernel, stride = data.draw(lengths), data.draw(strides)
+    pads = tuple(data.draw(st.integers(0, length)) for length in (*kernel, *kernel))
+    height, width = data.draw(st.integers(kernel[0], 12)), data.draw(st.integers(14, 40))
+    activations = data.draw(st.tuples(st.sampled_from(ACTIVATIONS), st.sampled_from(ACTIVATIONS)))
+    spec, parameters = program(channels, wide, kernel, stride, pads, activations)  # type: ignore[arg-type]
+    batch = data.draw(st.integers(1, 3))
+    layout = data.draw(st.sampled_from(["contiguous", "channels_last"]))
+    x = make_input((batch, channels, height, width), layout, torch.Generator().manual_seed(0))
+    check(spec, isa, [x], parameters)
+    executor = Executor(spec, isa)
+    plan = executor.plan([x])
+    assert plan.layers()[1]["algorithm"] == "in depthwise"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+def test_same_bits_with_any_number_of_threads(isa: str, threads: int) -> None:
+    spec, parameters = program(8, 70, (3, 3), (1, 1), (1, 1, 1, 1), residual=True)
+    x = torch.randn(1, 8, 28, 30, generator=torch.Generator().manual_seed(1))
+    executor, before = Executor(spec, isa), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        (want,) = executor.run([x], parameters)
+        torch.set_num_threads(threads)
+        (got,) = executor.run([x], parameters)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got, want)
+
+
+def test_is_apart_where_others_read_what_lies_between(isa: str) -> None:
+    spec, parameters = program(8, 70, (3, 3), (1, 1), (1, 1, 1, 1))
+    spec = spec.with_outputs((OutputSpec(4), OutputSpec(2)))
+    x = torch.randn(1, 8, 20, 30)
+    check(spec, isa, [x], parameters)
+    assert Executor(spec, isa).plan([x]).layers()[1]["algorithm"] != "in depthwise"
+
+
+def test_values_that_are_not_finite(isa: str) -> None:
+    """Pixels beyond the window's reach stay as they are: what lies behind channels and rows does not leak."""
+    spec, parameters = program(3, 5, (3, 3), (1, 1), (1, 1, 1, 1))
+    x = torch.randn(1, 3, 14, 18)
+    x[0, 1, 7, 9] = float("nan")
+    (y,) = Executor(spec, isa).run([x], parameters)
+    reached = torch.zeros(14, 18, dtype=torch.bool)
+    reached[6:9, 8:11] = True
+    assert y[0, 0].isnan().equal(reached)
