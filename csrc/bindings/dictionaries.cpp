@@ -3,7 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
+#include <optional>
 #include <tuple>
+#include <unordered_map>
 #include <vector>
 
 #include "bindings/register.h"
@@ -11,6 +14,18 @@
 namespace py = pybind11;
 
 namespace {
+
+// A dictionary changes its version whenever one of its items is set or deleted (PEP 509). None: later Pythons do not
+// tell.
+using Version = std::optional<std::uint64_t>;
+Version version_of(PyObject* dictionary) {
+#if PY_VERSION_HEX < 0x030C0000
+    return reinterpret_cast<PyDictObject*>(dictionary)->ma_version_tag;
+#else
+    (void)dictionary;
+    return {};
+#endif
+}
 
 // All objects are borrowed: the caller keeps them alive.
 struct Item {
@@ -34,11 +49,50 @@ void fetch_keys(PyObject* dictionary) {
     for (int line = 0; line < 3; ++line) __builtin_prefetch(keys + 64 * line);
 }
 
-bool hold(const std::vector<Item>& items) {
-    for (const Item& item : items)
-        if (find(item) != item.value) return false;
-    return true;
-}
+// Items and what they have to be, by their dictionaries.
+class Items {
+  public:
+    void add(PyObject* dictionary, PyObject* key, PyObject* value) {
+        const auto [found, is_new] = places_.try_emplace(dictionary, dictionaries_.size());
+        if (is_new) dictionaries_.push_back({dictionary, {}, {}});
+        dictionaries_[found->second].items.push_back({dictionary, key, value});
+    }
+
+    void fetch() const {
+        for (const Dictionary& each : dictionaries_) __builtin_prefetch(each.dictionary);
+    }
+
+    // Dictionaries in which nothing was set since all their items were right are not looked into.
+    bool hold() {
+        for (const Dictionary& each : dictionaries_)
+            if (!is_as_before(each)) {
+                fetch_keys(each.dictionary);
+                for (const Item& item : each.items) __builtin_prefetch(item.key);
+            }
+        for (Dictionary& each : dictionaries_) {
+            if (is_as_before(each)) continue;
+            const Version version = version_of(each.dictionary);
+            for (const Item& item : each.items)
+                if (find(item) != item.value) return false;
+            each.right_at = version;
+        }
+        return true;
+    }
+
+  private:
+    struct Dictionary {
+        PyObject* dictionary;
+        std::vector<Item> items;
+        Version right_at;  // the version at which all items were right
+    };
+
+    static bool is_as_before(const Dictionary& each) {
+        return each.right_at.has_value() && each.right_at == version_of(each.dictionary);
+    }
+
+    std::vector<Dictionary> dictionaries_;
+    std::unordered_map<PyObject*, std::size_t> places_;
+};
 
 // A class changes its version when one of its attributes, or of its bases' attributes, is set. 0: it has none.
 unsigned version_of(PyTypeObject* type) {
@@ -77,9 +131,9 @@ class StateWatch {
   public:
     StateWatch(const Held& held, const Absent& absent, const Pairs& contents, const Pairs& types, const Pairs& cells,
                const std::vector<py::dict>& empty, const Held& usual) {
-        for (const auto& [dictionary, key, value] : held) held_.push_back({dictionary.ptr(), key.ptr(), value.ptr()});
-        for (const auto& [dictionary, key] : absent) held_.push_back({dictionary.ptr(), key.ptr(), nullptr});
-        for (const auto& [dictionary, key, value] : usual) usual_.push_back({dictionary.ptr(), key.ptr(), value.ptr()});
+        for (const auto& [dictionary, key, value] : held) held_.add(dictionary.ptr(), key.ptr(), value.ptr());
+        for (const auto& [dictionary, key] : absent) held_.add(dictionary.ptr(), key.ptr(), nullptr);
+        for (const auto& [dictionary, key, value] : usual) usual_.add(dictionary.ptr(), key.ptr(), value.ptr());
         for (const auto& [container, wanted] : contents) add_contents(container, wanted);
         for (const auto& [object, dictionary] : types)
             objects_.push_back({object.ptr(), Py_TYPE(object.ptr()), dictionary.ptr()});
@@ -101,11 +155,10 @@ class StateWatch {
     }
 
     // 0: something is another object than it was; 1: all holds; 2: the usual items hold as well.
-    int check() const {
-        for (const Item& item : held_) fetch(item);
+    int check() {
+        held_.fetch();
         for (PyObject* const dictionary : empty_) __builtin_prefetch(dictionary);
         for (const Object& object : objects_) __builtin_prefetch(object.object);
-        for (const Item& item : held_) fetch_keys(item.dictionary);
         for (const auto& [type, version] : versions_)
             if (version == 0 || version_of(type) != version) return 0;
         for (PyObject* const dictionary : empty_)
@@ -116,8 +169,8 @@ class StateWatch {
             if (PyCell_GET(cell) != value) return 0;
         for (const Contents& contents : contents_)
             if (!::holds(contents)) return 0;
-        if (!hold(held_)) return 0;
-        return hold(usual_) ? 2 : 1;
+        if (!held_.hold()) return 0;
+        return usual_.hold() ? 2 : 1;
     }
 
   private:
@@ -150,7 +203,7 @@ class StateWatch {
         contents_.push_back(std::move(contents));
     }
 
-    std::vector<Item> held_, usual_;
+    Items held_, usual_;
     std::vector<Contents> contents_;
     std::vector<Object> objects_;
     std::vector<std::pair<PyTypeObject*, unsigned>> versions_;

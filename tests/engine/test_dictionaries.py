@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resfuse import _core
 
@@ -135,3 +137,50 @@ def test_keys_of_other_types_and_what_is_no_dictionary() -> None:
         make_watch(held=[([], "a", 1)])
     with pytest.raises(TypeError, match="unhashable"):
         _core.DictReader([(values, [])]).values()
+
+
+KEYS = ("a", "b", "c", "d")
+values = st.sampled_from([None, 1, "x", (), 2.5])
+items = st.dictionaries(st.sampled_from(KEYS), values, max_size=4)
+
+
+@given(st.lists(items, min_size=1, max_size=3), st.lists(st.tuples(st.integers(0, 2), st.sampled_from(KEYS), st.one_of(st.just("del"), values)), max_size=12))  # fmt: skip
+def test_every_change_is_seen(dictionaries: list[dict[str, Any]], changes: list[tuple[int, str, Any]]) -> None:
+    before = [dict(d) for d in dictionaries]
+    held = [(d, k, v) for d in dictionaries for k, v in d.items()]
+    absent = [(d, k) for d in dictionaries for k in KEYS if k not in d]
+    watch = make_watch(held=held, absent=absent)
+    usual = make_watch(usual=held)
+    assert watch.check() == 2
+    for place, key, value in changes:
+        dictionary = dictionaries[place % len(dictionaries)]
+        if value == "del":
+            dictionary.pop(key, None)
+        else:
+            dictionary[key] = value
+        same = all(
+            d.keys() == b.keys() and all(d[k] is b[k] for k in b) for d, b in zip(dictionaries, before, strict=True)
+        )
+        kept = all(k in d and d[k] is v for d, k, v in held)
+        assert watch.check() == (2 if same else 0)
+        assert usual.check() == (2 if kept else 1)
+
+
+def test_attributes_of_instances() -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.flag = True
+
+    holder = Holder()
+    watch = make_watch(held=[(vars(holder), "flag", True)], absent=[(vars(holder), "forward")])
+    for _ in range(3):  # by specialised bytecode, too
+        for _ in range(20):
+            assert watch.check() == 2
+            holder.flag = True
+        holder.flag = False
+        assert watch.check() == 0
+        holder.flag = True
+        holder.forward = 1  # type: ignore[attr-defined]
+        assert watch.check() == 0
+        del holder.forward  # type: ignore[attr-defined]
+        assert watch.check() == 2

@@ -159,9 +159,10 @@ class BoundProgram:
         if autocast is None:
             if parameters and parameters[0].dtype is not inputs[0].dtype:
                 return f"inputs are of {inputs[0].dtype}, parameters of {parameters[0].dtype}"
-            real = [p for i, p in enumerate(parameters) if i not in self._other_types]
-            if torch.compiler.is_compiling() and not all([p.dtype is real[0].dtype for p in real]):
-                return "its parameters are of several types"
+            if torch.compiler.is_compiling():  # else weights are looked at when they are packed
+                real = [p for i, p in enumerate(parameters) if i not in self._other_types]
+                if not all([p.dtype is real[0].dtype for p in real]):
+                    return "its parameters are of several types"
             return None
         if autocast not in DTYPES or not all([p.dtype is torch.float32 for p in parameters]):
             return f"autocast to {autocast} of parameters that are not float32"
