@@ -10,7 +10,9 @@ namespace {
 
 // Shares of the peak rate of fused multiply-adds that the kernels reach; measured.
 constexpr double kGemmEfficiency = 0.9;
-constexpr double kOneVectorEfficiency = 0.65;  // loads are the bottleneck there, and the reduction is short
+// Of panels of one vector: loads are the bottleneck there, and register tiles of few rows wait for their sums.
+constexpr double kOneVectorEfficiency = 0.65, kOneVectorOfFewRowsEfficiency = 0.45;
+constexpr int kFewRows = 8;
 
 }  // namespace
 
@@ -21,8 +23,9 @@ double cycles_of(double compute, double bytes, double bytes_per_cycle, double no
 
 double product_cycles(double rows, index_t depth, index_t columns, const KernelTable& kernels) {
     const index_t vectors = ceil_div(columns, kernels.vector_floats);
+    const double one = kernels.tile_rows < kFewRows ? kOneVectorOfFewRowsEfficiency : kOneVectorEfficiency;
     return rows * static_cast<double>(depth * vectors) /
-           (multiply_adds_per_cycle(kernels.vector_floats) * (vectors == 1 ? kOneVectorEfficiency : kGemmEfficiency));
+           (multiply_adds_per_cycle(kernels.vector_floats) * (vectors == 1 ? one : kGemmEfficiency));
 }
 
 double streamed_bytes(const ConvAlgorithm& algorithm, const ConvCall& call) {

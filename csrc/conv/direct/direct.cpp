@@ -16,6 +16,13 @@ namespace resfuse {
 
 namespace {
 
+// Groups multiply one row of an image at a time: so many rows of register tiles for one that has results.
+double row_share(const ConvCall& call) {
+    if (call.layer.groups == 1 || call.layer.is_int8()) return 1.0;
+    const index_t tile = call.kernels.tile_rows;
+    return static_cast<double>(ceil_div(call.out.w, tile) * tile) / static_cast<double>(call.out.w);
+}
+
 class Direct final : public ConvAlgorithm {
   public:
     const char* name() const override { return "direct"; }
@@ -30,7 +37,7 @@ class Direct final : public ConvAlgorithm {
         const double pixels = static_cast<double>(call.batch * call.out.h * call.out.w * layer.groups);
         const index_t depth = panel_grid(layer, call.kernels).reduction;
         const double terms = layer.is_int8() ? call.kernels.int8.units.terms : 1.0;
-        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels) / terms,
+        return cycles_of(product_cycles(pixels, depth, layer.group_out(), call.kernels) * row_share(call) / terms,
                          streamed_bytes(*this, call), call.bytes_per_cycle);
     }
 

@@ -12,10 +12,12 @@ namespace resfuse {
 
 namespace {
 
-// Cycles a vector of a pixel's channels: its operands, where they stay in L2 and where they are so many that they do
-// not, and its sums; measured.
-constexpr double kOperandCycles = 5.5, kFarOperandCycles = 50.0;
-constexpr double kSumCycles = 6.0;
+// Cycles a vector of a pixel's channels: its operands, where they stay in L2, where they are so many that they do not,
+// and where pixels are so few that threads share out the weights and read each other's operands; and its sums. Measured
+// on Emerald Rapids.
+constexpr double kOperandCycles = 12.0, kFarOperandCycles = 50.0, kSharedOperandCycles = 40.0;
+constexpr double kSumCycles = 4.0;
+constexpr double kFewTiles = 8.0;  // of pairs, which are few then
 
 // The pairs of pixels whose operands are a share of L2.
 index_t pairs_in_l2(const Layer& layer, double share) {
@@ -44,10 +46,12 @@ class Strassen final : public BalancedAlgorithm {
         const double products = static_cast<double>(kStrassenProducts) *
                                 product_cycles(pairs, layer.in_channels / 2, layer.out_channels / 2, kernels);
         const bool near = kFewestStrassenTiles * kernels.tile_rows <= pairs_in_l2(layer, 0.6);
+        // Of strided ones direct products copy every pixel.
+        const bool shared = layer.window.is_pointwise() && pairs <= kFewTiles * kernels.tile_rows;
+        const double operand = !near ? kFarOperandCycles : shared ? kSharedOperandCycles : kOperandCycles;
         const double transforms =
             2.0 * pairs / kernels.vector_floats *
-            ((near ? kOperandCycles : kFarOperandCycles) * static_cast<double>(layer.in_channels) +
-             kSumCycles * static_cast<double>(layer.out_channels));
+            (operand * static_cast<double>(layer.in_channels) + kSumCycles * static_cast<double>(layer.out_channels));
         return cycles_of(products + transforms, streamed_bytes(*this, call), call.bytes_per_cycle);
     }
 

@@ -30,6 +30,16 @@ WinogradTiles winograd_tiles(const WinogradKernels& winograd, Extent out) {
     tiles.sums = rows * cols;
     tiles.products =
         (rows + products(tiles.rows, tiles.edge_row, 1)) * (cols + products(tiles.cols, tiles.edge_col, 1));
+    const auto calls = [&](index_t count, int kind) {  // tiles of one kind together
+        index_t sum = 0;
+        for (const int odd : {0, 1}) {
+            const WinogradPoints& points = winograd.kind_points[odd];
+            if (kind == 0 || count > 1) sum += std::popcount(points[0]);
+            if (kind != 0) sum += std::popcount(points[static_cast<std::size_t>(kind)]);
+        }
+        return sum;
+    };
+    tiles.calls = calls(tiles.rows, tiles.edge_row) * calls(tiles.cols, tiles.edge_col);
     return tiles;
 }
 

@@ -13,6 +13,7 @@ struct WinogradTiles {
     int edge_row = 0, edge_col = 0;  // kind of the last row and column; 0: like the others
     index_t products = 0;            // of all tiles and phases
     index_t sums = 0;                // of all phases' products
+    index_t calls = 0;               // products of matrices that compute them, for each panel of weights
     index_t per_image() const { return rows * cols; }
     bool has_edges() const { return edge_row != 0 || edge_col != 0; }
 };

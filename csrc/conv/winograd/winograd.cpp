@@ -19,11 +19,15 @@ constexpr double kInt8TransformOperations = 4.0;  // words, on the way in
 // and what the split form streams entirely. Measured with VNNI.
 constexpr double kInt8Efficiency = 0.75, kInt8NotHidden = 0.4, kInt8NotHiddenSplit = 1.0;
 
+// Of a product of some tiles with a panel of weights: beginning it, and rows that fill no register tile; measured.
+constexpr double kCallCycles = 60.0;
+
 // What its products and transforms cost.
 struct WinogradRates {
     double terms;                 // of a product (Units)
     double transform_operations;  // as above
     double not_hidden;            // as cycles_of takes it
+    double call_cycles = 0.0;     // of a product with a panel of weights
 };
 
 // Of real numbers.
@@ -51,10 +55,12 @@ class Winograd : public ConvAlgorithm {
         const double transforms =
             static_cast<double>(call.batch * (tiles.products * layer.in_channels + tiles.sums * layer.out_channels)) *
             cost.transform_operations / call.kernels.vector_floats;
+        const index_t blocks = ceil_div(call.batch * tiles.per_image(), schedule.blocking.block);
+        const double calls = static_cast<double>(blocks * tiles.calls * panel_grid(layer, call.kernels).total);
         return cycles_of(product_cycles(products * static_cast<double>(layer.groups), layer.group_in(),
                                         layer.group_out(), call.kernels) /
                                  cost.terms +
-                             transforms,
+                             transforms + calls * cost.call_cycles,
                          schedule.traffic, call.bytes_per_cycle, cost.not_hidden);
     }
 
@@ -80,7 +86,9 @@ class Winograd : public ConvAlgorithm {
 
   protected:
     // Of the fused form, or the split one (WinogradBlocking).
-    virtual WinogradRates rates(const KernelTable&, bool) const { return {1.0, kTransformOperations, kNotHidden}; }
+    virtual WinogradRates rates(const KernelTable&, bool) const {
+        return {1.0, kTransformOperations, kNotHidden, kCallCycles};
+    }
 
   private:
     const char* name_;
