@@ -102,6 +102,8 @@ def _layer(layer: LayerSpec, buffers: list[torch.Tensor], parameters: Sequence[t
 def _activated(layer: ConvSpec | AffineSpec | NormSpec, y: torch.Tensor, slopes: torch.Tensor | None) -> torch.Tensor:
     if slopes is not None:
         return F.prelu(y, slopes)
+    if layer.bounds is not None:
+        return torch.clamp(y, *layer.bounds)
     if layer.activation in ("leaky_relu", "elu"):
         return (F.leaky_relu if layer.activation == "leaky_relu" else F.elu)(y, layer.slope)
     return ACTIVATIONS[layer.activation](y)

@@ -117,7 +117,7 @@ inline float activation_floor(Activation activation) {
 // A layer's activation, unless a clamp is all of it; `slopes` are prelu's, of some channels.
 inline ActivationArgs activation_by_element(const Layer& layer, const float* slopes) {
     if (!is_by_element(layer.activation)) return {Activation::none, 0.0f};
-    return {layer.activation, layer.slope, slopes};
+    return {layer.activation, layer.slope, slopes, layer.upper};
 }
 // Whether products of bytes, or Winograd's transforms, leave the activation to a pass of its own.
 inline bool activates_apart(const Layer& layer) {

@@ -59,9 +59,9 @@ void require_addressable(std::initializer_list<index_t> shape, const std::string
 }
 
 Activation parse_activation(const std::string& name) {
-    constexpr std::array<const char*, 14> names = {"none",      "relu", "tanh",       "sigmoid", "softmax",
-                                                   "silu",      "gelu", "leaky_relu", "relu6",   "hardsigmoid",
-                                                   "hardswish", "mish", "elu",        "prelu"};
+    constexpr std::array<const char*, 16> names = {"none", "relu",       "tanh",  "sigmoid",     "softmax",   "silu",
+                                                   "gelu", "leaky_relu", "relu6", "hardsigmoid", "hardswish", "mish",
+                                                   "elu",  "prelu",      "clamp", "hardtanh"};
     std::string wanted;
     for (std::size_t i = 0; i < names.size(); ++i) {
         if (name == names[i]) return static_cast<Activation>(i);

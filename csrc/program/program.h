@@ -105,7 +105,8 @@ struct Layer {
     index_t out_channels = 0;
     index_t groups = 1;
     Activation activation = Activation::none;
-    float slope = 0.0f;                 // of leaky_relu; elu's alpha; prelu's are parameters
+    float slope = 0.0f;                 // of leaky_relu; elu's alpha; clamp's lower bound; prelu's are parameters
+    float upper = 0.0f;                 // bound of clamp
     bool counts_padding = false;        // of an average pool: as zeros
     float eps = 0.0f;                   // of a group norm (of `groups`) or layer norm
     DType input_type = DType::fp32;     // of its input's elements

@@ -26,7 +26,7 @@ inline float residual_factor(const Program& program, const Layer& layer) {
 
 inline OutputArgs output_args(const Program& program, const Layer& layer) {
     OutputArgs output{.type = layer.type, .low = -__builtin_inff(), .high = __builtin_inff()};
-    if (activates_sums(layer)) output.activation = {layer.activation, layer.slope};
+    if (activates_sums(layer)) output.activation = {layer.activation, layer.slope, nullptr, layer.upper};
     if (layer.type == DType::u8) {
         const Quantization& range = program.range(layer.output);
         output.low = static_cast<float>(-range.zero_point);

@@ -50,16 +50,31 @@ std::optional<BatchNormPlaces> read_batch_norm(Fields& fields) {
     return places;
 }
 
+// Of clamp; null stands for none.
+void read_bounds(Fields& fields, Layer& layer) {
+    const Json& json = fields["bounds"];
+    const std::string what = fields.name("bounds");
+    if (!json.is_array() || json.size() != 2) refuse(what, "a lower and an upper bound");
+    layer.slope = json[0].is_null() ? -__builtin_inff() : read_value<float>(json[0], what);
+    layer.upper = json[1].is_null() ? __builtin_inff() : read_value<float>(json[1], what);
+    if (layer.slope == 0.0f && layer.upper == __builtin_inff()) layer.activation = Activation::relu;
+}
+
 // What all layers have that compute something.
 Layer begin(Fields& fields, const std::string& name, LayerPlaces& places) {
     Layer layer{.kind = LayerKind::conv, .name = name, .input = fields.get<int>("input"), .output = -1, .window = {}};
     layer.activation = parse_activation(fields.get<std::string>("activation"));
     layer.slope = fields.get<float>("slope");
     layer.residual = fields.maybe<int>("residual").value_or(-1);
-    // Files of before there was prelu have no such field.
+    // Files of before there were prelu and clamp have no such fields.
     if (fields.has("slopes")) places.slopes = read_place(fields, "slopes");
     if (places.slopes.has_value() != (layer.activation == Activation::prelu))
         refuse(fields.name("slopes"), "the place of a parameter for the activation prelu, null for others");
+    const bool clamps = layer.activation == Activation::clamp || layer.activation == Activation::hardtanh;
+    if (clamps != (fields.has("bounds") && !fields["bounds"].is_null()))
+        refuse(fields.name("bounds"),
+               "a lower and an upper bound for the activations clamp and hardtanh, null for others");
+    if (clamps) read_bounds(fields, layer);
     return layer;
 }
 

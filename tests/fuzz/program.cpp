@@ -60,10 +60,11 @@ Window make_winograd_window(Bytes& bytes) {
     return w;
 }
 
-// Of leaky ReLUs every second one has slopes by channel.
+// Of leaky ReLUs every second one has slopes by channel, of ReLU6 every second one is another clamp.
 Activation any_activation(Bytes& bytes, const Program& program) {
     const auto activation = static_cast<Activation>(bytes.between(0, 12));
     const bool by_channel = activation == Activation::leaky_relu && program.layers().size() % 2 == 1;
+    if (activation == Activation::relu6 && program.layers().size() % 2 == 1) return Activation::clamp;
     return by_channel ? Activation::prelu : activation;
 }
 
@@ -129,6 +130,7 @@ void add_layer(Bytes& bytes, Program& program) {
         layer.eps = 1e-3f;
         layer.activation = any_activation(bytes, program);
         layer.slope = 0.1f;
+        layer.upper = 0.7f;
         if (kind == 12) return void(program.add_layer_norm(std::move(layer)));
         layer.groups = bytes.wild(1, 4);
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
@@ -139,6 +141,7 @@ void add_layer(Bytes& bytes, Program& program) {
         if (bytes.flag()) layer.residual = any_buffer(bytes, program);
         layer.activation = any_activation(bytes, program);
         layer.slope = 0.1f;
+        layer.upper = 0.7f;
         program.add_affine(std::move(layer));
     }
 }

@@ -35,6 +35,9 @@ double activated(const Layer& layer, const LayerWeights& weights, index_t channe
             return x > 0 ? x : static_cast<double>(layer.slope) * std::expm1(x);
         case Activation::prelu:
             return x > 0 ? x : x * weights.slopes[static_cast<std::size_t>(channel)];
+        case Activation::clamp:
+        case Activation::hardtanh:
+            return std::min(std::max(x, static_cast<double>(layer.slope)), static_cast<double>(layer.upper));
         case Activation::none:
         case Activation::softmax:
             return x;

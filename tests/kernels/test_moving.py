@@ -31,7 +31,8 @@ from tests.conftest import examples
 from tests.programs import LAYOUTS, check, isas, make_input
 from tests.reference import assert_accurate, run_reference
 
-ACTIVATIONS = ("none", "relu", "silu", "hardswish", "leaky_relu", "prelu")
+ACTIVATIONS = ("none", "relu", "silu", "hardswish", "leaky_relu", "prelu", "clamp", "hardtanh")
+BOUNDS = ((-0.5, 0.5), (None, 0.3), (0.1, None), (-1.0, 2.5), (0.4, 0.2))
 BLOCKS = ((1, 1), (2, 2), (1, 2), (3, 1), (2, 3))  # of a depth_to_space
 Extent = tuple[int, int]
 
@@ -90,6 +91,7 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
         alike = [i for i in range(b.next) if b.extents[i] == b.extents[source]]
         same = [None, *(i for i in alike if b.channels[i] == channels)]
         activation = draw(st.sampled_from(ACTIVATIONS))
+        bounds = draw(st.sampled_from(BOUNDS)) if activation in ("clamp", "hardtanh") else None
         if kind == "conv":
             kernel = draw(st.sampled_from([(1, 1), (3, 3)]))
             grouped = draw(st.integers(0, 3)) == 0
@@ -101,7 +103,7 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
             layer: LayerSpec = ConvSpec(
                 "conv", source, b.next, channels, out, weight, b.parameter(out), kernel_size=kernel, groups=groups,
                 padding=(kernel[0] // 2,) * 4, activation=activation, residual=residual, slope=0.2, channel_scale=scale,
-                slopes=b.slopes(activation, out),
+                slopes=b.slopes(activation, out), bounds=bounds,
             )  # fmt: skip
             b.add(layer, out, (height, width))
         elif kind == "concat":
@@ -149,7 +151,7 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
         elif kind == "affine":
             residual, product, scale = draw(st.sampled_from(same)), draw(st.sampled_from(same)), b.parameter(channels)
             layer = AffineSpec("affine", source, b.next, residual=residual, activation=activation, slope=0.2,
-                               channel_scale=scale, product=product, slopes=b.slopes(activation, channels))  # fmt: skip
+                               channel_scale=scale, product=product, slopes=b.slopes(activation, channels), bounds=bounds)  # fmt: skip
             b.add(layer, channels, (height, width))
         elif kind == "norm" and channels > 1:
             groups = draw(st.sampled_from([0, *(g for g in (1, 2, 4) if channels % g == 0 and channels // g > 1)]))
@@ -157,7 +159,7 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
             places = draw(st.sampled_from([(None, None), (b.parameter(channels), b.parameter(channels))]))
             # A large epsilon: what is divided by a deviation near zero has no digits left in fp32 either.
             layer = NormSpec("norm", source, b.next, *places, 0.5, groups, residual, activation, 0.2,
-                             b.slopes(activation, channels))  # fmt: skip
+                             b.slopes(activation, channels), bounds)  # fmt: skip
             b.add(layer, channels, (height, width))
     if not b.layers:
         b.add(SliceSpec("slice", 0, b.next, 0, 1), 1, extent)

@@ -106,6 +106,7 @@ template <class F>
 inline void with_activation(const ActivationArgs& activation, F f) {
     const Vec slope = broadcast(activation.slope);
     const float* const slopes = activation.slopes;
+    const Vec upper = broadcast(activation.upper);
     switch (activation.kind) {
         case Activation::silu:
             return f([](Vec x, index_t) { return x * sigmoid(x); });
@@ -130,6 +131,13 @@ inline void with_activation(const ActivationArgs& activation, F f) {
             return f([](Vec x, index_t) { return x * relu6(x + 3.0f) * (1.0f / 6); });
         case Activation::mish:
             return f([](Vec x, index_t) { return mish(x); });
+        case Activation::clamp:
+        case Activation::hardtanh:
+            return f(
+                [slope, upper](Vec x, index_t) {  // NaN stays NaN; of bounds in the wrong order the upper one holds
+                    const Vec above = x < slope ? slope : x;
+                    return above > upper ? upper : above;
+                });
         case Activation::elu:
             return f([slope](Vec x, index_t) { return x > 0.0f ? x : slope * exp_minus_one(x); });
         default:

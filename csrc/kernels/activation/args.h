@@ -20,13 +20,16 @@ enum class Activation : int {
     hardswish,
     mish,
     elu,
-    prelu
+    prelu,
+    clamp,
+    hardtanh  // likewise; torch's gradient differs
 };
 
 struct ActivationArgs {
     Activation kind;
-    float slope;                    // of leaky_relu; elu's alpha
+    float slope;                    // of leaky_relu; elu's alpha; clamp's lower bound
     const float* slopes = nullptr;  // of prelu: by channel, with a vector's room behind the last one
+    float upper = 0.0f;             // bound of clamp
 };
 
 // In place, of some channels of pixels `pixel` elements apart.

@@ -15,6 +15,8 @@ from typing import Any
 
 # Scale and zero point: a byte q stands for (q - zero point) * scale.
 Range = tuple[float, int]
+# Of clamp and hardtanh: the lower and the upper one; None: there is none.
+Bounds = tuple[float | None, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ class ConvSpec:
     factor: float = 1.0
     slope: float = 0.0  # of leaky_relu; elu's alpha
     slopes: int | None = None  # the place of prelu's: one for each channel, or one for all
+    bounds: Bounds | None = None
     channel_scale: int | None = None
     kind: str = "conv"
 
@@ -125,7 +128,8 @@ class AffineSpec:
     ``gate`` is a buffer of one pixel, as squeeze-and-excitation makes it; the gate excludes batch norm, factor and
     ``channel_scale``, the place of a parameter that multiplies by channel. ``product`` is a buffer of the output's size
     that multiplies before the residual is added.
-    ``slope`` is leaky_relu's, and elu's alpha, ``slopes`` the place of prelu's.
+    ``slope`` is leaky_relu's, and elu's alpha, ``slopes`` the place of prelu's, ``bounds`` are
+    those of clamp and hardtanh.
     """
 
     name: str
@@ -137,6 +141,7 @@ class AffineSpec:
     activation: str = "none"
     slope: float = 0.0
     slopes: int | None = None
+    bounds: Bounds | None = None
     writes: Range | None = None
     factor: float = 1.0
     channel_scale: int | None = None
@@ -239,6 +244,7 @@ class NormSpec:
     activation: str = "none"
     slope: float = 0.0
     slopes: int | None = None
+    bounds: Bounds | None = None
     kind: str = "norm"
 
 

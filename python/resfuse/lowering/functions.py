@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from resfuse.lowering.op import (
     Statistics,
     Unsupported,
     WrittenNorm,
+    overwrites,
     pads,
     pair,
 )
@@ -321,11 +323,20 @@ def _permute(call: Call) -> Op | Unsupported:
 
 
 def _clamp(call: Call) -> Op | Unsupported:
-    low, high = call.get("min"), call.get("max")
-    names = {(0, None): "relu", (0, 6): "relu6"}
-    if _is_number(low) and (high is None or _is_number(high)) and (low, high) in names:
-        return Op("activation", call.inputs, activation=names[low, high])
-    return Unsupported(f"clamps to {low} ... {high}, want 0 ... 6 or 0 and more")
+    return _bounded(call, "clamp", call.get("min"), call.get("max"))
+
+
+def _hardtanh(call: Call) -> Op | Unsupported:
+    return _bounded(call, "hardtanh", call.get("min_val", -1.0), call.get("max_val", 1.0))
+
+
+def _bounded(call: Call, name: str, low: Any, high: Any) -> Op | Unsupported:
+    if not all(bound is None or (_is_number(bound) and math.isfinite(bound)) for bound in (low, high)):
+        return Unsupported(f"clamps to {low} ... {high}, want finite numbers")
+    bounds = None if low is None else float(low), None if high is None else float(high)
+    if bounds == (None, None):
+        return Unsupported("clamps to nothing")
+    return Op("activation", call.inputs, activation=name, bounds=bounds, inplace=overwrites(call.node))
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -357,7 +368,11 @@ _enter(_names("input num_groups weight bias eps"), _group_norm, F.group_norm, to
        aten.group_norm.default)  # fmt: skip
 _enter(_names("input normalized_shape weight bias eps"), _layer_norm, F.layer_norm, torch.layer_norm,
        aten.layer_norm.default)  # fmt: skip
-_enter(_names("input min max"), _clamp, torch.clamp, torch.clip, "clamp", "clip", aten.clamp.default)
+_enter(_names("input min max"), _clamp, torch.clamp, torch.clip, torch.clamp_, torch.clip_, "clamp", "clip", "clamp_",
+       "clip_", aten.clamp.default)  # fmt: skip
+_enter(_names("input min"), _clamp, torch.clamp_min, "clamp_min", aten.clamp_min.default)
+_enter(_names("input max"), _clamp, torch.clamp_max, "clamp_max", aten.clamp_max.default)
+_enter(_names("input min_val max_val inplace"), _hardtanh, F.hardtanh, F.hardtanh_, aten.hardtanh.default)
 _enter(_names("input dims"), _permute, torch.permute, "permute", aten.permute.default)
 _enter(_names("input kernel_size stride padding ceil_mode count_include_pad divisor_override"), _avg_pool2d,
        F.avg_pool2d, aten.avg_pool2d.default)  # fmt: skip

@@ -32,8 +32,8 @@ from resfuse.lowering.modules import has_hooks, qualified_name
 _BLIND_MODULES = (
     nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.Upsample, nn.UpsamplingNearest2d,
     nn.UpsamplingBilinear2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU,
-    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Mish, nn.PReLU, nn.Softplus,
-    nn.Identity, nn.ZeroPad2d,
+    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Mish, nn.PReLU, nn.Hardtanh,
+    nn.Softplus, nn.Identity, nn.ZeroPad2d,
 )  # fmt: skip
 _BLIND_FOREIGN = (
     "timm.DropPath",
@@ -46,7 +46,7 @@ _BLIND_FUNCTIONS = frozenset({
     torch.cat, torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.mul, torch.sub, torch.max_pool2d,
     torch.conv2d, torch.conv_transpose2d, F.conv2d, F.conv_transpose2d, F.interpolate, F.relu, F.relu6, F.silu, F.gelu,
     F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.prelu, torch.prelu,
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.batch_norm, F.group_norm, F.pad,
+    F.hardtanh, torch.clamp, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.batch_norm, F.group_norm, F.pad,
     operator.add, operator.mul, operator.sub, operator.iadd, operator.imul, operator.isub,
 })  # fmt: skip
 _BLIND_METHODS = frozenset(

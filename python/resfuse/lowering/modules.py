@@ -29,6 +29,7 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Hardswish: "hardswish",
     nn.Mish: "mish",
     nn.ELU: "elu",
+    nn.Hardtanh: "hardtanh",
 }
 
 
@@ -69,8 +70,10 @@ def is_prelu(module: nn.Module) -> bool:
     return type(module) is nn.PReLU or qualified_name(module) == "timm.PReLU"
 
 
-def _slopes(module: nn.Module, path: str) -> dict[str, Any]:
-    """What an `Op` knows of a PReLU's slopes; of other activations nothing."""
+def _of_activation(module: nn.Module, path: str) -> dict[str, Any]:
+    """What an `Op` knows of a PReLU's slopes or a Hardtanh's bounds; of other activations nothing."""
+    if type(module) is nn.Hardtanh:
+        return {"bounds": (float(module.min_val), float(module.max_val))}
     if not is_prelu(module):
         return {}
     assert isinstance(module.weight, torch.Tensor)
@@ -167,7 +170,7 @@ def _with_activation(describe: _Describe) -> _Describe:
             norm=op.norm,
             activation=name,
             slope=slope,
-            **_slopes(module.act, f"{path}.act"),
+            **_of_activation(module.act, f"{path}.act"),
         )
 
     return with_activation
@@ -352,4 +355,4 @@ def describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
         return Unsupported(activation)
     name, slope = activation
     inplace = bool(getattr(module, "inplace", False))
-    return Op("activation", inputs, path, activation=name, slope=slope, inplace=inplace, **_slopes(module, path))
+    return Op("activation", inputs, path, activation=name, slope=slope, inplace=inplace, **_of_activation(module, path))

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from resfuse.engine.spec import Range
+from resfuse.engine.spec import Bounds, Range
 from resfuse.lowering.steps import NodeParameter, ParameterPath
 
 Parameter = ParameterPath | NodeParameter
@@ -144,6 +144,7 @@ class Op:
     norm: Norm | None = None
     activation: str = "none"  # of an activation, or behind a batch norm
     slope: float = 0.0  # of leaky_relu; elu's alpha
+    bounds: Bounds | None = None  # of clamp and hardtanh
     factor: float = 1.0  # of a scale
     keepdim: bool = True
     mean: bool = False  # a global average pool that is written as a mean, a channel_shuffle as views

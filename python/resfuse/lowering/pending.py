@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from resfuse.engine.spec import Range
+from resfuse.engine.spec import Bounds, Range
 from resfuse.lowering.op import Conv, Norm, Parameter, Resize, Statistics
 
 # The rank of a feature map whose channels are the last dimension.
@@ -67,6 +67,7 @@ class Pending:
     activation: str = "none"
     slope: float = 0.0
     slopes: Parameter | None = None  # of prelu
+    bounds: Bounds | None = None  # of clamp and hardtanh
     factor: float = 1.0  # before the residual is added
     channel_scale: Parameter | None = None  # likewise
     statistics: Statistics | None = None  # of an elementwise layer: it normalises by these

@@ -115,6 +115,7 @@ class Region:
             self._elementwise(node, pending, source.one_pixel, rank)
             source_node = node
         pending.activation, pending.slope, pending.slopes = op.activation, op.slope, op.parameter
+        pending.bounds = op.bounds
         if source_node is not node:
             self._join(node, source_node)
         return None

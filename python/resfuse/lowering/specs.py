@@ -83,6 +83,7 @@ def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Paramete
             activation=pending.activation,
             slope=pending.slope,
             slopes=place(pending.slopes),
+            bounds=pending.bounds,
         )
     if pending.conv is None:
         gate = None if pending.gate is None else numbers[pending.gate]
@@ -97,6 +98,7 @@ def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Paramete
             activation=pending.activation,
             slope=pending.slope,
             slopes=place(pending.slopes),
+            bounds=pending.bounds,
             writes=pending.writes,
             factor=pending.factor,
             channel_scale=place(pending.channel_scale),
@@ -131,6 +133,7 @@ def layer_spec(e: Emitted, numbers: dict[Buffer, int], parameters: list[Paramete
         factor=pending.factor,
         slope=pending.slope,
         slopes=place(pending.slopes),
+        bounds=pending.bounds,
         channel_scale=place(pending.channel_scale),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from resfuse.engine.executor import DTYPES
 from resfuse.engine.global_avg_pool import global_avg_pool2d
 from resfuse.engine.spec import (
-    AffineSpec,
     AvgPoolSpec,
+    Bounds,
     ChannelShuffleSpec,
     ConvSpec,
     DepthToSpaceSpec,
@@ -41,16 +41,31 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 _OF_SLOPES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {"leaky_relu": F.leaky_relu, "elu": F.elu}
 
 
-def activated(activation: str, slope: float, x: torch.Tensor, slopes: torch.Tensor | None = None) -> torch.Tensor:
-    """An elementwise layer's activation; ``slopes`` are prelu's."""
-    if slopes is not None:
-        return F.prelu(x, slopes.to(x.dtype))
-    return _OF_SLOPES[activation](x, slope) if activation in _OF_SLOPES else ACTIVATIONS[activation](x)
+class Activated(Protocol):
+    """What has an activation: a layer, or a block of some."""
+
+    @property
+    def activation(self) -> str: ...
+    @property
+    def slope(self) -> float: ...
+    @property
+    def slopes(self) -> int | None: ...
+    @property
+    def bounds(self) -> Bounds | None: ...
 
 
-def slopes_of(layer: ConvSpec | AffineSpec | NormSpec, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Of a layer whose activation is prelu."""
-    return None if layer.slopes is None else parameters[layer.slopes]
+def activated(layer: Activated, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The activation of what a layer computes."""
+    if layer.slopes is not None:
+        return F.prelu(x, parameters[layer.slopes].to(x.dtype))
+    if layer.bounds is not None:
+        low, high = layer.bounds
+        if layer.activation == "hardtanh" and low is not None and high is not None:
+            return F.hardtanh(x, low, high)
+        return torch.clamp(x, low, high)
+    if layer.activation in _OF_SLOPES:
+        return _OF_SLOPES[layer.activation](x, layer.slope)
+    return ACTIVATIONS[layer.activation](x)
 
 
 def plain_layer(
@@ -59,7 +74,7 @@ def plain_layer(
     """A convolution, linear layer or pool; of a convolution without batch norm and residual."""
     if isinstance(layer, ConvSpec):
         y = _products(layer, x, parameters)
-        return activated(layer.activation, layer.slope, y, slopes_of(layer, parameters)) if activate else y
+        return activated(layer, y, parameters) if activate else y
     if isinstance(layer, MaxPoolSpec):
         if layer.padding is not None and layer.padding[:2] == layer.padding[2:]:
             padding = layer.padding[:2]
@@ -116,7 +131,7 @@ def normalized(layer: NormSpec, inputs: Sequence[torch.Tensor], parameters: Sequ
     else:
         y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias, layer.eps).permute(0, 3, 1, 2)
     y = y if layer.residual is None else y + inputs[1]
-    return activated(layer.activation, layer.slope, y, slopes_of(layer, parameters))
+    return activated(layer, y, parameters)
 
 
 def _products(layer: ConvSpec, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:

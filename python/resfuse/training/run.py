@@ -17,7 +17,7 @@ from resfuse.training.batch_norm import (
     update_running_statistics,
     values_per_channel,
 )
-from resfuse.training.plain import activated, moved, normalized, plain_layer, slopes_of
+from resfuse.training.plain import activated, moved, normalized, plain_layer
 from resfuse.training.split import Block
 
 Update = tuple[RunningNorm, torch.Tensor, torch.Tensor, int]
@@ -91,8 +91,7 @@ def _run_block(
         assert norm is not None
         count = values_per_channel(shapes[spec.layers[statistics.layer].output])
         updates.append((norm, results[statistics.mean], results[statistics.variance], count))
-    slopes = None if part.slopes is None else parameters[part.slopes]
-    return [activated(part.activation, part.slope, y, slopes) for y in results[: len(part.outputs)]]
+    return [activated(part, y, parameters) for y in results[: len(part.outputs)]]
 
 
 def _affine(
@@ -127,7 +126,7 @@ def _affine(
         x = x * rest.pop(0)
     if residual is not None:
         x = x + residual
-    return activated(layer.activation, layer.slope, x, slopes_of(layer, parameters))
+    return activated(layer, x, parameters)
 
 
 def _update(norm: RunningNorm, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:

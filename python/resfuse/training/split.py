@@ -12,6 +12,7 @@ import functools
 from resfuse.engine.spec import (
     AvgPoolSpec,
     BatchNormSpec,
+    Bounds,
     ConvSpec,
     LayerSpec,
     MaxPoolSpec,
@@ -56,6 +57,7 @@ class Block:
     activation: str = "none"  # follows, on torch
     slope: float = 0.0
     slopes: int | None = None  # of prelu: a place in the whole program's list
+    bounds: Bounds | None = None
     factors: tuple[tuple[int, float], ...] = ()  # of `parameters`: places, and what they are multiplied by
     channel_scales: tuple[tuple[int, int], ...] = ()  # the same by channel: places in the whole program's list
 
@@ -162,7 +164,7 @@ def split(spec: ProgramSpec, batch_statistics: tuple[bool, ...]) -> tuple[Block,
             continue
         if isinstance(layer, ConvSpec) and layer.activation not in ("none", "relu"):
             close()
-            bare = dataclasses.replace(layer, activation="none", slopes=None)
+            bare = dataclasses.replace(layer, activation="none", slopes=None, bounds=None)
             whole = dataclasses.replace(spec, layers=(*spec.layers[:index], bare, *spec.layers[index + 1 :]))
             blocks.append(
                 dataclasses.replace(
@@ -170,6 +172,7 @@ def split(spec: ProgramSpec, batch_statistics: tuple[bool, ...]) -> tuple[Block,
                     activation=layer.activation,
                     slope=layer.slope,
                     slopes=layer.slopes,
+                    bounds=layer.bounds,
                 )
             )
             continue
