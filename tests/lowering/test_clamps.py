@@ -136,6 +136,13 @@ def test_bounds_that_are_no_numbers_run_natively() -> None:
         assert_near(resfuse.fuse(model)(x), model(x))
 
 
+def test_bounds_in_the_wrong_order_fail_as_in_torch() -> None:
+    fast, x = resfuse.fuse(net("module")), torch.randn(1, 3, 8, 8)
+    fast.module.min_val = 3.0
+    with torch.no_grad(), pytest.raises(ValueError, match="min_val cannot be greater"):
+        fast(x)
+
+
 def test_through_compile_and_export() -> None:
     model, x = net("keywords"), torch.randn(2, 3, 9, 7)
     torch._dynamo.reset()

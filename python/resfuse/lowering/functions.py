@@ -331,11 +331,16 @@ def _hardtanh(call: Call) -> Op | Unsupported:
 
 
 def _bounded(call: Call, name: str, low: Any, high: Any) -> Op | Unsupported:
+    unknown = call.unknown("input", "min", "max", "min_val", "max_val", "inplace")
+    if unknown:
+        return Unsupported(f"{name} with {unknown[0]}")
     if not all(bound is None or (_is_number(bound) and math.isfinite(bound)) for bound in (low, high)):
         return Unsupported(f"clamps to {low} ... {high}, want finite numbers")
     bounds = None if low is None else float(low), None if high is None else float(high)
     if bounds == (None, None):
         return Unsupported("clamps to nothing")
+    if name == "hardtanh" and low > high:
+        return Unsupported("hardtanh of bounds in the wrong order, which torch refuses")
     return Op("activation", call.inputs, activation=name, bounds=bounds, inplace=overwrites(call.node))
 
 

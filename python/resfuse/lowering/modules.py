@@ -90,6 +90,8 @@ def activation_of(module: nn.Module) -> tuple[str, float] | str:
         return "none", 0.0
     if is_prelu(module):
         return "prelu", 0.0
+    if kind is nn.Hardtanh and not float(module.min_val) <= float(module.max_val):  # type: ignore[arg-type]
+        return "Hardtanh of bounds in the wrong order, which torch refuses"
     if kind in _ACTIVATIONS:
         return _ACTIVATIONS[kind], float(getattr(module, "negative_slope", getattr(module, "alpha", 0.0)))
     return f"{kind.__name__} has no fused form"
