@@ -174,8 +174,26 @@ void Plan::find_pooled() {
     }
 }
 
+// The step of a layer that computes the one before as well has rows at hand: it adds them up for a pool behind it.
+int Plan::gathered_in(std::size_t layer) const {
+    const StepContext context{*program_, layers_, buffers_, pooled_, batch_, threads_};
+    for (std::size_t l = 0; l < layer; ++l)
+        if (expanded_by(l) >= 0 && context.gathered(l) == &layers_[layer]) return static_cast<int>(l);
+    return -1;
+}
+
 int Plan::computed_in(std::size_t layer) const {
-    return expanded_in_[layer] >= 0 ? expanded_in_[layer] : pooled_in(layer);
+    if (expanded_in_[layer] >= 0) return expanded_in_[layer];
+    const int gathered = gathered_in(layer);
+    return gathered >= 0 ? gathered : pooled_in(layer);
+}
+
+const Layer* StepContext::gathered(std::size_t layer) const {
+    for (const Layer& pool : layers)
+        if (pool.kind == LayerKind::global_avg_pool && pool.input == layers[layer].output && pool.type == DType::fp32 &&
+            !buffer(pool.output).is_external() && !buffer(pool.output).is_view())
+            return &pool;
+    return nullptr;
 }
 
 int Plan::pooled_in(std::size_t layer) const {
@@ -230,7 +248,8 @@ void Plan::find_lifetimes() {
     for (std::size_t s = 0; s < layouts_.size(); ++s) touch(layouts_[s].to, s);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
         const Layer& layer = layers_[l];
-        if (const int pooling = pooled_in(l); pooling >= 0) {
+        const int gathering = gathered_in(l);
+        if (const int pooling = gathering >= 0 ? gathering : pooled_in(l); pooling >= 0) {
             touch(layer.output, step_of_layer(static_cast<std::size_t>(pooling)));
             continue;
         }

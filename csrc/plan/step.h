@@ -55,6 +55,8 @@ struct StepContext {
     const Layer* averaged(std::size_t layer) const {
         return pooled[layer] && pooled[layer]->kind == LayerKind::global_avg_pool ? pooled[layer] : nullptr;
     }
+    // A global average pool that a layer's step can compute beside the layer's output, or null.
+    const Layer* gathered(std::size_t layer) const;
     const PlannedBuffer& buffer(int number) const { return buffers[static_cast<std::size_t>(number)]; }
     const KernelTable& kernels() const { return program.kernels(); }
 };

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resfuse.engine.executor import Executor
-from resfuse.engine.spec import ConvSpec, LayerSpec, OutputSpec, ProgramSpec
+from resfuse.engine.spec import AffineSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, OutputSpec, ProgramSpec
 from tests.conftest import examples
 from tests.programs import check, isas, make_input
 
@@ -76,6 +76,41 @@ def test_same_bits_with_any_number_of_threads(isa: str, threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(got, want)
+
+
+def gated(channels: int, wide: int) -> tuple[ProgramSpec, list[torch.Tensor]]:
+    """An inverted residual with squeeze-and-excitation."""
+    spec, parameters = program(channels, wide, (3, 3), (1, 1), (1, 1, 1, 1), ("silu", "silu"))
+    first, expand, depthwise, _ = spec.layers
+    layers = (
+        first, expand, depthwise,
+        GlobalAvgPoolSpec("mean", 3, 4), ConvSpec("squeeze", 4, 5, wide, 4, 7, activation="silu"),
+        ConvSpec("excite", 5, 6, 4, wide, 8, activation="sigmoid"), AffineSpec("gate", 3, 7, gate=6),
+        ConvSpec("project", 7, 8, wide, channels, 6, residual=1),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    squeeze = torch.randn(4, wide, 1, 1, generator=generator) * wide**-0.5
+    parameters += [squeeze, torch.randn(wide, 4, 1, 1, generator=generator)]
+    return ProgramSpec((channels,), layers, (OutputSpec(8),)), parameters
+
+
+@pytest.mark.parametrize("size", [(1, 8, 15, 17), (3, 8, 9, 40), (2, 8, 1, 14)])
+def test_pool_of_a_gate_is_gathered(isa: str, size: tuple[int, int, int, int]) -> None:
+    spec, parameters = gated(8, 70)
+    x = torch.randn(size, generator=torch.Generator().manual_seed(1))
+    check(spec, isa, [x], parameters)
+    executor, before = Executor(spec, isa), torch.get_num_threads()
+    assert executor.plan([x]).layers()[3]["algorithm"] == "in depthwise"
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results += executor.run([x], parameters)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(y, results[0]) for y in results)
+    whole = spec.with_outputs((OutputSpec(8), OutputSpec(4, 2)))  # whose pool the caller sees as well
+    check(whole, isa, [x], parameters)
 
 
 def test_is_apart_where_others_read_what_lies_between(isa: str) -> None:

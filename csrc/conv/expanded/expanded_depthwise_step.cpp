@@ -19,6 +19,7 @@ class ExpandedDepthwiseStep final : public ConvStep {
     ExpandedDepthwiseStep(const StepContext& context, std::size_t index, std::size_t expand)
         : ConvStep(context, index, grouped()),
           expanded_(context, expand),
+          averaged_(context.gathered(index)),
           panel_(context.kernels().tile_cols),
           panels_(ceil_div(layer_.out_channels, panel_)) {
         const Window& w = layer_.window;
@@ -33,11 +34,15 @@ class ExpandedDepthwiseStep final : public ConvStep {
             std::min(std::max(ceil_div(wanted, bands_), ceil_div(ring_floats(panels_), kMostRingFloats)), panels_);
         if (chunks_ * bands_ < wanted) bands_ = std::min(ceil_div(wanted, chunks_), out_.h);
         thread_scratch = float_bytes(ring_floats(ceil_div(panels_, chunks_)));
+        if (averaged_) shared_scratch = float_bytes(context.images * out_.h * layer_.out_channels);
     }
 
-    index_t tasks(int, index_t images) const override { return images * chunks_ * bands_; }
+    int stages() const override { return averaged_ ? 2 : 1; }
 
-    void run(int, index_t task, const Wave& wave, void* scratch) const override {
+    index_t tasks(int stage, index_t images) const override { return stage == 1 ? images : images * chunks_ * bands_; }
+
+    void run(int stage, index_t task, const Wave& wave, void* scratch) const override {
+        if (stage == 1) return average(task, wave);
         const Window& w = layer_.window;
         const index_t image = task / (chunks_ * bands_);
         const Range panels = part(panels_, task % chunks_, chunks_),
@@ -72,6 +77,7 @@ class ExpandedDepthwiseStep final : public ConvStep {
             args.residual_pixel = residual.pixel;
             args.y = static_cast<float*>(y.at(image * y.image + row * y.row + channel));
             wave.kernels.depthwise_row(args);
+            if (averaged_) add_row(args, row_sums(image, row, wave) + channel, wave);
         }
     }
 
@@ -98,12 +104,41 @@ class ExpandedDepthwiseStep final : public ConvStep {
 
     index_t ring_floats(index_t panels) const { return (layer_.window.kernel_h + 1) * row_pixels_ * panels * panel_; }
 
+    // Of the global average pool: sums of each row, taken while it is in L1, so that bits depend on no cut.
+    float* row_sums(index_t image, index_t row, const Wave& wave) const {
+        return static_cast<float*>(wave.shared) + (image * out_.h + row) * layer_.out_channels;
+    }
+
+    static void add_row(const DepthwiseRowArgs& row, float* sums, const Wave& wave) {
+        wave.fp32().pool_sum({.x = row.y,
+                              .channels = row.channels,
+                              .rows = 1,
+                              .cols = row.width,
+                              .stride_c = 1,
+                              .stride_h = 0,
+                              .stride_w = row.y_pixel,
+                              .sums = sums,
+                              .by_pixel = true});
+    }
+
+    void average(index_t image, const Wave& wave) const {
+        const Tensor& y = wave.tensors[averaged_->output];
+        wave.fp32().pool_mean({.sums = row_sums(image, 0, wave),
+                               .parts = out_.h,
+                               .part_stride = layer_.out_channels,
+                               .channels = layer_.out_channels,
+                               .pixels = out_.h * out_.w,
+                               .y = y.at(image * y.image),
+                               .stride_y = 1});
+    }
+
     const ExpandedRows expanded_;
-    const index_t panel_;     // channels
-    const index_t panels_;    // of an image
-    index_t row_pixels_ = 1;  // of a padded row
-    index_t bands_ = 1;       // of an image's rows
-    index_t chunks_ = 1;      // of its panels
+    const Layer* const averaged_;  // the global average pool that is computed as well, or null
+    const index_t panel_;          // channels
+    const index_t panels_;         // of an image
+    index_t row_pixels_ = 1;       // of a padded row
+    index_t bands_ = 1;            // of an image's rows
+    index_t chunks_ = 1;           // of its panels
 };
 
 bool is_real(const StepContext& context, const Layer& layer) {
