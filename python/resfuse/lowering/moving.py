@@ -111,7 +111,7 @@ def _sized_like(size: Any) -> fx.Node | None:
         if size.target is not operator.getitem or size.args[1] not in (slice(2, None), slice(-2, None)):
             return None
         source = size.args[0]
-        return source.args[0] if isinstance(source, fx.Node) and _is_size(source) and _is_whole(source) else None  # type: ignore[return-value]
+        return source.args[0] if isinstance(source, fx.Node) and is_shape(source) else None  # type: ignore[return-value]
     if isinstance(size, (tuple, list)) and len(size) == 2:
         found = [_length_of(length) for length in size]
         (first, axis), (second, other) = found
@@ -119,27 +119,35 @@ def _sized_like(size: Any) -> fx.Node | None:
     return None
 
 
-def _is_whole(node: fx.Node) -> bool:
-    return node.target is getattr or (node.target == "size" and len(node.args) == 1 and not node.kwargs)
+def is_shape(node: fx.Node) -> bool:
+    """Whether a node reads all of a tensor's shape."""
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    return node.target == "size" and len(node.args) == 1 and not node.kwargs
+
+
+def length_of(node: Any) -> tuple[fx.Node, int] | None:
+    """The tensor and the dimension, as it was written, whose length a node is."""
+    if not isinstance(node, fx.Node) or node.kwargs:
+        return None
+    if node.target == "size" and len(node.args) == 2:
+        source, dim = node.args
+    elif node.target is operator.getitem and isinstance(node.args[0], fx.Node) and is_shape(node.args[0]):
+        source, dim = node.args[0].args[0], node.args[1]
+    else:
+        return None
+    return (source, dim) if isinstance(source, fx.Node) and type(dim) is int else None
 
 
 def _length_of(length: Any) -> tuple[fx.Node | None, int]:
     """The tensor whose height (0) or width (1) a number is."""
-    if not isinstance(length, fx.Node):
-        return None, -1
-    dim: Any = None
-    source: Any = None
-    if length.target == "size" and len(length.args) == 2:
-        source, dim = length.args
-    elif length.target is operator.getitem:
+    if isinstance(length, fx.Node) and length.target is operator.getitem and isinstance(length.args[1], int):
         shape, dim = length.args
-        if not isinstance(dim, int):
-            return None, -1
         other = _sized_like(shape) if isinstance(shape, fx.Node) else None
         if other is not None:  # of its height and width alone
-            return other, {0: 0, 1: 1, -2: 0, -1: 1}.get(dim, -1)
-        source = shape.args[0] if isinstance(shape, fx.Node) and _is_size(shape) and _is_whole(shape) else None
-    return (source, _EXTENT[dim]) if isinstance(source, fx.Node) and dim in _EXTENT else (None, -1)
+            return other, {0: 0, 1: 1, -2: 0, -1: 1}.get(dim, -1)  # type: ignore[arg-type]
+    found = length_of(length)
+    return (found[0], _EXTENT[found[1]]) if found is not None and found[1] in _EXTENT else (None, -1)
 
 
 def describe_part(node: fx.Node, part: Part) -> Op | Unsupported:

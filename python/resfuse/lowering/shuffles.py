@@ -12,6 +12,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from resfuse.lowering.call import Call
+from resfuse.lowering.moving import is_shape, length_of
 from resfuse.lowering.op import Op, Unsupported
 from resfuse.training.plain import shuffle_channels
 
@@ -38,7 +39,7 @@ def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
     sources = node.all_input_nodes
     graph.erase_node(node)
     for source in sources:
-        if not source.users and (_is_pure(source) or _length(source) is not None or _is_sizes(source)):
+        if not source.users and (_is_pure(source) or length_of(source) is not None or is_shape(source)):
             _erase_unused(graph, source)
 
 
@@ -106,29 +107,13 @@ def _lengths(node: fx.Node) -> tuple[Any, ...]:
     return tuple(given)
 
 
-def _is_sizes(node: fx.Node) -> bool:
-    return (node.target is getattr and node.args[1] == "shape") or (node.target == "size" and len(node.args) == 1)
-
-
-def _length(node: Any) -> tuple[fx.Node, int] | None:
-    """The tensor and the dimension whose length a node is."""
-    if not isinstance(node, fx.Node) or node.kwargs:
-        return None
-    if node.target == "size" and len(node.args) == 2:
-        source, dim = node.args
-    elif node.target is operator.getitem and isinstance(node.args[0], fx.Node) and _is_sizes(node.args[0]):
-        source, dim = node.args[0].args[0], node.args[1]
-    else:
-        return None
-    return (source, dim % 4) if isinstance(source, fx.Node) and type(dim) is int else None
-
-
 def _is_length(value: Any, source: fx.Node, dim: int) -> bool:
     """Whether a number is the length of a dimension of the feature map ``source``, in every call."""
     if type(value) is int:
         example = source.meta.get("example_value", source.meta.get("val"))  # of graphs for one size
         return isinstance(example, torch.Tensor) and example.dim() == 4 and int(example.shape[dim]) == value
-    return _length(value) == (source, dim)
+    found = length_of(value)
+    return found is not None and (found[0], found[1] % 4) == (source, dim)
 
 
 def _is_part(value: Any, source: fx.Node, groups: int) -> bool:
@@ -137,7 +122,7 @@ def _is_part(value: Any, source: fx.Node, groups: int) -> bool:
         return value == -1 or _is_length(value * groups, source, 1)
     if not isinstance(value, fx.Node) or value.target is not operator.floordiv or value.args[1] != groups:
         return False
-    return _length(value.args[0]) == (source, 1)
+    return _is_length(value.args[0], source, 1)
 
 
 def channel_shuffle(inputs: tuple[fx.Node, ...], groups: Any, path: str = "", views: bool = False) -> Op | Unsupported:
