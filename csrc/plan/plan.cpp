@@ -176,6 +176,7 @@ void Plan::find_pooled() {
 
 // The step of a layer that computes the one before as well has rows at hand: it adds them up for a pool behind it.
 int Plan::gathered_in(std::size_t layer) const {
+    if (layers_[layer].kind != LayerKind::global_avg_pool) return -1;
     const StepContext context{*program_, layers_, buffers_, pooled_, batch_, threads_};
     for (std::size_t l = 0; l < layer; ++l)
         if (expanded_by(l) >= 0 && context.gathered(l) == &layers_[layer]) return static_cast<int>(l);
