@@ -51,6 +51,7 @@ class PlanesStep final : public Step {
     }
 
     bool pools() const override { return step_->pools(); }
+    const Layer* gathers() const override { return step_->gathers(); }
 
   private:
     std::unique_ptr<Step> step_;

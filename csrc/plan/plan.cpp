@@ -174,32 +174,15 @@ void Plan::find_pooled() {
     }
 }
 
-// The step of a layer that computes the one before as well has rows at hand: it adds them up for a pool behind it.
-int Plan::gathered_in(std::size_t layer) const {
-    if (layers_[layer].kind != LayerKind::global_avg_pool) return -1;
-    const StepContext context{*program_, layers_, buffers_, pooled_, batch_, threads_};
-    for (std::size_t l = 0; l < layer; ++l)
-        if (expanded_by(l) >= 0 && context.gathered(l) == &layers_[layer]) return static_cast<int>(l);
-    return -1;
-}
-
 int Plan::computed_in(std::size_t layer) const {
-    if (expanded_in_[layer] >= 0) return expanded_in_[layer];
-    const int gathered = gathered_in(layer);
-    return gathered >= 0 ? gathered : pooled_in(layer);
-}
-
-const Layer* StepContext::gathered(std::size_t layer) const {
-    for (const Layer& pool : layers)
-        if (pool.kind == LayerKind::global_avg_pool && pool.input == layers[layer].output && pool.type == DType::fp32 &&
-            !buffer(pool.output).is_external() && !buffer(pool.output).is_view())
-            return &pool;
-    return nullptr;
+    return expanded_in_[layer] >= 0 ? expanded_in_[layer] : pooled_in(layer);
 }
 
 int Plan::pooled_in(std::size_t layer) const {
     for (std::size_t l = 0; l < layer; ++l)
-        if (pooled_[l] == &layers_[layer] && steps_[step_of_layer(l)]->pools()) return static_cast<int>(l);
+        if (const Step& step = *steps_[step_of_layer(l)];
+            (pooled_[l] == &layers_[layer] && step.pools()) || step.gathers() == &layers_[layer])
+            return static_cast<int>(l);
     return -1;
 }
 
@@ -249,16 +232,16 @@ void Plan::find_lifetimes() {
     for (std::size_t s = 0; s < layouts_.size(); ++s) touch(layouts_[s].to, s);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
         const Layer& layer = layers_[l];
-        const int gathering = gathered_in(l);
-        if (const int pooling = gathering >= 0 ? gathering : pooled_in(l); pooling >= 0) {
+        if (const int pooling = pooled_in(l); pooling >= 0) {
             touch(layer.output, step_of_layer(static_cast<std::size_t>(pooling)));
             continue;
         }
-        const std::size_t step = step_of_layer(expanded_in_[l] >= 0 ? static_cast<std::size_t>(expanded_in_[l]) : l);
-        const bool writes = expanded_in_[l] < 0 && !steps_[step]->pools();
-        if (writes) touch(layer.output, step);
+        // What lies between two layers of one step is in no buffer.
+        const int in = expanded_in_[l], expand = expanded_by(l);
+        const std::size_t step = step_of_layer(in >= 0 ? static_cast<std::size_t>(in) : l);
+        if (in < 0 && !steps_[step]->pools()) touch(layer.output, step);
         for (const int number : layer.sources())
-            if (expanded_by(l) < 0) touch(number, step);
+            if (expand < 0 || number != layers_[static_cast<std::size_t>(expand)].output) touch(number, step);
     }
     for (std::size_t b = 0; b < buffers_.size(); ++b) {
         if (!buffers_[b].is_view() || !lifetimes_[b].is_used()) continue;

@@ -51,7 +51,6 @@ class Plan {
     void find_expanded();
     void find_pooled();
     int pooled_in(std::size_t layer) const;
-    int gathered_in(std::size_t layer) const;
     // The layer before that a layer's step computes as well, or -1.
     int expanded_by(std::size_t layer) const;
     StepContext context_of(std::size_t step) const;

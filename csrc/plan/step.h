@@ -55,8 +55,6 @@ struct StepContext {
     const Layer* averaged(std::size_t layer) const {
         return pooled[layer] && pooled[layer]->kind == LayerKind::global_avg_pool ? pooled[layer] : nullptr;
     }
-    // A global average pool that a layer's step can compute beside the layer's output, or null.
-    const Layer* gathered(std::size_t layer) const;
     const PlannedBuffer& buffer(int number) const { return buffers[static_cast<std::size_t>(number)]; }
     const KernelTable& kernels() const { return program.kernels(); }
 };
@@ -69,6 +67,8 @@ class Step {
     virtual void run(int stage, index_t task, const Wave& wave, void* scratch) const = 0;
     // Whether this step writes what the pooling layer behind it makes of its output and not the output.
     virtual bool pools() const { return false; }
+    // The global average pool behind it that this step computes beside its output, or null.
+    virtual const Layer* gathers() const { return nullptr; }
 
     std::size_t thread_scratch = 0;  // bytes
     std::size_t shared_scratch = 0;  // bytes

@@ -11,6 +11,7 @@ from resfuse.engine.executor import Executor
 from resfuse.engine.spec import AffineSpec, ConvSpec, GlobalAvgPoolSpec, LayerSpec, OutputSpec, ProgramSpec
 from tests.conftest import examples
 from tests.programs import check, isas, make_input
+from tests.reference import run_reference
 
 ACTIVATIONS = ("none", "relu", "silu", "hardswish", "prelu")
 
@@ -111,6 +112,28 @@ def test_pool_of_a_gate_is_gathered(isa: str, size: tuple[int, int, int, int]) -
     assert all(torch.equal(y, results[0]) for y in results)
     whole = spec.with_outputs((OutputSpec(8), OutputSpec(4, 2)))  # whose pool the caller sees as well
     check(whole, isa, [x], parameters)
+
+
+def test_what_the_step_reads_beside_its_rows_is_kept(isa: str) -> None:
+    """The depthwise layer's residual, and a pool that the caller gets in planes, while other layers come between."""
+    window = {"kernel_size": (3, 3), "padding": (1, 1, 1, 1)}
+    layers = (
+        ConvSpec("first", 0, 1, 8, 8, 0), ConvSpec("residual", 1, 2, 8, 70, 1), ConvSpec("other", 1, 3, 8, 70, 2),
+        ConvSpec("expand", 1, 4, 8, 70, 3), ConvSpec("depthwise", 4, 5, 70, 70, 4, groups=70, residual=2, **window),
+        ConvSpec("between", 3, 6, 70, 70, 5), ConvSpec("more", 6, 7, 70, 70, 5, residual=5),
+        GlobalAvgPoolSpec("mean", 5, 8), ConvSpec("last", 7, 9, 70, 8, 6),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    sizes = ((8, 8, 1, 1), (70, 8, 1, 1), (70, 8, 1, 1), (70, 8, 1, 1), (70, 1, 3, 3), (70, 70, 1, 1), (8, 70, 1, 1))
+    parameters = [torch.randn(size, generator=generator) * size[1] ** -0.5 for size in sizes]
+    spec = ProgramSpec((8,), layers, (OutputSpec(9), OutputSpec(8)))
+    x = torch.randn(1, 8, 16, 24, generator=generator)
+    check(spec, isa, [x], parameters)
+    executor = Executor(spec, isa)
+    exact = run_reference(spec, [x], parameters, torch.float64)
+    for got, want in zip(executor.run([x], parameters, planes=(0, 1)), exact, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    assert executor.plan([x]).layers()[3]["algorithm"] == "in depthwise"
 
 
 def test_is_apart_where_others_read_what_lies_between(isa: str) -> None:

@@ -14,12 +14,21 @@ namespace {
 
 constexpr index_t kMostKernelRows = 16;
 
+// A global average pool of fp32 means in memory of ours.
+const Layer* pool_behind(const StepContext& context, int output) {
+    for (const Layer& pool : context.layers)
+        if (pool.kind == LayerKind::global_avg_pool && pool.input == output && pool.type == DType::fp32 &&
+            !context.buffer(pool.output).is_external() && !context.buffer(pool.output).is_view())
+            return &pool;
+    return nullptr;
+}
+
 class ExpandedDepthwiseStep final : public ConvStep {
   public:
     ExpandedDepthwiseStep(const StepContext& context, std::size_t index, std::size_t expand)
         : ConvStep(context, index, grouped()),
           expanded_(context, expand),
-          averaged_(context.gathered(index)),
+          averaged_(pool_behind(context, layer_.output)),
           panel_(context.kernels().tile_cols),
           panels_(ceil_div(layer_.out_channels, panel_)) {
         const Window& w = layer_.window;
@@ -36,6 +45,8 @@ class ExpandedDepthwiseStep final : public ConvStep {
         thread_scratch = float_bytes(ring_floats(ceil_div(panels_, chunks_)));
         if (averaged_) shared_scratch = float_bytes(context.images * out_.h * layer_.out_channels);
     }
+
+    const Layer* gathers() const override { return averaged_; }
 
     int stages() const override { return averaged_ ? 2 : 1; }
 
