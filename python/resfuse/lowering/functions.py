@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from resfuse.layers.global_avg_pool import is_global
 from resfuse.lowering import moving, shuffles
 from resfuse.lowering.call import Call
-from resfuse.lowering.modules import softmax
+from resfuse.lowering.modules import WRONG_ORDER, softmax
 from resfuse.lowering.op import (
     ByteWeights,
     Conv,
@@ -340,7 +340,7 @@ def _bounded(call: Call, name: str, low: Any, high: Any) -> Op | Unsupported:
     if bounds == (None, None):
         return Unsupported("clamps to nothing")
     if name == "hardtanh" and low > high:
-        return Unsupported("hardtanh of bounds in the wrong order, which torch refuses")
+        return Unsupported(WRONG_ORDER)
     return Op("activation", call.inputs, activation=name, bounds=bounds, inplace=overwrites(call.node))
 
 

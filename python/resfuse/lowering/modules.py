@@ -29,10 +29,10 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Hardswish: "hardswish",
     nn.Mish: "mish",
     nn.ELU: "elu",
-    nn.Hardtanh: "hardtanh",
 }
 
 
+WRONG_ORDER = "hardtanh of bounds in the wrong order, which torch refuses"
 _FUNCTIONS = dict(vars(F))  # as they are before anybody patches them
 
 
@@ -70,30 +70,25 @@ def is_prelu(module: nn.Module) -> bool:
     return type(module) is nn.PReLU or qualified_name(module) == "timm.PReLU"
 
 
-def _of_activation(module: nn.Module, path: str) -> dict[str, Any]:
-    """What an `Op` knows of a PReLU's slopes or a Hardtanh's bounds; of other activations nothing."""
-    if type(module) is nn.Hardtanh:
-        return {"bounds": (float(module.min_val), float(module.max_val))}
-    if not is_prelu(module):
-        return {}
-    assert isinstance(module.weight, torch.Tensor)
-    return {"parameter": _parameter(path, module, "weight"), "shape": tuple(module.weight.shape)}
-
-
-def activation_of(module: nn.Module) -> tuple[str, float] | str:
-    """An activation module's name and slope, or why it has no fused form."""
+def activation_of(module: nn.Module, path: str) -> dict[str, Any] | str:
+    """What an `Op` knows of an activation module, or why it has no fused form."""
     kind = type(module)
     if kind is nn.GELU or qualified_name(module) == "timm.GELU":
         exact = getattr(module, "approximate", "none") == "none"
-        return ("gelu", 0.0) if exact else "GELU by tanh has no fused form"
+        return {"activation": "gelu"} if exact else "GELU by tanh has no fused form"
     if kind is nn.Identity:
-        return "none", 0.0
+        return {"activation": "none"}
     if is_prelu(module):
-        return "prelu", 0.0
-    if kind is nn.Hardtanh and not float(module.min_val) <= float(module.max_val):  # type: ignore[arg-type]
-        return "Hardtanh of bounds in the wrong order, which torch refuses"
+        assert isinstance(module.weight, torch.Tensor)
+        slopes = _parameter(path, module, "weight")
+        return {"activation": "prelu", "parameter": slopes, "shape": tuple(module.weight.shape)}
+    if kind is nn.Hardtanh:
+        assert isinstance(module, nn.Hardtanh)
+        low, high = float(module.min_val), float(module.max_val)
+        return {"activation": "hardtanh", "bounds": (low, high)} if low <= high else WRONG_ORDER
     if kind in _ACTIVATIONS:
-        return _ACTIVATIONS[kind], float(getattr(module, "negative_slope", getattr(module, "alpha", 0.0)))
+        slope = float(getattr(module, "negative_slope", getattr(module, "alpha", 0.0)))
+        return {"activation": _ACTIVATIONS[kind], "slope": slope}
     return f"{kind.__name__} has no fused form"
 
 
@@ -161,19 +156,10 @@ def _with_activation(describe: _Describe) -> _Describe:
         if type(module.drop) is not nn.Identity:
             return Unsupported("batch norm with dropped blocks")
         assert isinstance(module.act, nn.Module)
-        activation = activation_of(module.act)
+        activation = activation_of(module.act, f"{path}.act")
         if isinstance(activation, str):
             return Unsupported(activation)
-        name, slope = activation
-        return Op(
-            "batch_norm",
-            inputs,
-            path,
-            norm=op.norm,
-            activation=name,
-            slope=slope,
-            **_of_activation(module.act, f"{path}.act"),
-        )
+        return Op("batch_norm", inputs, path, norm=op.norm, **activation)
 
     return with_activation
 
@@ -352,9 +338,7 @@ def describe_module(node: fx.Node, module: nn.Module) -> Op | Unsupported:
         return Op("global_avg_pool", inputs, path, keepdim=module.keepdim)
     if type(module) is nn.Softmax:
         return softmax(inputs, path, module.dim)
-    activation = activation_of(module)
+    activation = activation_of(module, path)
     if isinstance(activation, str):
         return Unsupported(activation)
-    name, slope = activation
-    inplace = bool(getattr(module, "inplace", False))
-    return Op("activation", inputs, path, activation=name, slope=slope, inplace=inplace, **_of_activation(module, path))
+    return Op("activation", inputs, path, inplace=bool(getattr(module, "inplace", False)), **activation)
