@@ -126,6 +126,18 @@ def test_what_is_no_shuffle_runs_as_torch_does() -> None:
             assert_near(resfuse.fuse(model)(x), model(x))
 
 
+def test_a_view_of_what_is_not_copied_fails_as_in_torch() -> None:
+    def uncopied(x: torch.Tensor, groups: int) -> torch.Tensor:
+        n, c, h, w = x.size()
+        return x.view(n, groups, c // groups, h, w).transpose(1, 2).view(n, c, h, w)
+
+    model, x = unit(uncopied), torch.randn(1, 3, 6, 8)
+    with torch.no_grad():
+        for m in (model, resfuse.fuse(model)):
+            with pytest.raises(RuntimeError, match="view"):
+                m(x)
+
+
 def test_groups_that_do_not_divide_fail_as_in_torch() -> None:
     model, x = unit(by_size, 5), torch.randn(1, 3, 6, 8)
     with torch.no_grad():

@@ -77,6 +77,8 @@ def _shuffled(node: fx.Node) -> tuple[fx.Node, int, bool] | None:
         return None
     if not all(_is_length(length, source, d) for length, d in ((batch, 0), (height, 2), (width, 3))):
         return None
+    if node.target in ("view", aten.view.default) and not copied:  # which torch refuses
+        return None
     return (source, groups, copied) if _joins_groups(node, source) else None
 
 
