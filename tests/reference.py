@@ -145,13 +145,21 @@ def _moved(layer: LayerSpec, buffers: list[torch.Tensor]) -> torch.Tensor:
     return F.interpolate(x, size, **how)
 
 
+def run_buffers(
+    spec: ProgramSpec, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """All values of the program, its inputs first."""
+    buffers = [x.to(dtype) for x in inputs]
+    for layer in spec.layers:
+        buffers.append(_layer(layer, buffers, parameters))
+    return buffers
+
+
 def run_reference(
     spec: ProgramSpec, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor], dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """The program's outputs, computed by torch in `dtype`."""
-    buffers = [x.to(dtype) for x in inputs]
-    for layer in spec.layers:
-        buffers.append(_layer(layer, buffers, parameters))
+    buffers = run_buffers(spec, inputs, parameters, dtype)
     return [buffers[o.buffer].flatten(1) if o.rank == 2 else buffers[o.buffer] for o in spec.outputs]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from resfuse.engine.executor import Executor, build_program
@@ -29,7 +29,7 @@ from resfuse.engine.spec import (
 )
 from tests.conftest import examples
 from tests.programs import LAYOUTS, check, isas, make_input
-from tests.reference import assert_accurate, run_reference
+from tests.reference import assert_accurate, run_buffers, run_reference
 
 ACTIVATIONS = ("none", "relu", "silu", "hardswish", "leaky_relu", "prelu", "clamp", "hardtanh")
 BOUNDS = ((-0.5, 0.5), (None, 0.3), (0.1, None), (-1.0, 2.5), (0.4, 0.2))
@@ -169,12 +169,25 @@ def programs(draw: st.DrawFn) -> tuple[ProgramSpec, Extent, list[torch.Tensor]]:
     return spec, extent, b.parameters
 
 
+def _norm_of_equal_numbers(spec: ProgramSpec, buffers: list[torch.Tensor]) -> bool:
+    """Some norm sees (clamped) numbers that are all alike: 0 in exact arithmetic, rounding errors divided by eps in fp32."""
+    for layer in spec.layers:
+        if isinstance(layer, NormSpec):
+            x = buffers[layer.input].double()
+            rows = x.unflatten(1, (layer.groups, -1)).flatten(2) if layer.groups else x.movedim(1, -1)
+            alike = (rows.amax(-1) - rows.amin(-1) < 1e-5) & (rows[..., 0] != 0)
+            if rows.shape[-1] > 1 and bool(alike.any()):
+                return True
+    return False
+
+
 @given(programs(), isas, st.sampled_from([1, 3]), st.sampled_from(LAYOUTS), st.booleans())
 @settings(max_examples=examples(250))
 def test_programs_that_move_elements(program, isa, batch, layout, planes) -> None:
     spec, extent, parameters = program
     generator = torch.Generator().manual_seed(batch)
     inputs = [make_input((batch, channels, *extent), layout, generator) for channels in spec.inputs]
+    assume(not _norm_of_equal_numbers(spec, run_buffers(spec, inputs, parameters, torch.float64)))
     exact = run_reference(spec, inputs, parameters, torch.float64)
     eager = run_reference(spec, inputs, parameters, torch.float32)
     got = Executor(spec, isa).run(inputs, parameters, tuple(range(len(spec.outputs))) if planes else ())
