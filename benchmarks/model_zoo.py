@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python benchmarks/mod
 from benchmarks.zoo import ZOO, Entry, fused_share
 from resfuse.bench.duel import duel
 from resfuse.bench.engines import installed
-from resfuse.bench.models import make_model, randomize_batch_norm
+from resfuse.bench.models import default_size, make_model, randomize_batch_norm
 from resfuse.bench.timing import interleaved
 from resfuse.quantization.sensitivity import tensors_of
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(ZOO), choices=list(ZOO), metavar="MODEL")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, help="of the images; 224, or what the model is made for")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", action="store_true", help="beside ONNX Runtime and OpenVINO, where installed")
@@ -112,7 +112,7 @@ def main() -> None:
         entry = ZOO[name]
         missing = [library for library in entry.libraries if importlib.util.find_spec(library) is None]
         for batch in [] if missing else options.batch:
-            size = 32 if name == "seed network" else options.size
+            size = options.size or (32 if name == "seed network" else default_size(name))
             row = measure(entry, batch, size, options.rounds, options.compile)
             if options.peers:
                 row |= measure_peers(name, batch, size, options.rounds, options.threads)

@@ -47,6 +47,14 @@ def _segmentation(architecture: str, encoder: str) -> Callable[[], nn.Module]:
     return make
 
 
+def _ultralytics(name: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        torchvision_models()  # so does ultralytics
+        return importlib.import_module("ultralytics").YOLO(f"{name}.yaml", verbose=False).model
+
+    return make
+
+
 def _hugging_face(name: str, **options: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         torchvision_models()  # so does transformers
@@ -175,6 +183,7 @@ ZOO: dict[str, Entry] = {
     "smp Unet resnet34": Entry(_SMP, _segmentation("Unet", "resnet34"), even=True),
     "smp UnetPlusPlus resnet18": Entry(_SMP, _segmentation("UnetPlusPlus", "resnet18"), even=True),
     "smp FPN resnet18": Entry(_SMP, _segmentation("FPN", "resnet18"), natives=8, even=True),
+    "ultralytics yolo11n": Entry(("torchvision", "ultralytics"), _ultralytics("yolo11n"), natives=60, even=True),
     "ResNetForImageClassification": Entry(_HF, _hugging_face("ResNetForImageClassification"), natives=3),
     "ResNetModel, basic": Entry(_HF, _hugging_face("ResNetModel", layer_type="basic", **_SMALL), natives=3),
     "ResNetModel, downsample_in_first_stage": Entry(

@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "gap": (partial(nn.AdaptiveAvgPool2d, 1), 7),
 }
 # Libraries whose models can be named behind these words.
-_LIBRARIES = {"timm": "timm", "smp": "segmentation_models_pytorch"}
+_LIBRARIES = {"timm": "timm", "smp": "segmentation_models_pytorch", "ultralytics": "ultralytics"}
 _declared: list[torch.library.Library] = []
 
 
@@ -76,23 +76,29 @@ def make_model(name: str) -> nn.Module:
     if rest and library in _LIBRARIES and importlib.util.find_spec(_LIBRARIES[library]) is not None:
         return _of_library(library, rest)
     raise ValueError(
-        f"model: got {name!r}, want seed, {', '.join(_OURS)}, with torchvision any ResNet of its, 'timm' or 'smp' with "
-        f"a model of theirs behind a space (where installed), or a layer: {', '.join(LAYERS)}"
+        f"model: got {name!r}, want seed, {', '.join(_OURS)}, with torchvision any ResNet of its, 'timm', 'smp' or "
+        f"'ultralytics' with a model of theirs behind a space (where installed), or a layer: {', '.join(LAYERS)}"
     )
 
 
 def _of_library(library: str, name: str) -> nn.Module:
-    """A model of timm, or of segmentation-models-pytorch: its architecture and encoder, "Unet resnet34"."""
-    torchvision_models()  # both import it
+    """A model of timm, of segmentation-models-pytorch (its architecture and encoder, "Unet resnet34"), or of
+    ultralytics ("yolo11n"), which returns boxes and scores alone.
+    """
+    torchvision_models()  # all of them import it
     module = importlib.import_module(_LIBRARIES[library])
     try:
         if library == "timm":
             model: nn.Module = module.create_model(name, pretrained=False)
             return model
+        if library == "ultralytics":
+            model = module.YOLO(f"{name}.yaml", verbose=False).model
+            model.model[-1].export = True  # type: ignore[union-attr, index]
+            return model
         architecture, encoder = name.split(" ")
         model = module.create_model(architecture, encoder, encoder_weights=None)
         return model
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
         raise ValueError(f"model: got {library} {name!r}, which {_LIBRARIES[library]} has not: {error}") from error
 
 
@@ -100,6 +106,8 @@ def default_size(name: str) -> int:
     """Of a model's images, or of a layer's feature maps."""
     if name in LAYERS:
         return LAYERS[name][1]
+    if name.startswith("ultralytics "):
+        return 640
     return 32 if name == "seed" else 224
 
 

@@ -1,4 +1,4 @@
-"""What code asked of its inputs' sizes while it was traced: the graph holds where the answers are the same."""
+"""What code asked of sizes while it was traced: the graph holds for inputs of sizes that give the same answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _METHODS = ("size", "dim", "numel", "ndimension")
 _ATTRIBUTES = ("shape", "ndim")
 
 Evaluate = Callable[[Sequence[Any]], Any]
+Inside = Callable[[fx.Node], Evaluate | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Condition:
         """Whether a call's inputs give the same answer."""
         try:
             return bool(self.evaluate(inputs)) == self.answer
-        except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        except (TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError, AttributeError):
             return False  # the code itself will say so
 
 
@@ -106,21 +107,34 @@ def dimensions_asked(conditions: Sequence[Condition], inputs: Sequence[Any]) -> 
     return {place for x in watched if isinstance(x, _Watched) for place in x.shape.read}
 
 
-def question_about_sizes(node: fx.Node, inputs: Sequence[fx.Node]) -> Evaluate | None:
-    """A node's value as a function of the sizes of the graph's inputs; None where it depends on more than these."""
+def question_about_sizes(node: fx.Node, inputs: Sequence[fx.Node], inside: Inside) -> Evaluate | None:
+    """A node's value as a function of the sizes of the graph's inputs; None where it depends on more than these.
+
+    ``inside`` finds the sizes of a value that is no input.
+    """
+
+    def of_tensor(source: Any, read: Callable[[Any], Any]) -> Evaluate | None:
+        if not isinstance(source, fx.Node):
+            return None
+        if source in inputs:
+            index = list(inputs).index(source)
+            return lambda values: read(values[index])
+        value = inside(source)
+        return None if value is None else lambda values: read(value(values))
+
     if node.op == "call_function" and node.target is getattr:
         source, name = node.args
-        return _of_input(source, inputs, operator.attrgetter(str(name))) if name in _ATTRIBUTES else None
+        return of_tensor(source, operator.attrgetter(str(name))) if name in _ATTRIBUTES else None
     if node.op == "call_method" and node.target in _METHODS and not node.kwargs:
         source, *rest = node.args
         if any(not isinstance(argument, int) for argument in rest):
             return None
-        return _of_input(source, inputs, lambda x: getattr(x, str(node.target))(*rest))
+        return of_tensor(source, lambda x: getattr(x, str(node.target))(*rest))
     if node.op != "call_function" or node.target not in SIZE_FUNCTIONS or node.kwargs:
         return None
     parts: list[Evaluate] = []
     for argument in node.args:
-        part = question_about_sizes(argument, inputs) if isinstance(argument, fx.Node) else _constant(argument)
+        part = question_about_sizes(argument, inputs, inside) if isinstance(argument, fx.Node) else _constant(argument)
         if part is None:
             return None
         parts.append(part)
@@ -133,10 +147,3 @@ def _constant(value: Any) -> Evaluate | None:
         isinstance(value, tuple) and all(isinstance(item, (int, float)) for item in value)
     )
     return (lambda _: value) if plain else None
-
-
-def _of_input(source: Any, inputs: Sequence[fx.Node], read: Callable[[torch.Tensor], Any]) -> Evaluate | None:
-    if source not in inputs:
-        return None
-    index = list(inputs).index(source)
-    return lambda values: read(values[index])

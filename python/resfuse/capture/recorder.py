@@ -34,11 +34,14 @@ _patching = threading.RLock()
 
 
 class ViolationError(Exception):
-    """Code did what a graph cannot repeat: the path of the module that has to run as it is, and why."""
+    """Code did what a graph cannot repeat: the path of the module that has to run as it is, and why.
 
-    def __init__(self, path: str, reason: str) -> None:
+    ``once``: it may do so in its first call alone, as code that keeps what it computed.
+    """
+
+    def __init__(self, path: str, reason: str, once: bool = False) -> None:
         super().__init__(reason)
-        self.path, self.reason = path, reason
+        self.path, self.reason, self.once = path, reason, once
 
 
 class Recorder:
@@ -51,7 +54,7 @@ class Recorder:
         self.written: Callable[[str, str, Any], None] | None = None
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._modules = dict(model.named_modules())
-        self._thread = threading.get_ident()
+        self._thread: int | None = threading.get_ident()
         self._overlay: dict[tuple[int, str], Any] = {}
         self._readers: dict[tuple[int, Any], str] = {}
         self._code: set[int] = set()
@@ -60,6 +63,15 @@ class Recorder:
     def mine(self) -> bool:
         """Whether the thread that asks is the one that traces."""
         return threading.get_ident() == self._thread
+
+    @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """What the tracing thread does meanwhile is no part of the graph."""
+        thread, self._thread = self._thread, None
+        try:
+            yield
+        finally:
+            self._thread = thread
 
     def path_of(self, module: nn.Module) -> str | None:
         """The path of a module of the model."""
@@ -157,12 +169,12 @@ class Recorder:
         if any(name in (state.get(registry) or ()) for registry in _REGISTRIES):
             if self._is_own_tensor(path, name, value):
                 return  # self.count += 1: the tensor itself has changed, in the graph
-            raise ViolationError(who, f"replaces {path}.{name}".replace(" .", " "))
+            raise ViolationError(who, f"replaces {path}.{name}".replace(" .", " "), once=True)
         if isinstance(value, (nn.Module, nn.Parameter)) and not isinstance(value, fx.Proxy):
             raise ViolationError(who, f"sets the module or parameter {name}")
         if self.assumptions.knows_item(state, name):
             reader = self._readers.get((id(state), name), who)
-            raise ViolationError(_common(who, reader), f"reads and writes its attribute {name}")
+            raise ViolationError(_common(who, reader), f"reads and writes its attribute {name}", once=True)
         assert self.written is not None
         self.written(path, name, value)
         self._overlay[id(module), name] = value

@@ -31,6 +31,7 @@ from resfuse.capture.arguments import (
 from resfuse.capture.assumptions import Assumptions
 from resfuse.capture.conditions import SIZE_FUNCTIONS, Condition, question_about_sizes
 from resfuse.capture.recorder import HOOKS, Recorder, ViolationError
+from resfuse.capture.sizes import MAY_WRITE, may_write, sizes_of
 from resfuse.errors import UnsupportedModelError
 
 IsLeaf = Callable[[nn.Module], bool]
@@ -64,6 +65,12 @@ class Trace:
     assumptions: Assumptions
     recorder: Recorder
     conditions: tuple[Condition, ...]  # that the inputs' sizes must meet
+    may_settle: bool  # whether later calls may have a graph with less that is left whole
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a call may set attributes, so that the next one's graph is another."""
+        return bool(self.native) or any(node.target is set_attribute for node in self.graph.nodes)
 
 
 class Constant:
@@ -176,7 +183,15 @@ def _returns_tensor(module: nn.Module, described: bool) -> bool:
     """Whether a leaf's result is surely one tensor."""
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) or getattr(module, "return_indices", False):
         return False
-    return described or type(module).__module__.startswith("torch.nn.modules.")
+    return described or _of_torch(module)
+
+
+def _of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.")
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return any(vars(module).get(name) for name in HOOKS)
 
 
 def _is_tensor_argument(node: Any) -> bool:
@@ -261,8 +276,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         state = vars(m)
-        hooked = any(state.get(name) for name in HOOKS)
-        if module_qualified_name in self._native or hooked or isinstance(m, torch.jit.ScriptModule):
+        if module_qualified_name in self._native or _is_hooked(m) or isinstance(m, torch.jit.ScriptModule):
             return True
         if _PARAMETRIZATIONS in (state.get("_modules") or ()):
             return bool(parametrize._cache_enabled) or not isinstance(m, _PARAMETRIZED)
@@ -281,6 +295,8 @@ class _Tracer(fx.Tracer):
             proxy = self.create_proxy("call_module", path, args, kwargs)
             if path in self._native:
                 proxy.node.meta["native"] = self._native[path]
+            known = (self._is_leaf(m) or _of_torch(m)) and path not in self._native
+            proxy.node.meta[MAY_WRITE] = not known or _is_hooked(m) or may_write(m)
             proxy.node.meta["tensor"] = _returns_tensor(m, self._is_leaf(m))
             proxy.kind = torch.Tensor if proxy.node.meta["tensor"] else None  # type: ignore[attr-defined]
             return proxy
@@ -343,11 +359,12 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Answers what code asks of its inputs' sizes; nobody knows those of a guessed call, whose code is told no."""
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
-        evaluate = question_about_sizes(obj.node, placeholders)
+        known = all(isinstance(x, torch.Tensor) and x.dim() > 1 for x in self._inputs)
+        evaluate = question_about_sizes(obj.node, placeholders, lambda node: sizes_of(node, placeholders, self.root))
         if evaluate is None:
             return super().to_bool(obj)
-        known = all(x.dim() > 1 for x in self._inputs if isinstance(x, torch.Tensor))
-        answer = known and bool(evaluate(self._inputs))
+        with self._recorder.looking_away():
+            answer = known and bool(evaluate(self._inputs))
         self.conditions.append(Condition(evaluate, answer))
         return answer
 
@@ -380,6 +397,7 @@ def trace(
             what was read until then.
     """
     native: dict[str, str] = {}
+    may_settle = False
     while True:
         recorder = Recorder(model)
         for name in _GLOBAL_HOOKS:
@@ -399,6 +417,7 @@ def trace(
             if not violation.path or violation.path in native or len(native) >= _MOST_NATIVE_MODULES:
                 raise _unsupported(model, f"it {violation.reason}", recorder, tracer) from violation
             native[violation.path] = violation.reason
+            may_settle = may_settle or violation.once
             continue
         except Exception as error:
             raise _unsupported(model, str(error), recorder, tracer) from error
@@ -413,6 +432,7 @@ def trace(
             recorder.assumptions,
             recorder,
             tuple(tracer.conditions),
+            may_settle,
         )
 
 

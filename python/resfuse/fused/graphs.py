@@ -22,6 +22,7 @@ from resfuse.lowering.steps import Lowered
 _MOST_GRAPHS = 8
 _FREE_LOWERINGS = 32  # before a model whose state changes all the time runs natively
 _CALLS_A_LOWERING = 8
+_LONGEST_WAIT = 256  # in calls, before a better graph is looked for again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +43,17 @@ class Graph:
         binding: Binding | None,
         reason: str = "",
         conditions: Sequence[Condition] = (),
+        training_binding: Binding | None = None,
     ) -> None:
         self.key = key
         trace = None if binding is None else binding.lowered.trace
         self._conditions = conditions if trace is None else trace.conditions
+        self.may_settle = trace is not None and trace.may_settle  # see `is_due`
+        self.ran = False  # since that was asked
+        self._uses, self._wait = 0, 1
         self.assumptions = assumptions
         self.binding = binding  # None: it cannot be traced
+        self.training_binding = binding if training_binding is None else training_binding
         self.reason = reason
         self.example: Example | None = None  # what it was made for, unless that was a guess
         self.always_trains = binding is not None and binding.always_trains
@@ -55,12 +61,45 @@ class Graph:
             assumptions.usually(vars(norm), "training", False)
         assumptions.watch()
 
+    @classmethod
+    def of(cls, lowered: Lowered, model: nn.Module, ranges: Ranges | None) -> Graph:
+        """The graph of a lowered model."""
+        trace, in_order = lowered.trace, lowered.in_order
+        assert trace is not None
+        training_binding = None if in_order is None else Binding(in_order, model)
+        return cls(trace.key, trace.assumptions, Binding(lowered, model, ranges), training_binding=training_binding)
+
     def suits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call's inputs are of sizes for which it was made."""
         if not self._conditions:
             return True
         _, values = read_arguments(args, kwargs)
         return all(condition.holds(values) for condition in self._conditions)
+
+    def is_due(self, was_last: bool) -> bool:
+        """Whether to look, before one more use, if the model's state allows for a better graph by now.
+
+        ``was_last``: this is the graph that was used last.
+
+        Code that keeps what it computed (anchors of a detector) does so in its first call, which runs natively, and
+        again when images are of another size. Code that does so in every call is looked at less and less often.
+        """
+        if not (self.may_settle and was_last and self.ran):
+            return False
+        self.ran = False
+        self._uses += 1
+        if self._uses < self._wait:
+            return False
+        self._uses, self._wait = 0, min(self._wait * 4, _LONGEST_WAIT)
+        return True
+
+    def take_place_of(self, other: Graph) -> bool:
+        """Whether this graph, made because the other was due, is no better than that; then it waits longer."""
+        if self.may_settle:
+            self._wait = other._wait
+        else:
+            other._wait = 1
+        return self.may_settle
 
     def unchanged(self) -> bool:
         """Whether its assumptions hold, in Python that Dynamo can read and guard."""
@@ -90,7 +129,7 @@ class Graphs:
         self._calls = 0
         self.changed: str | None = None  # what the last new graph was made for
         if lowered is not None and lowered.trace is not None:
-            self._keep(Graph(lowered.trace.key, lowered.trace.assumptions, Binding(lowered, model, ranges)))
+            self._keep(Graph.of(lowered, model, ranges))
 
     def quantize(self, ranges: Ranges) -> None:
         """Whole programs of all graphs compute with bytes from now on."""
@@ -104,9 +143,9 @@ class Graphs:
         """The graph for a call, made if there is none, and what its assumptions' check said."""
         self._calls += 1
         first = self.kept[0] if self.kept else None
-        if first is not None and first.key == key and first.suits(args, kwargs):
+        if first is not None and first.key == key and not first.may_settle:
             state = first.assumptions.check()
-            if state != FAILS:
+            if state != FAILS and first.suits(args, kwargs):
                 return first, state
         with self._lock:
             return self._find_other(model, key, args, kwargs)
@@ -115,11 +154,18 @@ class Graphs:
         self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Graph, int]:
         found: list[Difference] = []
-        for graph in list(self.kept):
-            if graph.key != key or not graph.suits(args, kwargs):
+        may_lower = self._lowerings < _FREE_LOWERINGS + self._calls // _CALLS_A_LOWERING
+        due: Graph | None = None
+        for graph in sorted(self.kept, key=lambda graph: graph.may_settle):
+            if graph.key != key:
                 continue
             state = graph.assumptions.check()
             if state != FAILS:
+                if not graph.suits(args, kwargs):
+                    continue
+                if may_lower and graph.is_due(graph is self.kept[0]):
+                    due = graph
+                    break
                 self.kept.remove(graph)
                 self.kept.insert(0, graph)
                 return graph, state
@@ -129,9 +175,11 @@ class Graphs:
                 self.kept.remove(graph)  # and the modules that it was made for
         if found:
             self.changed = found[0].what
-        if self._lowerings >= _FREE_LOWERINGS + self._calls // _CALLS_A_LOWERING:
+        if not may_lower:
             return Graph(key, Assumptions(model), None, f"its state changes from call to call ({self.changed})"), FAILS
         graph = self._make(model, key, args, kwargs)
+        if due is not None and graph.take_place_of(due):
+            self.kept.remove(due)
         self._keep(graph)
         return graph, graph.assumptions.check()
 
@@ -151,8 +199,7 @@ class Graphs:
             assumptions = error.assumptions or Assumptions(model)
             graph = Graph(key, assumptions, None, str(error), error.conditions)
         else:
-            assert lowered.trace is not None
-            graph = Graph(key, lowered.trace.assumptions, Binding(lowered, model, self._ranges))
+            graph = Graph.of(lowered, model, self._ranges)
         if not any(value is kept for value in values for kept in shapes):
             graph.example = example  # objects of a call are not kept
         return graph
@@ -172,8 +219,7 @@ class Graphs:
                 lowered = lower(model, self._algorithm)
             except UnsupportedModelError as error:
                 return Graph((), error.assumptions or Assumptions(model), None, str(error))
-            assert lowered.trace is not None
-            graph = Graph(lowered.trace.key, lowered.trace.assumptions, Binding(lowered, model, self._ranges))
+            graph = Graph.of(lowered, model, self._ranges)
             self._keep(graph)
             return graph
         key, _ = read_arguments(example.args, example.kwargs)

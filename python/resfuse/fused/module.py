@@ -69,6 +69,20 @@ class Fusion:
             raise UnsupportedModelError(graph.reason)
         return graph.binding
 
+    def binding_for(self, *args: Any) -> Binding:
+        """The programs of the graph for a call with these arguments.
+
+        Raises:
+            UnsupportedModelError: the model cannot be traced for it.
+        """
+        model = self._model()
+        assert model is not None
+        key, _ = read_arguments(args, {})
+        graph, _ = self.graphs.find(model, key, args, {})
+        if graph.binding is None:
+            raise UnsupportedModelError(graph.reason)
+        return graph.binding
+
     def state_reason(self) -> str | None:
         """Why nothing would run fused in the model's present state, or None."""
         return fusion_reason(self.present)
@@ -132,7 +146,9 @@ class FusedModule(nn.Module):
             return self._native(reason, args, kwargs)
         fusion = self.fusion()
         graph, state = fusion.graphs.find(self, key, args, kwargs)
-        binding = graph.binding
+        graph.ran = True
+        trains = fusion.graphs.trains(graph, state)
+        binding = graph.training_binding if trains else graph.binding
         if binding is None:
             return self._native(graph.reason, args, kwargs)
         reason = binding.reason(self)
@@ -142,7 +158,6 @@ class FusedModule(nn.Module):
         reason = input_reason(tensors) or ("the batch is empty" if has_empty_batch(tensors) else None)
         runner: ProgramRunner | None
         if reason is None:
-            trains = fusion.graphs.trains(graph, state)
             try:
                 runner = self._runner(binding, tensors, trains)
                 if runner is not None:  # a whole program's weights are checked when they are packed
@@ -177,10 +192,13 @@ class FusedModule(nn.Module):
             for graph in self.__dict__[_RUNTIME].graphs.kept if _RUNTIME in self.__dict__ else ():
                 binding = graph.binding
                 if binding is not None and graph.key == key and graph.unchanged() and binding.reason(self) is None:
-                    learns = torch.is_grad_enabled() or binding.trains()
+                    trains = binding.trains()
+                    learns = torch.is_grad_enabled() or trains
                     if learns and any([bound.has_bytes for bound in binding.programs]):
                         break
                     runner = train_program if learns else None
+                    if trains and graph.training_binding is not None:
+                        binding = graph.training_binding
                     return binding.run(self, inputs, runner, self._resfuse_dtype, autocast_dtype())
         return self.native_forward(*args, **kwargs)
 

@@ -45,7 +45,7 @@ def class_activation_map(
     reason = fast.fusion().not_as_programs()
     if reason is not None:
         raise ValueError(f"model: {reason}; class activation maps want a model in eval mode without hooks")
-    binding = fast.fusion().binding
+    binding = fast.fusion().binding_for(x)
     for step in binding.lowered.programs:
         head = _head(step)
         if head is not None:

@@ -50,5 +50,5 @@ def probe(
         return list(results[: len(spec.outputs)])
 
     with torch.no_grad():
-        result = model.fusion().binding.run(model, args, run_program)
+        result = model.fusion().binding_for(*args).run(model, args, run_program)
     return result, kept

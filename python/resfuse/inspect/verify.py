@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfuse.capture.tracer import trace
+from resfuse.capture.tracer import set_attribute, trace
 from resfuse.checks import require_epsilon, require_module
 from resfuse.engine.spec import AffineSpec, ConvSpec
 from resfuse.errors import UnsupportedModelError, VerificationError
@@ -162,6 +162,10 @@ def _by_blocks(
             if isinstance(layer, (ConvSpec, AffineSpec)) and layer.residual is not None
         ]
 
+    trace_now = fast.fusion().binding_for(*inputs).lowered.trace
+    if trace_now is not None and trace_now.keeps_state:  # as `_run_native` does
+        with torch.no_grad():
+            fast(*inputs)
     result, kept = probe(fast, inputs, blocks)
     fused: dict[str, torch.Tensor] = {}
     for step, buffers in kept.items():
@@ -249,6 +253,8 @@ class _Recorder(fx.Interpreter):
         self.values: dict[str, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.target is set_attribute:
+            return None
         value = super().run_node(n)
         if n.name in self._wanted:
             self.values[n.name] = value.clone()  # an in-place layer may write to it
@@ -256,7 +262,13 @@ class _Recorder(fx.Interpreter):
 
 
 def _run_native(model: nn.Module, inputs: list[torch.Tensor], wanted: set[str]) -> tuple[Any, dict[str, torch.Tensor]]:
-    recorder = _Recorder(fx.GraphModule(model, trace(model, is_leaf).graph), wanted)
+    traced = trace(model, is_leaf, tuple(inputs))
+    if traced.keeps_state:  # of what it computed, as a detector's head does: from the second call on it only reads
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            model(*inputs)
+        traced = trace(model, is_leaf, tuple(inputs))
+    recorder = _Recorder(fx.GraphModule(model, traced.graph), wanted)
     result = recorder.run(*inputs)
     return result, recorder.values
 

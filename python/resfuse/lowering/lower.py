@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -12,11 +12,11 @@ from resfuse.lowering.computed_weights import mark_computed_weights
 from resfuse.lowering.describe import describe
 from resfuse.lowering.modules import is_leaf
 from resfuse.lowering.moving import join_moving
-from resfuse.lowering.op import Op, Unsupported
+from resfuse.lowering.op import Op, Unsupported, may_write, only_computes
 from resfuse.lowering.quantized_graphs import join_quantized
 from resfuse.lowering.region import Region
 from resfuse.lowering.shuffles import join_channel_shuffles
-from resfuse.lowering.steps import Lowered, NativeStep, Step
+from resfuse.lowering.steps import Lowered, NativeStep, ProgramStep, Step
 from resfuse.lowering.transposed import join_transposed
 from resfuse.lowering.written_norms import join_written_norms
 
@@ -38,7 +38,13 @@ def lower(
     traced = trace(model, is_leaf, args, kwargs)
     with traced.recorder.watching():  # what decides here is assumed as well
         join_nodes(traced.graph, model)
-        return Lowered(traced.graph, lower_graph(traced.graph, model, algorithm), traced)
+        graph = traced.graph
+        steps, in_order = (lower_graph(graph, model, algorithm, may_wait) for may_wait in (True, False))
+        if [step.all_nodes for step in steps if isinstance(step, ProgramStep)] == [
+            step.all_nodes for step in in_order if isinstance(step, ProgramStep)
+        ]:
+            return Lowered(graph, steps, traced)
+        return Lowered(graph, steps, traced, Lowered(graph, in_order, traced))
 
 
 def join_nodes(graph: fx.Graph, model: nn.Module) -> None:
@@ -60,11 +66,14 @@ def _drop_identities(graph: fx.Graph, model: nn.Module) -> None:
             graph.erase_node(node)
 
 
-def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str) -> tuple[Step, ...]:
-    """The steps of a graph over a model's modules and attributes."""
+def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str, may_wait: bool = True) -> tuple[Step, ...]:
+    """The steps of a graph over a model's modules and attributes.
+
+    ``may_wait``: native nodes that only compute may run later than in the graph, so that programs are longer.
+    """
     weights = mark_computed_weights(graph, model)
-    steps: list[Step] = [NativeStep(node, "computes a weight", True, is_weight) for node, is_weight in weights.items()]
-    region = Region(algorithm)
+    cutter = _Cutter(algorithm, may_wait)
+    cutter.steps += [NativeStep(node, "computes a weight", True, is_weight) for node, is_weight in weights.items()]
     attributes: set[fx.Node] = set()  # and what is computed from them alone
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -77,30 +86,69 @@ def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str) -> tuple[Step
             op = Unsupported("computes with parameters alone")
         else:
             op = describe(node, model)
-        reason = region.add(node, op) if isinstance(op, Op) else op.reason
+        cutter.take(node, op)
+    cutter.close()
+    return tuple(cutter.steps)
+
+
+class _Cutter:
+    """Takes a graph's nodes in order: programs grow while what cannot join them may wait for their end."""
+
+    def __init__(self, algorithm: str, may_wait: bool) -> None:
+        self.steps: list[Step] = []
+        self._algorithm = algorithm
+        self._may_wait = may_wait
+        self._region = Region(algorithm)
+        self._waiting: dict[fx.Node, str] = {}  # native nodes that run behind the region, and why they are native
+
+    def take(self, node: fx.Node, op: Op | Unsupported) -> None:
+        """The next node of the graph."""
+        reads_waiting = any(source in self._waiting for source in node.all_input_nodes)
+        if isinstance(op, Op):
+            reason = "reads what a native node computes" if reads_waiting else self._region.add(node, op)
+        else:
+            reason = op.reason
         if reason is None:
-            continue
+            return
         # A product with a number is fused where one of its factors is, and is nothing to begin a program with.
-        if (not isinstance(op, Op) or op.kind == "scale") and region.is_independent_of(node):
-            steps.append(NativeStep(node, reason))  # before the region, which goes on
-            continue
-        _close(region, steps)
-        region = Region(algorithm)
+        alone = not isinstance(op, Op) or op.kind == "scale"
+        writes = may_write(node) and bool(self._waiting)
+        if alone and not reads_waiting and not writes and self._region.is_independent_of(node):
+            self.steps.append(NativeStep(node, reason))  # before the region, which goes on
+            return
         # What cannot join what came before may begin the next program.
         if isinstance(op, Op):
+            region = Region(self._algorithm)
             reason = region.add(node, op)
-        if reason is not None:
-            steps.append(NativeStep(node, reason))
-    _close(region, steps)
-    return tuple(steps)
+            if reason is None:
+                self.close()
+                self._region = region
+                return
+        if self._may_wait and only_computes(node) and self._region.is_program():
+            self._waiting[node] = reason
+        else:
+            self.close()
+            self.steps.append(NativeStep(node, reason))
+
+    def close(self) -> None:
+        """Ends the region, and what has waited for it."""
+        region, waiting = self._region, self._waiting
+        self._region, self._waiting = Region(self._algorithm), {}
+        closed = region.close() if region.nodes else ""
+        if isinstance(closed, ProgramStep):
+            self.steps.append(closed)
+            parts = region.parts_for_others()
+            self.steps.extend(NativeStep(node, "a part of a feature map, which others read") for node in parts)
+            self.steps.extend(NativeStep(node, reason) for node, reason in waiting.items())
+            return
+        # No program, but nodes among those that waited: in the graph's order.
+        reasons = {**dict.fromkeys(region.nodes, closed), **waiting}
+        self.steps.extend(NativeStep(node, reasons[node]) for node in _in_order(reasons))
 
 
-def _close(region: Region, steps: list[Step]) -> None:
-    if not region.nodes:
-        return
-    closed = region.close()
-    if isinstance(closed, str):
-        steps.extend(NativeStep(node, closed) for node in region.nodes)
-        return
-    steps.append(closed)
-    steps.extend(NativeStep(node, "a part of a feature map, which others read") for node in region.parts_for_others())
+def _in_order(nodes: Collection[fx.Node]) -> list[fx.Node]:
+    """Nodes of one graph as it has them."""
+    if len(nodes) < 2:
+        return list(nodes)
+    graph = next(iter(nodes)).graph
+    return [node for node in graph.nodes if node in nodes]

@@ -266,3 +266,24 @@ def overwrites(node: fx.Node) -> bool:
 def may_write(node: fx.Node) -> bool:
     """Whether a call may change its arguments; a module's may."""
     return node.op == "call_module" or overwrites(node)
+
+
+_OF_TORCH = ("torch", "_operator", "builtins", "math")
+
+
+def only_computes(node: fx.Node) -> bool:
+    """Whether a node surely does no more than compute its value, so that it may as well run later."""
+    if node.op == "call_method":
+        return not overwrites(node) and not _is_random(str(node.target))
+    if node.op != "call_function" or overwrites(node) or "out" in node.kwargs:
+        return False
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return not target._schema.is_mutable and not _is_random(target.__name__)
+    name, module = str(getattr(target, "__name__", "")), str(getattr(target, "__module__", None) or "")
+    known = module.split(".")[0] in _OF_TORCH or getattr(torch, name, None) is target
+    return known and name not in ("setitem", "delitem", "_assert") and not _is_random(name)
+
+
+def _is_random(name: str) -> bool:
+    return any(word in name for word in ("drop", "rand", "bernoulli", "multinomial", "normal", "poisson"))

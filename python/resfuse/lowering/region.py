@@ -22,6 +22,8 @@ from resfuse.lowering.pending import PIXELS, Buffer, Emitted, Pending, Value
 from resfuse.lowering.specs import layer_spec, norm_mode
 from resfuse.lowering.steps import ProgramStep
 
+_LAYERS = ("conv", "global_avg_pool")  # at least one of them makes a program
+
 
 class Region:
     """Takes nodes one by one (`add`) while they fit, then becomes a `ProgramStep` (`close`)."""
@@ -42,6 +44,13 @@ class Region:
         if reason is None:
             self.nodes.append(node)
         return reason  # type: ignore[no-any-return]
+
+    def is_program(self) -> bool:
+        """Whether it could end here, as a program of its own."""
+        layers = any(e.kind in _LAYERS for e in self._emitted) or any(
+            value.pending is not None and value.pending.conv is not None for value in self._values.values()
+        )
+        return layers and all(buffer.channels is not None for buffer in self._inputs.values())
 
     def is_independent_of(self, node: fx.Node) -> bool:
         """Whether a node may as well run before all of this region: it reads none of its values, and writes to nothing
@@ -560,7 +569,7 @@ class Region:
             if self._leaves(node, inside):
                 value = self._values[node]
                 outputs.append((node, value.rank, self._converted(node, self._rounded(value), None)))
-        if not any(e.kind in ("conv", "global_avg_pool") for e in self._emitted):
+        if not any(e.kind in _LAYERS for e in self._emitted):
             return "no convolution beside it to be fused with"
         if any(buffer.channels is None for buffer in self._inputs.values()):
             return "the number of channels of its input is not known"

@@ -72,6 +72,9 @@ class Lowered:
     graph: fx.Graph
     steps: tuple[Step, ...]
     trace: Trace | None = None  # None: of a graph that others traced
+    # Steps in the graph's own order, where those above are not: of a native node that raises, batch norms behind it
+    # must not have seen the batch.
+    in_order: Lowered | None = None
 
     @property
     def programs(self) -> list[ProgramStep]:
