@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/activation/args.h"
+#include "kernels/activation/sigmoid.h"
 #include "kernels/simd/element.h"
 
 namespace resfuse {
@@ -83,22 +84,6 @@ inline Vec mish(Vec x) {
     const Vec e = exp_vector(x > 20.0f ? broadcast(20.0f) : x);
     const Vec n = e * (e + 2.0f);
     return x > 20.0f ? x : x * (n / (n + 2.0f));
-}
-
-// 1 / (1 + e^-x), NaN of NaN perhaps not. e^-x is 2^k 2^f, with a polynomial of degree 5 for 2^f (its coefficients
-// make the largest error smallest: 8e-8) and k small enough to be added to its exponent.
-inline Vec sigmoid(Vec x) {
-    const Vec low = broadcast(-88.0f), y = clamp_below(-clamp_below(x, low), low);
-    const Vec magic = broadcast(0x1.8p23f);  // whose lowest bits then hold k
-    const Vec shifted = y * 1.44269504088896341f + magic;
-    const Vec f = y * 1.44269504088896341f - (shifted - magic);
-    Vec p = f * 0x1.5c08e4p-10f + 0x1.3d0c52p-7f;
-    p = p * f + 0x1.c6b6e4p-5f;
-    p = p * f + 0x1.ebf918p-3f;
-    p = p * f + 0x1.62e428p-1f;
-    p = p * f + 0x1.000002p+0f;
-    const Vec e = (Vec)((VecMask)p + ((VecMask)shifted << 23));
-    return 1.0f / (1.0f + e);
 }
 
 // Calls f with one of the functions of single elements: of a vector, and of the channel that it begins with.
