@@ -4,6 +4,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <exception>
+#include <optional>
+
 #include "bindings/register.h"
 #include "bindings/views.h"
 #include "plan/run.h"
@@ -71,6 +74,30 @@ std::vector<double> run_plan(const Plan& plan, py::handle weights_object, const 
     for (std::size_t s = 0; s < layouts; ++s) seconds[layouts] += seconds[s];
     seconds.erase(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(layouts));
     return seconds;
+}
+
+// Runs the plan while `are_current` is asked about the weights; false where the outputs are not to be used. Only the
+// calling thread holds Python's lock, and only while it asks.
+bool run_if(const Plan& plan, py::handle weights_object, const std::vector<py::array>& inputs,
+            const std::vector<py::array>& outputs, const py::function& are_current) {
+    WeightSet& weights = bound_weights(weights_object);
+    const auto [in, out] = checked_operands(plan, weights, inputs, outputs);
+    if (!weights.is_prepared(plan.algorithms())) return false;
+    std::exception_ptr error;
+    std::optional<py::gil_scoped_release> release;
+    const bool done = run(plan, weights, in, out, nullptr, [&] {
+        bool current = false;
+        try {
+            current = are_current().cast<bool>();
+        } catch (...) {  // none may leave a parallel region
+            error = std::current_exception();
+        }
+        release.emplace();
+        return current;
+    });
+    release.reset();
+    if (error) std::rethrow_exception(error);
+    return done;
 }
 
 // A row a task: layer (-1: a change of layout), first image, stage, task, seconds.
@@ -201,11 +228,16 @@ void register_plan(py::module_& m) {
             },
             py::arg("weights"), "Packs the weights that this plan needs; idempotent.")
         .def("run", &run_plan, py::arg("weights"), py::arg("inputs"), py::arg("outputs"), py::arg("profile") = false)
+        .def("run_if", &run_if, py::arg("weights"), py::arg("inputs"), py::arg("outputs"), py::arg("are_current"),
+             "Runs with weights that were prepared for this plan, while it asks `are_current` if they are as they are "
+             "to be; returns the answer. Where that is no, or they were not prepared, the outputs are without a "
+             "meaning.")
         .def("task_times", &task_times, py::arg("weights"), py::arg("inputs"), py::arg("outputs"),
              "Plays the plan's threads one after the other; a row for each task: layer (-1: a change of layout), first "
              "image of the wave, stage, task, seconds. The outputs are without a meaning then.")
         .def("layers", &describe_layers, "What each layer does under this plan.")
         .def("buffers", &describe_buffers, "Size, place and lifetime of each buffer.")
         .def("segments", &describe_segments, "(first step, last step, images a wave) of each segment.")
+        .def_property_readonly("threads", &Plan::threads)
         .def_property_readonly("workspace_bytes", [](const Plan& plan) { return plan.workspace().bytes; });
 }

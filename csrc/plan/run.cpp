@@ -55,21 +55,25 @@ class Executor {
           workspace_(workspace),
           step_seconds_(step_seconds) {}
 
-    void run_thread(int thread, int threads, TaskQueue& queue) const {
+    // Thread 0 may set `stopped` before it comes here.
+    void run_thread(int thread, int threads, TaskQueue& queue, const std::atomic<bool>& stopped) const {
         std::size_t stage_number = 0;
         const bool clocked = step_seconds_ != nullptr && thread == 0;
         double start = clocked ? now() : 0.0;
         for_each_stage(thread, [&](std::size_t s, int stage, index_t, index_t tasks, const auto& run_task) {
             queue.work(thread, threads, tasks, stage_number++, run_task);
 #pragma omp barrier
-            if (!clocked || stage + 1 < plan_.steps()[s]->stages()) return;
+            if (stopped.load(std::memory_order_relaxed)) return false;
+            if (!clocked || stage + 1 < plan_.steps()[s]->stages()) return true;
             const double end = now();
             (*step_seconds_)[s] += end - start;
             start = end;
+            return true;
         });
     }
 
-    // Calls f(step, stage, first image of the wave, tasks, run_task), with what runs one of these tasks.
+    // Calls f(step, stage, first image of the wave, tasks, run_task), with what runs one of these tasks, while it
+    // returns true.
     template <class F>
     void for_each_stage(int thread, F f) const {
         std::byte* const scratch = workspace_ + plan_.workspace().thread_scratch_offset +
@@ -83,9 +87,10 @@ class Executor {
                 for (std::size_t s = segment.first_step; s <= segment.last_step; ++s) {
                     const Step& step = *plan_.steps()[s];
                     wave.shared = workspace_ + plan_.workspace().shared_scratch_offsets[s];
-                    for (int stage = 0; stage < step.stages(); ++stage)
-                        f(s, stage, begin, step.tasks(stage, images),
-                          [&](index_t task) { step.run(stage, task, wave, scratch); });
+                    for (int stage = 0; stage < step.stages(); ++stage) {
+                        const auto run_task = [&](index_t task) { step.run(stage, task, wave, scratch); };
+                        if (!f(s, stage, begin, step.tasks(stage, images), run_task)) return;
+                    }
                 }
             }
     }
@@ -129,17 +134,22 @@ class Executor {
 
 }  // namespace
 
-void run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
-         const std::vector<Tensor>& outputs, std::vector<double>* step_seconds) {
+bool run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
+         const std::vector<Tensor>& outputs, std::vector<double>* step_seconds,
+         const std::function<bool()>& may_go_on) {
     if (step_seconds) step_seconds->assign(plan.steps().size(), 0.0);
     const AlignedBytes workspace(plan.workspace().bytes);
     const Executor executor(plan, weights, inputs, outputs, workspace.data(), step_seconds);
     TaskQueue queue(plan.threads());
+    std::atomic<bool> stopped = false;
 #pragma omp parallel num_threads(usable_threads(plan.threads()))
     {
+        const int thread = omp_get_thread_num();
+        if (thread == 0 && may_go_on) stopped = !may_go_on();
         const FlushDenormals flush;
-        executor.run_thread(omp_get_thread_num(), omp_get_num_threads(), queue);
+        executor.run_thread(thread, omp_get_num_threads(), queue, stopped);
     }
+    return !stopped;
 }
 
 std::vector<TaskTime> time_tasks(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
@@ -157,6 +167,7 @@ std::vector<TaskTime> time_tasks(const Plan& plan, const WeightSet& weights, con
                                         run_task(task);
                                         times.push_back({s, image, stage, task, now() - start});
                                     }
+                                    return true;
                                 });
     return times;
 }

@@ -1,6 +1,7 @@
 // Executes a plan: one parallel region for the whole Program.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "plan/plan.h"
@@ -18,8 +19,13 @@ struct TaskTime {
 
 // `inputs` may have any strides where the plan was told so; `outputs` are dense NHWC. Where `step_seconds` is not null
 // it gets the time of each of the plan's steps, waiting for the slowest thread included.
-void run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
-         const std::vector<Tensor>& outputs, std::vector<double>* step_seconds = nullptr);
+//
+// The calling thread asks `may_go_on`, if given, while the others have begun: for what is found to be so nearly always,
+// and takes time to look at. Where it says no the run ends behind its first stage. Returns whether it went to its end;
+// else the outputs are without a meaning.
+bool run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
+         const std::vector<Tensor>& outputs, std::vector<double>* step_seconds = nullptr,
+         const std::function<bool()>& may_go_on = {});
 
 // What each task takes on a core of its thread's own, for plans of more threads than there are cores: the calling
 // thread plays them one after the other, each through all steps, so that its caches hold what that thread's would.

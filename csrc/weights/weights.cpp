@@ -149,6 +149,16 @@ void WeightSet::prepare(const std::vector<const ConvAlgorithm*>& algorithms, int
     }
 }
 
+bool WeightSet::is_prepared(const std::vector<const ConvAlgorithm*>& algorithms) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+        if (program_->layers()[i].kind != LayerKind::conv) continue;
+        const auto packed = entries_[i].packed.find(algorithms[i]);
+        if (packed == entries_[i].packed.end() || packed->second.empty()) return false;
+    }
+    return true;
+}
+
 // In units of the output's steps, or in real numbers where those are made of it (int8_units).
 void WeightSet::finish_int8(std::size_t index, const Int8Weights& weights) {
     Entry& entry = entries_[index];

@@ -27,6 +27,9 @@ class WeightSet {
     // Packs what `algorithms` (one per layer) asks for and is not there yet. Thread-safe.
     void prepare(const std::vector<const ConvAlgorithm*>& algorithms, int threads);
 
+    // Whether it is all there. Thread-safe.
+    bool is_prepared(const std::vector<const ConvAlgorithm*>& algorithms) const;
+
     // Valid after prepare().
     const void* packed(std::size_t layer, const ConvAlgorithm& algorithm) const;
     const float* scale(std::size_t layer) const { return entries_[layer].scale.data(); }

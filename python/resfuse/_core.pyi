@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,15 @@ class Plan:
         outputs: Sequence[FloatArray],
         profile: bool = False,
     ) -> list[float]: ...
+    def run_if(
+        self,
+        weights: WeightSet,
+        inputs: Sequence[FloatArray],
+        outputs: Sequence[FloatArray],
+        are_current: Callable[[], bool],
+    ) -> bool: ...
+    @property
+    def threads(self) -> int: ...
     def task_times(
         self, weights: WeightSet, inputs: Sequence[FloatArray], outputs: Sequence[FloatArray]
     ) -> npt.NDArray[np.float64]: ...

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resfuse import _core
-from resfuse.engine.executor import Executor
+from resfuse.engine.executor import Executor, build_program
 from resfuse.engine.spec import (
     ConvSpec,
     GlobalAvgPoolSpec,
@@ -21,7 +21,7 @@ from resfuse.engine.spec import (
 )
 from tests.conftest import ISAS, examples
 from tests.programs import LAYOUTS, check, isas, make_input, program_of
-from tests.reference import assert_accurate
+from tests.reference import assert_accurate, run_reference
 
 
 def test_empty_batch(isa: str) -> None:
@@ -169,3 +169,58 @@ def test_weights_of_any_strides_are_packed_alike(
     reversed_taps = np.ascontiguousarray(weight.numpy()[:, :, ::-1, ::-1])[:, :, ::-1, ::-1]
     for view in (weight.to(memory_format=torch.channels_last).numpy(), exchanged.numpy(), reversed_taps):
         assert torch.equal(executor.run_once([x], view, []), expected)
+
+
+def _two_convs() -> ProgramSpec:
+    layers = [
+        ConvSpec(f"conv{i}", i, i + 1, 8, 8, 2 * i, 2 * i + 1, kernel_size=(3, 3), padding=(1, 1, 1, 1)) for i in range(2)
+    ]
+    return ProgramSpec((8,), tuple(layers), (OutputSpec(2),))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_weights_that_change_while_others_begin(threads: int) -> None:
+    """All threads but one begin with the last run's weights; what they did is not used if these have changed."""
+    torch.set_num_threads(threads)
+    spec = _two_convs()
+    executor = Executor(spec)
+    parameters = [torch.randn(*shape) for shape in [(8, 8, 3, 3), (8,)] * 2]
+    x = torch.randn(2, 8, 20, 20)
+    for change in range(6):
+        if change % 2:
+            parameters[change % 4].mul_(1.5)  # a version counter tells
+        elif change:
+            parameters[change % 4].numpy()[...] += 0.5  # values tell
+        for _ in range(2):
+            got = executor.run([x], parameters)[0]
+            exact, eager = (run_reference(spec, [x], parameters, dtype)[0] for dtype in (torch.float64, torch.float32))
+            assert_accurate(got, exact, eager, layers=2)
+
+
+def test_a_run_that_is_stopped() -> None:
+    program = build_program(_two_convs())
+    plan, weights = _core.Plan(program, 1, [(6, 6, True)], 2), _core.WeightSet(program)
+    x, y = (torch.randn(1, 8, 6, 6).to(memory_format=torch.channels_last).numpy() for _ in range(2))
+    asked: list[int] = []
+
+    def answer(value: object) -> bool:
+        asked.append(1)
+        if isinstance(value, Exception):
+            raise value
+        return bool(value)
+
+    weights.set_parameters([torch.randn(*shape).numpy() for shape in [(8, 8, 3, 3), (8,)] * 2])
+    assert not plan.run_if(weights, [x], [y], lambda: answer(True))  # not prepared
+    assert not asked
+    plan.prepare(weights)
+    plan.run(weights, [x], [y])
+    want = y.copy()
+    y[...] = 0
+    assert plan.run_if(weights, [x], [y], lambda: answer(True))
+    assert np.array_equal(y, want)
+    assert not plan.run_if(weights, [x], [y], lambda: answer(False))
+    with pytest.raises(KeyError, match="mine"):
+        plan.run_if(weights, [x], [y], lambda: answer(KeyError("mine")))
+    assert len(asked) == 3
+    assert plan.run_if(weights, [x], [y], lambda: answer(True))  # nothing is left over
+    assert np.array_equal(y, want)

@@ -129,10 +129,9 @@ class Executor:
             for i, shape in enumerate(call.outputs)
         ]
         if inputs[0].shape[0] > 0:
-            weights = self._weights.entry(parameters).current(parameters, call.plan)
             records = _records.get()
             arrays = [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
-            seconds = call.plan.run(weights, *arrays, profile=records is not None)
+            seconds = self._weights.entry(parameters).run(parameters, call.plan, *arrays, records is not None)
             if records is not None:
                 records.append(RunRecord(self.spec, call.plan, seconds, self, inputs, parameters))
             self.last_plan = call.plan
