@@ -173,7 +173,8 @@ def test_weights_of_any_strides_are_packed_alike(
 
 def _two_convs() -> ProgramSpec:
     layers = [
-        ConvSpec(f"conv{i}", i, i + 1, 8, 8, 2 * i, 2 * i + 1, kernel_size=(3, 3), padding=(1, 1, 1, 1)) for i in range(2)
+        ConvSpec(f"conv{i}", i, i + 1, 8, 8, 2 * i, 2 * i + 1, kernel_size=(3, 3), padding=(1, 1, 1, 1))
+        for i in range(2)
     ]
     return ProgramSpec((8,), tuple(layers), (OutputSpec(2),))
 

@@ -118,9 +118,7 @@ class Snapshot:
         fingerprint.take(torch.get_num_threads())
         return cls(stamp, fingerprint, fingerprint.samples(), generation, changes)
 
-    def holds(
-        self, tensors: Sequence[torch.Tensor], matrices: Sequence[int] = (), threads: int | None = None
-    ) -> bool:
+    def holds(self, tensors: Sequence[torch.Tensor], matrices: Sequence[int] = (), threads: int | None = None) -> bool:
         """Whether these are the same tensors of the same values, as far as this call looks, with so many threads."""
         if self.stamp != _stamp(tensors, matrices) or self.generation != _generations[0]:
             return False
