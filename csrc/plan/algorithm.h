@@ -56,14 +56,14 @@ class ConvAlgorithm {
     virtual void pack(const PackCall& call) const = 0;
     virtual std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const = 0;
 
-    // Whether its step of `layer` can compute the layer before that as well, which `by` would compute and which alone
-    // it reads, and gains by that.
-    virtual bool expands(const StepContext&, std::size_t /*before*/, const ConvAlgorithm& /*by*/,
-                         std::size_t /*layer*/) const {
+    // Whether its step of `layer` can compute the layer before that as well, which alone it reads, and gains by that:
+    // a convolution that `by` would compute, or (null) another one.
+    virtual bool joins(const StepContext&, std::size_t /*before*/, const ConvAlgorithm* /*by*/,
+                       std::size_t /*layer*/) const {
         return false;
     }
-    virtual std::unique_ptr<Step> make_expanded_step(const StepContext& context, std::size_t /*before*/,
-                                                     std::size_t layer) const {
+    virtual std::unique_ptr<Step> make_joined_step(const StepContext& context, std::size_t /*before*/,
+                                                   std::size_t layer) const {
         return make_step(context, layer);
     }
 };

@@ -26,7 +26,7 @@ Plan::Plan(std::shared_ptr<const Program> program, index_t batch, const std::vec
     find_views(buffers_, layers_);
     space_pixels();
     find_readers();
-    find_expanded();
+    find_joined();
     segments_ = make_segments(traffic(), layouts_.size(), batch_, threads_);
     find_pooled();
     make_steps();
@@ -126,8 +126,8 @@ std::vector<LayerTraffic> Plan::traffic() const {
     for (std::size_t l = 0; l < layers_.size(); ++l) {
         const Layer& layer = layers_[l];
         // What lies between two layers of one step stays in a thread's scratch.
-        const std::size_t read = expanded_by(l) >= 0 ? 0 : bytes(layer.input);
-        const std::size_t written = expanded_in_[l] >= 0 ? 0 : bytes(layer.output);
+        const std::size_t read = joined_by(l) >= 0 ? 0 : bytes(layer.input);
+        const std::size_t written = joined_to_[l] >= 0 ? 0 : bytes(layer.output);
         layers.push_back({.out = extent(layer.output),
                           .weights = algorithms_[l] ? algorithms_[l]->packed_bytes(layer, program_->kernels()) : 0,
                           .activations = read + written + bytes(layer.residual)});
@@ -147,21 +147,21 @@ void Plan::find_readers() {
 }
 
 // Layers that the step of the one behind them computes as well.
-void Plan::find_expanded() {
-    expanded_in_.assign(layers_.size(), -1);
+void Plan::find_joined() {
+    joined_to_.assign(layers_.size(), -1);
     const StepContext context{*program_, layers_, buffers_, pooled_, batch_, threads_};
     for (std::size_t l = 0; l < layers_.size(); ++l) {
-        if (!algorithms_[l] || readers_[static_cast<std::size_t>(layers_[l].output)] != 1) continue;
+        if (readers_[static_cast<std::size_t>(layers_[l].output)] != 1 || joined_by(l) >= 0) continue;
         for (std::size_t d = l + 1; d < layers_.size(); ++d)
             if (layers_[d].input == layers_[l].output && algorithms_[d] &&
-                algorithms_[d]->expands(context, l, *algorithms_[l], d))
-                expanded_in_[l] = static_cast<int>(d);
+                algorithms_[d]->joins(context, l, algorithms_[l], d))
+                joined_to_[l] = static_cast<int>(d);
     }
 }
 
-int Plan::expanded_by(std::size_t layer) const {
-    const auto found = std::find(expanded_in_.begin(), expanded_in_.end(), static_cast<int>(layer));
-    return found == expanded_in_.end() ? -1 : static_cast<int>(found - expanded_in_.begin());
+int Plan::joined_by(std::size_t layer) const {
+    const auto found = std::find(joined_to_.begin(), joined_to_.end(), static_cast<int>(layer));
+    return found == joined_to_.end() ? -1 : static_cast<int>(found - joined_to_.begin());
 }
 
 void Plan::find_pooled() {
@@ -174,9 +174,7 @@ void Plan::find_pooled() {
     }
 }
 
-int Plan::computed_in(std::size_t layer) const {
-    return expanded_in_[layer] >= 0 ? expanded_in_[layer] : pooled_in(layer);
-}
+int Plan::computed_in(std::size_t layer) const { return joined_to_[layer] >= 0 ? joined_to_[layer] : pooled_in(layer); }
 
 int Plan::pooled_in(std::size_t layer) const {
     for (std::size_t l = 0; l < layer; ++l)
@@ -199,8 +197,8 @@ void Plan::make_steps() {
 std::unique_ptr<Step> Plan::make_step(const StepContext& context, std::size_t l) const {
     const Layer& layer = layers_[l];
     if (computed_in(l) >= 0) return make_fused_away_step();
-    if (const int expand = expanded_by(l); expand >= 0)
-        return algorithms_[l]->make_expanded_step(context, static_cast<std::size_t>(expand), l);
+    if (const int before = joined_by(l); before >= 0)
+        return algorithms_[l]->make_joined_step(context, static_cast<std::size_t>(before), l);
     if (layer.kind == LayerKind::affine) return make_affine_step(context, l);
     if (layer.kind == LayerKind::max_pool || layer.kind == LayerKind::avg_pool) return make_pool_step(context, l);
     if (layer.kind == LayerKind::global_avg_pool) return make_global_avg_pool_step(context, l);
@@ -237,11 +235,11 @@ void Plan::find_lifetimes() {
             continue;
         }
         // What lies between two layers of one step is in no buffer.
-        const int in = expanded_in_[l], expand = expanded_by(l);
+        const int in = joined_to_[l], before = joined_by(l);
         const std::size_t step = step_of_layer(in >= 0 ? static_cast<std::size_t>(in) : l);
         if (in < 0 && !steps_[step]->pools()) touch(layer.output, step);
         for (const int number : layer.sources())
-            if (expand < 0 || number != layers_[static_cast<std::size_t>(expand)].output) touch(number, step);
+            if (before < 0 || number != layers_[static_cast<std::size_t>(before)].output) touch(number, step);
     }
     for (std::size_t b = 0; b < buffers_.size(); ++b) {
         if (!buffers_[b].is_view() || !lifetimes_[b].is_used()) continue;

@@ -48,11 +48,11 @@ class Plan {
     void space_pixels();
     std::vector<LayerTraffic> traffic() const;
     void find_readers();
-    void find_expanded();
+    void find_joined();
     void find_pooled();
     int pooled_in(std::size_t layer) const;
     // The layer before that a layer's step computes as well, or -1.
-    int expanded_by(std::size_t layer) const;
+    int joined_by(std::size_t layer) const;
     StepContext context_of(std::size_t step) const;
     void make_steps();
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const;
@@ -74,7 +74,7 @@ class Plan {
     std::vector<const ConvAlgorithm*> algorithms_;  // null: no convolution
     double stream_bytes_per_cycle_ = 0.0;
     std::vector<int> readers_;          // per buffer; the caller is one of an output
-    std::vector<int> expanded_in_;      // per layer: the one behind it whose step computes it, or -1
+    std::vector<int> joined_to_;        // per layer: the one behind it whose step computes it, or -1
     std::vector<const Layer*> pooled_;  // per layer: the pooling layer that alone reads its output, or null
     std::vector<Layout> layouts_;       // steps 0 .. layouts - 1; layers follow
     std::vector<bool> in_planes_;       // per output

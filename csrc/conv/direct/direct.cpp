@@ -61,6 +61,14 @@ class Direct final : public ConvAlgorithm {
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
         return make_direct_step(context, layer, *this);
     }
+
+    bool joins(const StepContext& context, std::size_t before, const ConvAlgorithm*, std::size_t layer) const override {
+        return can_take_gate(context, before, layer);
+    }
+    std::unique_ptr<Step> make_joined_step(const StepContext& context, std::size_t before,
+                                           std::size_t layer) const override {
+        return make_gated_step(context, before, layer);
+    }
 };
 
 class DirectPairs final : public ConvAlgorithm {

@@ -92,12 +92,12 @@ class Grouped final : public ConvAlgorithm {
         return make_grouped_step(context, layer, *this);
     }
 
-    bool expands(const StepContext& context, std::size_t before, const ConvAlgorithm& by,
-                 std::size_t layer) const override {
-        return &by == &direct() && can_expand(context, before, layer);
+    bool joins(const StepContext& context, std::size_t before, const ConvAlgorithm* by,
+               std::size_t layer) const override {
+        return by == &direct() && can_expand(context, before, layer);
     }
-    std::unique_ptr<Step> make_expanded_step(const StepContext& context, std::size_t before,
-                                             std::size_t layer) const override {
+    std::unique_ptr<Step> make_joined_step(const StepContext& context, std::size_t before,
+                                           std::size_t layer) const override {
         return make_expanded_depthwise_step(context, before, layer);
     }
 
