@@ -55,8 +55,8 @@ class SizesOf:
         return self._copies[node]
 
     def __call__(self, values: Sequence[Any]) -> Any:
-        """The value for inputs that are tensors, or look like tensors and have a shape."""
-        shapes = [tuple(value.shape) for value in values]
+        """The value for inputs that are tensors, or look like tensors and have a shape; it depends on no others."""
+        shapes = [tuple(getattr(value, "shape", ())) for value in values]
         of_inputs = [(shape, _dtype(value)) for shape, value in zip(shapes, values, strict=True)]
         of_attributes = [getattr(operator.attrgetter(path)(self._model), "shape", None) for path in self._attributes]
         key = (*of_inputs, *of_attributes)
@@ -98,7 +98,7 @@ def sizes_of(node: fx.Node, inputs: Sequence[fx.Node], model: nn.Module) -> Call
         if source in seen:
             continue
         seen.add(source)
-        if source.meta.get(MAY_WRITE):
+        if source.meta.get(MAY_WRITE) or (source.op == "placeholder" and not source.meta.get("tensor")):
             return None
         waiting += source.all_input_nodes
     return SizesOf(node, inputs, model)

@@ -199,8 +199,9 @@ def _is_tensor_argument(node: Any) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, recorder: Recorder, native: Mapping[str, str], is_leaf: IsLeaf) -> None:
+    def __init__(self, recorder: Recorder, native: Mapping[str, str], is_leaf: IsLeaf, guessed: bool) -> None:
         super().__init__()
+        self._guessed = guessed
         self._is_leaf = is_leaf
         self.proxy_buffer_attributes = True
         self.traced: dict[str, None] = {"": None}
@@ -359,12 +360,11 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Answers what code asks of its inputs' sizes; nobody knows those of a guessed call, whose code is told no."""
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
-        known = all(isinstance(x, torch.Tensor) and x.dim() > 1 for x in self._inputs)
         evaluate = question_about_sizes(obj.node, placeholders, lambda node: sizes_of(node, placeholders, self.root))
         if evaluate is None:
             return super().to_bool(obj)
         with self._recorder.looking_away():
-            answer = known and bool(evaluate(self._inputs))
+            answer = not self._guessed and bool(evaluate(self._inputs))
         self.conditions.append(Condition(evaluate, answer))
         return answer
 
@@ -397,7 +397,7 @@ def trace(
             what was read until then.
     """
     native: dict[str, str] = {}
-    may_settle = False
+    may_settle, guessed = False, args is None
     while True:
         recorder = Recorder(model)
         for name in _GLOBAL_HOOKS:
@@ -407,7 +407,7 @@ def trace(
                 raise _unsupported(model, "there are global hooks, which must see all modules", recorder)
             if isinstance(hooks, dict):
                 recorder.assumptions.is_empty(hooks)
-        tracer = _Tracer(recorder, native, is_leaf)
+        tracer = _Tracer(recorder, native, is_leaf, guessed)
         try:
             if args is None:
                 args, kwargs = guessed_arguments(model.forward)

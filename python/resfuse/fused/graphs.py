@@ -22,7 +22,7 @@ from resfuse.lowering.steps import Lowered
 _MOST_GRAPHS = 8
 _FREE_LOWERINGS = 32  # before a model whose state changes all the time runs natively
 _CALLS_A_LOWERING = 8
-_LONGEST_WAIT = 256  # in calls, before a better graph is looked for again
+_LONGEST_WAIT = 64  # in calls, before a better graph is looked for again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +76,13 @@ class Graph:
         _, values = read_arguments(args, kwargs)
         return all(condition.holds(values) for condition in self._conditions)
 
-    def is_due(self, was_last: bool) -> bool:
-        """Whether to look, before one more use, if the model's state allows for a better graph by now.
-
-        ``was_last``: this is the graph that was used last.
+    def is_due(self) -> bool:
+        """Whether to look, before it is used once more, if the model's state allows for a better graph by now.
 
         Code that keeps what it computed (anchors of a detector) does so in its first call, which runs natively, and
         again when images are of another size. Code that does so in every call is looked at less and less often.
         """
-        if not (self.may_settle and was_last and self.ran):
+        if not (self.may_settle and self.ran):
             return False
         self.ran = False
         self._uses += 1
@@ -93,13 +91,9 @@ class Graph:
         self._uses, self._wait = 0, min(self._wait * 4, _LONGEST_WAIT)
         return True
 
-    def take_place_of(self, other: Graph) -> bool:
-        """Whether this graph, made because the other was due, is no better than that; then it waits longer."""
-        if self.may_settle:
-            self._wait = other._wait
-        else:
-            other._wait = 1
-        return self.may_settle
+    def waits_as(self, other: Graph | None) -> None:
+        """Looks for a better graph as seldom as another one; None: in the next call."""
+        self._wait = 1 if other is None else other._wait
 
     def unchanged(self) -> bool:
         """Whether its assumptions hold, in Python that Dynamo can read and guard."""
@@ -143,19 +137,21 @@ class Graphs:
         """The graph for a call, made if there is none, and what its assumptions' check said."""
         self._calls += 1
         first = self.kept[0] if self.kept else None
-        if first is not None and first.key == key and not first.may_settle:
+        due: Graph | None = None
+        if first is not None and first.key == key:
             state = first.assumptions.check()
             if state != FAILS and first.suits(args, kwargs):
-                return first, state
+                if not first.is_due():
+                    return first, state
+                due = first
         with self._lock:
-            return self._find_other(model, key, args, kwargs)
+            return self._find_other(model, key, args, kwargs, due)
 
     def _find_other(
-        self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any], due: Graph | None
     ) -> tuple[Graph, int]:
         found: list[Difference] = []
         may_lower = self._lowerings < _FREE_LOWERINGS + self._calls // _CALLS_A_LOWERING
-        due: Graph | None = None
         for graph in sorted(self.kept, key=lambda graph: graph.may_settle):
             if graph.key != key:
                 continue
@@ -163,11 +159,9 @@ class Graphs:
             if state != FAILS:
                 if not graph.suits(args, kwargs):
                     continue
-                if may_lower and graph.is_due(graph is self.kept[0]):
-                    due = graph
+                if graph is due and may_lower:
                     break
-                self.kept.remove(graph)
-                self.kept.insert(0, graph)
+                self._use(graph, due)
                 return graph, state
             differences = graph.assumptions.differences()
             found = found or differences
@@ -178,10 +172,21 @@ class Graphs:
         if not may_lower:
             return Graph(key, Assumptions(model), None, f"its state changes from call to call ({self.changed})"), FAILS
         graph = self._make(model, key, args, kwargs)
-        if due is not None and graph.take_place_of(due):
-            self.kept.remove(due)
-        self._keep(graph)
+        self._use(graph, due)
         return graph, graph.assumptions.check()
+
+    def _use(self, graph: Graph, due: Graph | None) -> None:
+        """The graph comes first, where one was due that may be replaced by a better one."""
+        if due is not None and due is not graph:
+            if graph.may_settle:  # no better
+                graph.waits_as(due)
+                if due in self.kept:  # no other thread has replaced it
+                    self.kept.remove(due)
+            else:
+                due.waits_as(None)
+        if graph in self.kept:
+            self.kept.remove(graph)
+        self._keep(graph)
 
     def _make(self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
         self._lowerings += 1

@@ -39,12 +39,10 @@ def lower(
     with traced.recorder.watching():  # what decides here is assumed as well
         join_nodes(traced.graph, model)
         graph = traced.graph
-        steps, in_order = (lower_graph(graph, model, algorithm, may_wait) for may_wait in (True, False))
-        if [step.all_nodes for step in steps if isinstance(step, ProgramStep)] == [
-            step.all_nodes for step in in_order if isinstance(step, ProgramStep)
-        ]:
-            return Lowered(graph, steps, traced)
-        return Lowered(graph, steps, traced, Lowered(graph, in_order, traced))
+        cutter, in_order = _cut(graph, model, algorithm, may_wait=True), None
+        if cutter.reordered:
+            in_order = Lowered(graph, tuple(_cut(graph, model, algorithm, may_wait=False).steps), traced)
+        return Lowered(graph, tuple(cutter.steps), traced, in_order)
 
 
 def join_nodes(graph: fx.Graph, model: nn.Module) -> None:
@@ -66,11 +64,13 @@ def _drop_identities(graph: fx.Graph, model: nn.Module) -> None:
             graph.erase_node(node)
 
 
-def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str, may_wait: bool = True) -> tuple[Step, ...]:
-    """The steps of a graph over a model's modules and attributes.
+def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str) -> tuple[Step, ...]:
+    """The steps of a graph over a model's modules and attributes."""
+    return tuple(_cut(graph, model, algorithm, may_wait=True).steps)
 
-    ``may_wait``: native nodes that only compute may run later than in the graph, so that programs are longer.
-    """
+
+def _cut(graph: fx.Graph, model: nn.Module, algorithm: str, may_wait: bool) -> _Cutter:
+    """``may_wait``: native nodes that only compute may run later than in the graph, so that programs are longer."""
     weights = mark_computed_weights(graph, model)
     cutter = _Cutter(algorithm, may_wait)
     cutter.steps += [NativeStep(node, "computes a weight", True, is_weight) for node, is_weight in weights.items()]
@@ -88,7 +88,7 @@ def lower_graph(graph: fx.Graph, model: nn.Module, algorithm: str, may_wait: boo
             op = describe(node, model)
         cutter.take(node, op)
     cutter.close()
-    return tuple(cutter.steps)
+    return cutter
 
 
 class _Cutter:
@@ -96,6 +96,7 @@ class _Cutter:
 
     def __init__(self, algorithm: str, may_wait: bool) -> None:
         self.steps: list[Step] = []
+        self.reordered = False  # whether any node runs later than in the graph
         self._algorithm = algorithm
         self._may_wait = may_wait
         self._region = Region(algorithm)
@@ -109,6 +110,7 @@ class _Cutter:
         else:
             reason = op.reason
         if reason is None:
+            self.reordered = self.reordered or bool(self._waiting)
             return
         # A product with a number is fused where one of its factors is, and is nothing to begin a program with.
         alone = not isinstance(op, Op) or op.kind == "scale"
