@@ -23,8 +23,7 @@ class GatedStep final : public DirectStep {
         const index_t each = std::clamp<index_t>(tiles_ / threads / kTilesOfBlock, 1, kBlocksOfThread);
         blocks_ = std::clamp<index_t>(threads * each, 1, std::max<index_t>(tiles_ / kFewestTiles, 1));
         panel_chunks_ = std::clamp<index_t>(threads / blocks_, 1, grid_.total);
-        for (index_t p = 0; p < grid_.total; p = chunk_from(p, grid_.total).end)
-            most_panels_ = std::max(most_panels_, chunk_from(p, grid_.total).size());
+        most_panels_ = chunk_from(0, grid_.total).size();
         thread_scratch = float_bytes(most_panels_ * panel_floats());
     }
 

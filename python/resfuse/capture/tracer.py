@@ -29,7 +29,7 @@ from resfuse.capture.arguments import (
     replaced,
 )
 from resfuse.capture.assumptions import Assumptions
-from resfuse.capture.conditions import SIZE_FUNCTIONS, Condition, question_about_sizes
+from resfuse.capture.conditions import SIZE_FUNCTIONS, Condition, Evaluate, question_about_sizes
 from resfuse.capture.recorder import HOOKS, Recorder, ViolationError
 from resfuse.capture.sizes import MAY_WRITE, may_write, sizes_of
 from resfuse.errors import UnsupportedModelError
@@ -214,6 +214,7 @@ class _Tracer(fx.Tracer):
         self._kwargs: dict[str, Any] = {}
         self._inputs: list[Any] = []
         self.conditions: list[Condition] = []
+        self._sizes: dict[fx.Node, Evaluate | None] = {}  # of values inside
 
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
         """The graph of a call of a model's own forward with arguments of this pattern."""
@@ -360,7 +361,13 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Answers what code asks of its inputs' sizes; nobody knows those of a guessed call, whose code is told no."""
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
-        evaluate = question_about_sizes(obj.node, placeholders, lambda node: sizes_of(node, placeholders, self.root))
+
+        def inside(node: fx.Node) -> Evaluate | None:
+            if node not in self._sizes:  # code asks for height and width
+                self._sizes[node] = sizes_of(node, placeholders, self.root)
+            return self._sizes[node]
+
+        evaluate = question_about_sizes(obj.node, placeholders, inside)
         if evaluate is None:
             return super().to_bool(obj)
         with self._recorder.looking_away():

@@ -143,7 +143,6 @@ class PackedWeights:
         self._matrices = tuple(layer.weight for layer in spec.layers if isinstance(layer, ConvSpec))
         self._lock = threading.Lock()
         self._state: tuple[Snapshot, _core.WeightSet] | None = None
-        self._ran: tuple[_core.Plan, _core.WeightSet] | None = None  # the last run's
 
     def run(
         self,
@@ -158,17 +157,19 @@ class PackedWeights:
         Looking at the tensors takes a tenth of a small network's time. So all threads but one begin with the weights of
         the last run meanwhile, and what they did is thrown away if it turns out that the tensors have changed.
         """
-        state, ran = self._state, self._ran
-        ready = state is not None and ran is not None and ran[0] is plan and ran[1] is state[1]
-        if ready and state is not None and plan.threads > 1 and not profile:
+        state = self._state
+        if state is not None and plan.threads > 1 and not profile:
             snapshot, weights = state
-            if plan.run_if(weights, inputs, outputs, lambda: snapshot.holds(tensors, self._matrices, threads=1)):
+
+            def are_current() -> bool:
+                if snapshot.holds(tensors, self._matrices, threads=1):
+                    return True
+                self._state = None
+                return False
+
+            if plan.run_if(weights, inputs, outputs, are_current):
                 return []
-            self._state = None
-        weights = self.current(tensors, plan)
-        seconds = plan.run(weights, inputs, outputs, profile)
-        self._ran = plan, weights
-        return seconds
+        return plan.run(self.current(tensors, plan), inputs, outputs, profile)
 
     def current(self, tensors: Sequence[torch.Tensor], plan: _core.Plan) -> _core.WeightSet:
         """A weight set with the tensors' present values, packed for `plan`."""

@@ -280,9 +280,8 @@ def only_computes(node: fx.Node) -> bool:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable and not _is_random(target.__name__)
-    name, module = str(getattr(target, "__name__", "")), str(getattr(target, "__module__", None) or "")
-    known = module.split(".")[0] in _OF_TORCH or getattr(torch, name, None) is target
-    return known and name not in ("setitem", "delitem", "_assert") and not _is_random(name)
+    name, home = str(getattr(target, "__name__", "")), str(getattr(target, "__module__", "")).split(".")[0]
+    return home in _OF_TORCH and name not in ("setitem", "delitem", "_assert") and not _is_random(name)
 
 
 def _is_random(name: str) -> bool:
