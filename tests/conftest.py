@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Before torch brings OpenMP: tests of more threads than cores, or beside other tests, would wait for threads that spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import hypothesis
 import pytest
 import torch

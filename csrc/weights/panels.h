@@ -35,7 +35,7 @@ struct Runs {
 };
 Runs runs_of(const Layer& layer, const KernelTable& kernels, bool pairs = false);
 
-// Groups of as many output as input channels that divide a vector and are smaller than it: lanes of vectors, which the
+// Groups of as many output as input channels that divide a vector: lanes of vectors, which the
 // kernels of kernels/grouped compute. Their values lie by channel, those of all other convolutions by panel. Of bytes
 // also few enough products for exact sums in floats.
 bool has_small_groups(const Layer& layer, const KernelTable& kernels);

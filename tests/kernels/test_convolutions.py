@@ -35,7 +35,7 @@ def convolutions(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[int, int], str]:
         in_channels = 16 * draw(st.integers(1, 5))
     if kind.endswith("small_groups"):
         groups = draw(st.integers(2, 40))
-        in_channels = out_channels = groups * draw(st.sampled_from([1, 1, 2, 4, 8]))
+        in_channels = out_channels = groups * draw(st.sampled_from([1, 1, 2, 4, 8, 16]))
     kernel, stride, dilation = (1, 1), (1, 1), (1, 1)
     padding: tuple[int, int, int, int] | None = (0, 0, 0, 0)
     if kind.startswith("winograd"):

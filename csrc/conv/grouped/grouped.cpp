@@ -27,24 +27,42 @@ std::size_t bytes_of(const Layer& layer, index_t points, const KernelTable& kern
     return float_bytes(vectors(layer, kernels) * kernels.vector_floats * points * layer.group_in());
 }
 
-// As GroupedArgs has them. The scale stays with the epilogue.
+// Where a vector of weights lies in those of a vector of channels, and which input channels it is of (GroupedArgs).
+class Order {
+  public:
+    Order(const Layer& layer, const KernelTable& kernels)
+        : group_(layer.group_in()), taps_(layer.window.kernel_w), whole_(group_ == kernels.vector_floats) {}
+
+    index_t vector(index_t point, index_t i) const {
+        return whole_ ? (point / taps_ * group_ + i) * taps_ + point % taps_ : point * group_ + i;
+    }
+    index_t input(index_t lane, index_t i) const { return whole_ ? i : (lane ^ i) % group_; }
+
+  private:
+    index_t group_, taps_;
+    bool whole_;  // groups are whole vectors
+};
+
+// The scale stays with the epilogue.
 void pack_groups(const PackCall& call, index_t points, void (*pack_panel)(const PackPanelArgs&)) {
     const Layer& layer = call.layer;
     const KernelTable& kernels = call.kernels;
     const index_t group = layer.group_in();
     float* packed = call.floats();
     const index_t vector = kernels.vector_floats;
+    const Order order(layer, kernels);
     AlignedFloats panel(static_cast<std::size_t>(points * group * kernels.tile_cols));
     PackPanelArgs args = pack_args(layer, call.source);
     args.packed = panel.data();
-    for (index_t k = 0; k < layer.out_channels; k += vector) {
+    for (index_t k = 0; k < layer.out_channels; k += vector, packed += points * group * vector) {
         args.first_k = k;
         args.cols = std::min(vector, layer.out_channels - k);
         pack_panel(args);
         for (index_t point = 0; point < points; ++point)
             for (index_t i = 0; i < group; ++i)
                 for (index_t lane = 0; lane < vector; ++lane)
-                    *packed++ = panel.data()[(point * group + (lane ^ i) % group) * kernels.tile_cols + lane];
+                    packed[order.vector(point, i) * vector + lane] =
+                        panel.data()[(point * group + order.input(lane, i)) * kernels.tile_cols + lane];
     }
 }
 
@@ -52,14 +70,16 @@ void pack_groups(const PackCall& call, index_t points, void (*pack_panel)(const 
 void pack_whole_numbers(const PackCall& call, index_t points) {
     const Layer& layer = call.layer;
     const index_t group = layer.group_in(), vector = call.kernels.vector_floats;
+    const Order order(layer, call.kernels);
     float* packed = call.floats();
-    for (index_t k = 0; k < layer.out_channels; k += vector)
+    for (index_t k = 0; k < layer.out_channels; k += vector, packed += points * group * vector)
         for (index_t point = 0; point < points; ++point)
             for (index_t i = 0; i < group; ++i)
                 for (index_t lane = 0; lane < vector; ++lane) {
                     const index_t channel = k + lane;
                     const bool there = channel < layer.out_channels;
-                    *packed++ = there ? call.int8[(channel * points + point) * group + (lane ^ i) % group] : 0.0f;
+                    packed[order.vector(point, i) * vector + lane] =
+                        there ? call.int8[(channel * points + point) * group + order.input(lane, i)] : 0.0f;
                 }
 }
 
@@ -112,8 +132,8 @@ class GroupedF2 final : public ConvAlgorithm {
 
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
         const Window& w = layer.window;
-        return has_small_groups(layer, kernels) && !layer.is_int8() && w.kernel_h == 3 && w.kernel_w == 3 &&
-               w.stride_h == 1 && w.stride_w == 1 && !w.is_dilated();
+        return has_small_groups(layer, kernels) && layer.group_in() < kernels.vector_floats && !layer.is_int8() &&
+               w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && !w.is_dilated();
     }
 
     double cycles(const ConvCall& call) const override {

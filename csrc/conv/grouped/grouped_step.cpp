@@ -19,6 +19,7 @@ class GroupedStep final : public ConvStep {
         // More tasks by vectors of channels, which have nothing in common; bands read the rows between them twice.
         const index_t wanted = ceil_div(4 * context.threads, context.images);
         bands_ = std::min(ceil_div(context.threads, context.images), row_units());
+        if (weights_outweigh_pixels()) bands_ = 1;
         chunks_ = std::min(ceil_div(wanted, bands_), vectors_);
         if (chunks_ * bands_ < wanted) bands_ = std::min(ceil_div(wanted, chunks_), row_units());
         if (f2_) return;
@@ -69,6 +70,12 @@ class GroupedStep final : public ConvStep {
     }
 
   private:
+    // Every band reads them all.
+    bool weights_outweigh_pixels() const {
+        const Window& w = layer_.window;
+        return w.kernel_h * w.kernel_w * layer_.group_in() > in_.h * in_.w;
+    }
+
     // Bands are of whole rows of tiles, or results would depend on where they begin.
     index_t unit() const { return f2_ ? 2 : 1; }
     index_t row_units() const { return ceil_div(out_.h, unit()); }

@@ -7,7 +7,7 @@
 namespace resfuse {
 
 // Output channels [channel_begin, channel_end) and rows of one image, for a convolution whose groups have as many
-// output as input channels, fewer than a vector. `channel_begin` is a multiple of vector_floats.
+// output as input channels, a vector at most. `channel_begin` is a multiple of vector_floats.
 struct GroupedArgs {
     ImageView image;
     index_t channels;
@@ -15,6 +15,7 @@ struct GroupedArgs {
     WindowArgs window;
     // [channels / vector_floats, rounded up][points][group][vector_floats]: entry (i, l) is that of input channel
     // (l ^ i) % group. Points are the kernel's taps, of F(2x2, 3x3) its 16 products.
+    // Of groups of a whole vector: [groups][kernel_h][group][kernel_w][vector_floats], (i, l) of input channel i.
     const float* weight;
     const float* scale;  // channels floats
     const float* bias;   // channels floats

@@ -51,9 +51,10 @@ template <int Group, int Pixels>
     }(std::make_index_sequence<Group / kFour - 1>{});
 }
 
-// Calls f with the channels of a group as a constant: a divisor of a vector that is smaller than it.
+// Calls f with the channels of a group as a constant: a divisor of a vector.
 template <class F>
 void with_group(index_t group, F f) {
+    if (group == kVectorFloats) return f.template operator()<kVectorFloats>();
     if (group == 1) return f.template operator()<1>();
     if (group == 2) return f.template operator()<2>();
     if constexpr (kVectorFloats > 4)

@@ -1,4 +1,4 @@
-// Convolution in groups of few channels (1: depthwise; 4 or 8: ResNeXt), vectorised over the output channels.
+// Convolution in groups of few channels (1: depthwise; 4, 8 or 16: ResNeXt), vectorised over the output channels.
 //
 // The rows that a row of outputs reads are copied to a ring of padded rows first. A tile of output pixels then shares
 // each weight vector (group_products.h).
@@ -6,6 +6,7 @@
 
 #include "kernels/grouped/args.h"
 #include "kernels/grouped/group_products.h"
+#include "kernels/grouped/vector_groups.h"
 #include "kernels/layout/layout.h"
 
 namespace resfuse {
@@ -120,6 +121,12 @@ inline void grouped_tile(const Maps& maps, const GroupedArgs& g, const RowRing& 
     for (int p = 0; p < Pixels; ++p) acc[p] = zero();
     for (index_t r = 0; r < g.window.kernel_h; ++r) {
         const float* row = ring.row(oy * g.window.stride_h + r * g.window.dilation_h) + (ox - strip) * step;
+        if constexpr (Group == kVectorFloats) {
+            add_kernel_row<Stride, Pixels>(row, step, g.window.dilation_w * kVectorFloats, g.window.kernel_w, weight,
+                                           acc);
+            weight += g.window.kernel_w * Group * kVectorFloats;
+            continue;
+        }
         for (index_t s = 0; s < g.window.kernel_w; ++s) {
             Vec x[Pixels];
 #pragma GCC unroll 14

@@ -262,7 +262,8 @@ class Binding:
         return any(call.pools for call in calls)
 
     def _last_uses(self) -> list[list[str]]:
-        """For each step, the values that no later step reads."""
+        """For each step, the values that no later step reads; a program keeps its own to itself."""
+        inner = {name for bound in self.programs for name in bound.inner}
         last: dict[str, int] = {}
         for index, step in enumerate(self.lowered.steps):
             last.update(dict.fromkeys(_reads(step), index))
@@ -271,7 +272,8 @@ class Binding:
             last.pop(node.name, None)
         freed: list[list[str]] = [[] for _ in self.lowered.steps]
         for name, index in last.items():
-            freed[index].append(name)
+            if name not in inner:
+                freed[index].append(name)
         return freed
 
     def parameters(self, model: nn.Module) -> list[torch.Tensor]:
