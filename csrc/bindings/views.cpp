@@ -15,22 +15,26 @@ float* vector_data(const py::array& array, index_t size, const std::string& what
 
 namespace {
 
-// NumPy's names of element types.
+// NumPy's names of element types, and their letters: a name is made by Python code, at every question anew.
 constexpr std::array<const char*, kDTypes> kNames = {"float32", "float64", "uint16", "float16", "uint8"};
+constexpr std::array<char, kDTypes> kLetters = {'f', 'd', 'H', 'e', 'B'};
+
+bool is_of(const py::array& array, DType type) {
+    return array.dtype().char_() == kLetters[static_cast<std::size_t>(type)] && array.dtype().byteorder() != '>';
+}
 
 }  // namespace
 
 Array4 feature_map(const py::array& array, const std::string& what) {
-    const std::string got = py::str(array.dtype());
     for (const DType type : {DType::bf16, DType::fp16})
-        if (got == kNames[static_cast<std::size_t>(type)]) return array4(array, what, type);
+        if (is_of(array, type)) return array4(array, what, type);
     return array4(array, what, DType::fp32);
 }
 
 Array4 array4(const py::array& array, const std::string& what, DType type) {
-    const char* const want = kNames[static_cast<std::size_t>(type)];
-    const std::string got = py::str(array.dtype());
-    if (got != want) throw py::type_error(what + ": got dtype " + got + ", want " + want);
+    if (!is_of(array, type))
+        throw py::type_error(what + ": got dtype " + std::string(py::str(array.dtype())) + ", want " +
+                             kNames[static_cast<std::size_t>(type)]);
     if (array.ndim() != 4)
         throw py::value_error(what + ": got " + std::to_string(array.ndim()) + " dimensions, want 4 (N, C, H, W)");
     Array4 view{const_cast<void*>(array.data()), {}, {}, type};

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <optional>
 
 #include "machine/threads.h"
 #include "memory/aligned.h"
+#include "plan/arrivals.h"
 
 namespace resfuse {
 
@@ -15,14 +17,16 @@ namespace {
 
 // Hands out tasks: each thread first works through its own contiguous share, so that a layer finds in its core's cache
 // what the layer before left there, then takes what others have not begun. Two sets of counters alternate: the idle
-// set is cleared while the other is in use, and the barrier between stages publishes both.
+// set is cleared while the other is in use, and the barrier between stages publishes both. While the first thread is
+// missing, the second one clears its counter.
 class TaskQueue {
   public:
     explicit TaskQueue(int threads) : counters_(static_cast<std::size_t>(threads)) {}
 
     template <class F>
-    void work(int thread, int threads, index_t tasks, std::size_t stage, F run_task) {
+    void work(int thread, int threads, index_t tasks, std::size_t stage, bool first_is_missing, F run_task) {
         counters_[static_cast<std::size_t>(thread)].next[(stage + 1) % 2].store(0, std::memory_order_relaxed);
+        if (first_is_missing && thread == 1) counters_[0].next[(stage + 1) % 2].store(0, std::memory_order_relaxed);
         for (int v = 0; v < threads; ++v) {
             const int victim = (thread + v) % threads;
             const Range share = part(tasks, victim, threads);
@@ -55,15 +59,25 @@ class Executor {
           workspace_(workspace),
           step_seconds_(step_seconds) {}
 
-    // Thread 0 may set `stopped` before it comes here.
-    void run_thread(int thread, int threads, TaskQueue& queue, const std::atomic<bool>& stopped) const {
+    // `arrivals`: null where all threads begin together. The first one may set `stopped` before it comes here.
+    void run_thread(int thread, int threads, TaskQueue& queue, Arrivals* arrivals,
+                    const std::atomic<bool>& stopped) const {
+        const std::size_t first_stage = arrivals && thread == 0 ? arrivals->join() : 0;
         std::size_t stage_number = 0;
         const bool clocked = step_seconds_ != nullptr && thread == 0;
         double start = clocked ? now() : 0.0;
         for_each_stage(thread, [&](std::size_t s, int stage, index_t, index_t tasks, const auto& run_task) {
-            queue.work(thread, threads, tasks, stage_number++, run_task);
+            if (stage_number < first_stage) {
+                ++stage_number;
+                return true;
+            }
+            queue.work(thread, threads, tasks, stage_number++, arrivals != nullptr, run_task);
+            if (arrivals) {
+                if (arrivals->arrive()) arrivals = nullptr;
+            } else {
 #pragma omp barrier
-            if (stopped.load(std::memory_order_relaxed)) return false;
+            }
+            if (!arrivals && stopped.load(std::memory_order_relaxed)) return false;
             if (!clocked || stage + 1 < plan_.steps()[s]->stages()) return true;
             const double end = now();
             (*step_seconds_)[s] += end - start;
@@ -142,12 +156,15 @@ bool run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& 
     const Executor executor(plan, weights, inputs, outputs, workspace.data(), step_seconds);
     TaskQueue queue(plan.threads());
     std::atomic<bool> stopped = false;
-#pragma omp parallel num_threads(usable_threads(plan.threads()))
+    const int wanted = usable_threads(plan.threads());
+    std::optional<Arrivals> arrivals;
+    if (may_go_on && wanted > 1) arrivals.emplace(wanted);
+#pragma omp parallel num_threads(wanted)
     {
-        const int thread = omp_get_thread_num();
+        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         if (thread == 0 && may_go_on) stopped = !may_go_on();
         const FlushDenormals flush;
-        executor.run_thread(thread, omp_get_num_threads(), queue, stopped);
+        executor.run_thread(thread, threads, queue, arrivals && threads == wanted ? &*arrivals : nullptr, stopped);
     }
     return !stopped;
 }

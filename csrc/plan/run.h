@@ -21,8 +21,8 @@ struct TaskTime {
 // it gets the time of each of the plan's steps, waiting for the slowest thread included.
 //
 // The calling thread asks `may_go_on`, if given, while the others have begun: for what is found to be so nearly always,
-// and takes time to look at. Where it says no the run ends behind its first stage. Returns whether it went to its end;
-// else the outputs are without a meaning.
+// and takes time to look at. Where it says no the run ends behind the stage that the others are in. Returns whether it
+// may have its outputs; else they are without a meaning.
 bool run(const Plan& plan, const WeightSet& weights, const std::vector<Tensor>& inputs,
          const std::vector<Tensor>& outputs, std::vector<double>* step_seconds = nullptr,
          const std::function<bool()>& may_go_on = {});

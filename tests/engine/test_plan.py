@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import numpy as np
 import pytest
@@ -225,3 +226,28 @@ def test_a_run_that_is_stopped() -> None:
     assert len(asked) == 3
     assert plan.run_if(weights, [x], [y], lambda: answer(True))  # nothing is left over
     assert np.array_equal(y, want)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("delay", [0.0, 1e-4, 3e-4, 1e-3, 0.02])
+def test_the_first_thread_joins_a_run_in_any_stage(threads: int, delay: float) -> None:
+    """With 20 ms the others have done all of it by then."""
+    program = build_program(_two_convs())
+    plan, weights = _core.Plan(program, 3, [(40, 40, True)], threads), _core.WeightSet(program)
+    x, y = (torch.randn(3, 8, 40, 40).to(memory_format=torch.channels_last).numpy() for _ in range(2))
+    weights.set_parameters([torch.randn(*shape).numpy() for shape in [(8, 8, 3, 3), (8,)] * 2])
+    plan.prepare(weights)
+    plan.run(weights, [x], [y])
+    want = y.copy()
+
+    def answer(value: bool) -> bool:
+        end = time.perf_counter() + delay
+        while time.perf_counter() < end:
+            pass
+        return value
+
+    for _ in range(20 if delay < 0.01 else 3):
+        y[...] = 0
+        assert plan.run_if(weights, [x], [y], lambda: answer(True))
+        assert np.array_equal(y, want)
+        assert not plan.run_if(weights, [x], [y], lambda: answer(False))

@@ -13,6 +13,8 @@ from torch import nn
 import resfuse
 from tests.faithful.twins import Twins, conv_norm_relu, images
 
+pytestmark = pytest.mark.usefixtures("with_and_without_gradients")
+
 Features = namedtuple("Features", "low high")
 
 

@@ -19,6 +19,8 @@ from resfuse.engine.executor import executor_of
 from resfuse.engine.weights import PackedWeights
 from tests.faithful.twins import conv_norm_relu, images
 
+pytestmark = pytest.mark.usefixtures("with_and_without_gradients")
+
 CALLS = 31  # at the latest
 
 

@@ -40,7 +40,8 @@ class Twins:
         return self
 
     def call(self, *args: Any, backward: bool = False, **kwargs: Any) -> Any:
-        """Both models' results, which must agree; gives the fused one's."""
+        """Both models' results, which must agree; gives the fused one's. Gradients too, where they are enabled."""
+        backward = backward and torch.is_grad_enabled()
         seen = [self._call(model, args, kwargs, backward) for model in (self.plain, self.fused)]
         (plain, plain_args, plain_state), (fused, fused_args, fused_state) = seen
         assert_alike(fused, plain)

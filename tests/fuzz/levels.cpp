@@ -68,13 +68,13 @@ void add_layer(Bytes& bytes, Program& program, const std::string& algorithm) {
     const bool reads_bytes = program.type(input) == DType::u8;
     const std::uint8_t kind = bytes.byte() % 8;
     if (kind < 5) {
-        constexpr std::array<index_t, 8> kChannels = {16, 16, 24, 33, 1, 7, 40, 70};
+        constexpr std::array<index_t, 8> kChannels = {16, 16, 24, 33, 1, 7, 48, 70};
         layer.window = make_window(bytes);
         layer.out_channels = kChannels[bytes.byte() % 8];
         if (bytes.byte() % 4 == 0) {
             layer.out_channels = program.channels(input);
-            constexpr std::array<index_t, 4> kGroups = {1, 2, 4, 8};
-            const index_t group = kGroups[bytes.byte() % 4];
+            constexpr std::array<index_t, 5> kGroups = {1, 2, 4, 8, 16};
+            const index_t group = kGroups[bytes.byte() % 5];
             layer.groups = layer.out_channels % group == 0 ? layer.out_channels / group : layer.out_channels;
         }
         layer.activation = make_activation(bytes);

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,7 +18,7 @@ from resfuse import _core
 from resfuse.engine.memory import empty
 from resfuse.engine.spec import ProgramSpec
 from resfuse.engine.views import view
-from resfuse.engine.weights import WeightCache
+from resfuse.engine.weights import PackedWeights, WeightCache
 
 _MOST_PLANS = 64
 # Types of feature maps that programs compute, and their names in the core.
@@ -122,20 +122,47 @@ class Executor:
         """
         _check_kinds(self.spec, inputs, self.dtype)
         call = self._call(inputs, planes)
-        outputs = [
+        outputs = self._empty(call, planes)
+        if inputs[0].shape[0] > 0:
+            records = _records.get()
+            arrays = [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
+            seconds = self.weights(parameters).run(parameters, call.plan, *arrays, records is not None)
+            if records is not None:
+                records.append(RunRecord(self.spec, call.plan, seconds, self, inputs, parameters))
+            self.last_plan = call.plan
+        return outputs
+
+    def run_if(
+        self,
+        inputs: Sequence[torch.Tensor],
+        weights: PackedWeights,
+        present: Callable[[], Sequence[torch.Tensor] | None],
+        planes: tuple[int, ...] = (),
+    ) -> list[torch.Tensor] | None:
+        """What `run` returns for inputs like those of a call before, if the ``present`` parameters, asked for while it
+        runs, are those of these ``weights``; else None.
+        """
+        if _records.get() is not None:
+            return None
+        call = self._call(inputs, planes)
+        outputs = self._empty(call, planes)
+        arrays = [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
+        if not weights.run_if(call.plan, *arrays, present):
+            return None
+        self.last_plan = call.plan
+        return outputs
+
+    def weights(self, parameters: Sequence[torch.Tensor]) -> PackedWeights:
+        """The packed weights of these parameters."""
+        return self._weights.entry(parameters)
+
+    def _empty(self, call: _Call, planes: tuple[int, ...]) -> list[torch.Tensor]:
+        return [
             torch.empty(shape, dtype=self.dtype)
             if len(shape) != 4 or i in planes
             else torch.empty(shape, dtype=self.dtype, memory_format=torch.channels_last)
             for i, shape in enumerate(call.outputs)
         ]
-        if inputs[0].shape[0] > 0:
-            records = _records.get()
-            arrays = [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
-            seconds = self._weights.entry(parameters).run(parameters, call.plan, *arrays, records is not None)
-            if records is not None:
-                records.append(RunRecord(self.spec, call.plan, seconds, self, inputs, parameters))
-            self.last_plan = call.plan
-        return outputs
 
     def run_once(self, inputs: Sequence[torch.Tensor], weight: npt.NDArray[Any], bias: Sequence[float]) -> torch.Tensor:
         """A program of one convolution with fp32 weights [K, C, R, S] of any strides, packed for this call alone."""
@@ -160,14 +187,14 @@ class Executor:
         check_shapes(self.spec, inputs)
         shapes = [(x.shape[2], x.shape[3], x.is_contiguous(memory_format=torch.channels_last)) for x in inputs]
         plan = _core.Plan(self._program, inputs[0].shape[0], shapes, threads)
-        weights = self._weights.entry(parameters).current(parameters, plan)
+        weights = self.weights(parameters).current(parameters, plan)
         outputs = [empty(plan.output_shape(i), self.dtype) for i in range(len(self.spec.outputs))]
         arrays = [view(x) for x in inputs], [view(y) for y in outputs]
         return plan, [plan.task_times(weights, *arrays) for _ in range(runs)]
 
     def packed_bytes(self, parameters: Sequence[torch.Tensor]) -> int:
         """Bytes of packed weights held for these parameters."""
-        return self._weights.entry(parameters).packed_bytes
+        return self.weights(parameters).packed_bytes
 
 
 def check_shapes(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import operator
 import threading
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -154,22 +154,39 @@ class PackedWeights:
     ) -> list[float]:
         """Runs a plan with the tensors' present values; the seconds of each layer where ``profile`` asks for them.
 
-        Looking at the tensors takes a tenth of a small network's time. So all threads but one begin with the weights of
-        the last run meanwhile, and what they did is thrown away if it turns out that the tensors have changed.
+        Looking at the tensors takes a tenth of a small network's time, so that the others begin meanwhile.
+        """
+        if not profile and self.run_if(plan, inputs, outputs, lambda: tensors):
+            return []
+        return plan.run(self.current(tensors, plan), inputs, outputs, profile)
+
+    def run_if(
+        self,
+        plan: _core.Plan,
+        inputs: Sequence[npt.NDArray[Any]],
+        outputs: Sequence[npt.NDArray[Any]],
+        present: Callable[[], Sequence[torch.Tensor] | None],
+    ) -> bool:
+        """Runs a plan with the weights of the last run, if they are still those of the ``present`` tensors.
+
+        All threads but one begin before that is known. Where it turns out otherwise, or there is nothing present, what
+        they did is thrown away, and the result is False.
         """
         state = self._state
-        if state is not None and plan.threads > 1 and not profile:
-            snapshot, weights = state
+        if state is None:
+            return False
+        snapshot, weights = state
 
-            def are_current() -> bool:
-                if snapshot.holds(tensors, self._matrices, threads=1):
-                    return True
-                self._state = None
+        def are_current() -> bool:
+            tensors = present()
+            if tensors is None:
                 return False
+            if snapshot.holds(tensors, self._matrices, threads=1):
+                return True
+            self._state = None
+            return False
 
-            if plan.run_if(weights, inputs, outputs, are_current):
-                return []
-        return plan.run(self.current(tensors, plan), inputs, outputs, profile)
+        return plan.run_if(weights, inputs, outputs, are_current)
 
     def current(self, tensors: Sequence[torch.Tensor], plan: _core.Plan) -> _core.WeightSet:
         """A weight set with the tensors' present values, packed for `plan`."""

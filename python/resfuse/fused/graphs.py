@@ -133,9 +133,13 @@ class Graphs:
                 for bound in binding.programs:
                     bound.quantize(ranges)
 
+    def count_call(self) -> None:
+        """Models that are called often may be lowered often."""
+        self._calls += 1
+
     def find(self, model: nn.Module, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Graph, int]:
         """The graph for a call, made if there is none, and what its assumptions' check said."""
-        self._calls += 1
+        self.count_call()
         first = self.kept[0] if self.kept else None
         due: Graph | None = None
         if first is not None and first.key == key:

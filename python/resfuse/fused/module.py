@@ -28,6 +28,7 @@ from resfuse.fused.calls import (
 )
 from resfuse.fused.copies import plain_copy
 from resfuse.fused.graphs import Graph, Graphs
+from resfuse.fused.repeat import Repeat
 from resfuse.lowering.binding import Binding, ProgramRunner, watcher
 from resfuse.lowering.ranges import Ranges
 from resfuse.lowering.steps import Lowered
@@ -49,6 +50,7 @@ class Fusion:
         self.native_calls = 0
         self.native_reason: str | None = None
         self.warned = False
+        self.repeat: Repeat | None = None  # of the last call
 
     @property
     def present(self) -> Graph:
@@ -140,11 +142,18 @@ class FusedModule(nn.Module):
         """The same result as the original forward."""
         if torch.compiler.is_compiling():
             return self._compiled_forward(args, kwargs)
+        fusion = self.fusion()
+        repeat = fusion.repeat
+        if repeat is not None and repeat.fits(args, kwargs):
+            repeated = repeat.run(args[0])
+            if repeated is not None:
+                fusion.fused_calls += 1
+                return repeated.value
+        fusion.repeat = None
         key, inputs = read_arguments(args, kwargs)
         reason = tool_reason(inputs)
         if reason is not None:
             return self._native(reason, args, kwargs)
-        fusion = self.fusion()
         graph, state = fusion.graphs.find(self, key, args, kwargs)
         graph.ran = True
         trains = fusion.graphs.trains(graph, state)
@@ -173,6 +182,8 @@ class FusedModule(nn.Module):
         reason = reason or binding.refusal
         if reason is None:
             fusion.fused_calls += 1
+            if runner is None and watcher.get() is None and autocast_dtype() is None:
+                fusion.repeat = Repeat.of(fusion.graphs, graph, binding, inputs[0], self._resfuse_dtype)
         else:
             fusion.native_calls += 1
             fusion.native_reason = reason

@@ -130,6 +130,14 @@ class BoundProgram:
                 norms.append(norm)
         return norms
 
+    def plain_outputs(
+        self, inputs: Sequence[torch.Tensor], contiguous: Sequence[bool], parameters: Sequence[torch.Tensor]
+    ) -> list[int]:
+        """The outputs that are contiguous in the plain model; raises as `contiguous_outputs` does."""
+        if self.returns_feature_maps and all([x.dim() == 4 for x in inputs]):
+            return self.contiguous_outputs(inputs, contiguous, parameters)
+        return []
+
     def contiguous_outputs(
         self, inputs: Sequence[torch.Tensor], contiguous: Sequence[bool], parameters: Sequence[torch.Tensor]
     ) -> list[int]:
@@ -173,6 +181,11 @@ class BoundProgram:
             if x.dtype is not autocast and not (feeds_convolutions and x.dtype is torch.float32):
                 return "under autocast a layer that is no convolution reads float32"
         return None
+
+    @property
+    def reads_own_parameters(self) -> bool:
+        """Whether all its parameters are the model's own."""
+        return self._reader is not None
 
     def own_parameters(self) -> list[torch.Tensor]:
         """Those that are the model's own."""
@@ -254,6 +267,16 @@ class Binding:
             if isinstance(step, NativeCall) and (not step.blind or not self._seen.isdisjoint(step.inputs)):
                 self._seen.add(step.name)
         self.refusal: str | None = None  # of the last call: why a program could not compute its inputs
+
+    @property
+    def only_program(self) -> BoundProgram | None:
+        """The program that computes all results from the model's own parameters, if there is one."""
+        bound = self._steps[0] if len(self._steps) == 1 else None
+        if not isinstance(bound, BoundProgram) or self._computed is not None or not bound.reads_own_parameters:
+            return None
+        output = next(node for node in self.lowered.graph.nodes if node.op == "output")
+        made = {*bound.outputs, *(name for name, _ in bound.aliases)}
+        return bound if made.issuperset(node.name for node in output.all_input_nodes) else None
 
     @property
     def pools(self) -> bool:
@@ -340,6 +363,16 @@ class Binding:
         if run_program is not None and not torch.compiler.is_compiling():
             for name in made:
                 _make_resizable(env, str(name))
+        return self._result_in(env)
+
+    def result_of(self, program: BoundProgram, outputs: Sequence[torch.Tensor]) -> Any:
+        """The model's result, where the only program returned these outputs."""
+        env: dict[str, Any] = dict(zip(program.outputs, outputs, strict=True))
+        for name, other in program.aliases:
+            env[name] = env[other]
+        return self._result_in(env)
+
+    def _result_in(self, env: dict[str, Any]) -> Any:
         outputs = fill(self._outputs, env)
         return outputs if self._result is None else _form(self._result, outputs)
 
@@ -361,8 +394,7 @@ class Binding:
             if not all([isinstance(x, torch.Tensor) for x in inputs]):
                 raise RefusedError(f"{step.inputs}: want tensors, got {[type(x).__name__ for x in inputs]}")
             parameters = step.parameters(env)
-            if step.returns_feature_maps and all([x.dim() == 4 for x in inputs]):
-                plain = step.contiguous_outputs(inputs, [name in contiguous for name in step.inputs], parameters)
+            plain = step.plain_outputs(inputs, [name in contiguous for name in step.inputs], parameters)
             reason = step.refusal(inputs, parameters, autocast)
             if autocast is not None and reason is None:
                 inputs, dtype = [x.to(autocast) for x in inputs], None
