@@ -25,8 +25,8 @@ Runs runs_of(const Layer& layer, const KernelTable& kernels, bool pairs) {
 
 bool has_small_groups(const Layer& layer, const KernelTable& kernels) {
     const int vector_floats = kernels.vector_floats;
-    const bool fits = layer.groups > 1 && layer.in_channels == layer.out_channels && layer.group_in() <= vector_floats &&
-                      vector_floats % layer.group_in() == 0;
+    const bool fits = layer.groups > 1 && layer.in_channels == layer.out_channels &&
+                      layer.group_in() <= vector_floats && vector_floats % layer.group_in() == 0;
     if (!layer.is_int8() || !fits) return fits;
     const index_t products = layer.group_in() * layer.window.kernel_h * layer.window.kernel_w;
     return layer.group_in() <= kMostChannelsOfByteGroups && products * 255 * 128 < index_t{1} << 24;
