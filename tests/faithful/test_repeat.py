@@ -146,8 +146,7 @@ def test_what_is_switched_on_in_a_thread_is_seen(repeats: Repeats) -> None:
         assert fast(x).dtype is torch.bfloat16
     fast(x)
     with torch.enable_grad(), pytest.warns(resfuse.GradientsEnabledWarning):
-        assert fast(x.requires_grad_()).requires_grad
-        x.requires_grad_(False)
+        assert fast(nn.Parameter(x)).requires_grad
     fast(x)
     assert len(resfuse.profile(fast, x).layers) > 2
     with torch.profiler.profile() as profile:
