@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "conv/cost.h"
 #include "conv/direct/direct.h"
 #include "conv/expanded/expanded_depthwise.h"
 #include "conv/pack.h"
@@ -14,13 +15,20 @@ namespace resfuse {
 
 namespace {
 
-constexpr double kEfficiency = 0.78;      // share of the peak rate of multiply-adds; measured
-constexpr double kTransformCycles = 9.0;  // a vector of outputs of F(2x2, 3x3); measured
+constexpr double kEfficiency = 0.78;  // share of the peak rate of multiply-adds; measured
+// Of F(2x2, 3x3), a vector of outputs; of groups of a whole vector through L1; measured.
+constexpr double kTransformCycles = 9.0, kVectorTransformCycles = 27.0;
 
 double rate(const ConvCall& call) { return multiply_adds_per_cycle(call.kernels.vector_floats) * kEfficiency; }
 
 index_t vectors(const Layer& layer, const KernelTable& kernels) {
     return ceil_div(layer.out_channels, kernels.vector_floats);
+}
+
+// Weights of groups of a whole vector stream into L2 from beyond it, however few they are: each layer has others.
+double stream_cycles(const ConvAlgorithm& algorithm, const ConvCall& call) {
+    const bool whole = call.layer.group_in() == call.kernels.vector_floats;
+    return whole ? streamed_bytes(algorithm, call) / call.bytes_per_cycle : 0.0;
 }
 
 std::size_t bytes_of(const Layer& layer, index_t points, const KernelTable& kernels) {
@@ -30,27 +38,27 @@ std::size_t bytes_of(const Layer& layer, index_t points, const KernelTable& kern
 // Where a vector of weights lies in those of a vector of channels, and which input channels it is of (GroupedArgs).
 class Order {
   public:
-    Order(const Layer& layer, const KernelTable& kernels)
-        : group_(layer.group_in()), taps_(layer.window.kernel_w), whole_(group_ == kernels.vector_floats) {}
+    // `taps`: of a row of the kernel; 1 of Winograd's products, which have no neighbours.
+    Order(const Layer& layer, const KernelTable& kernels, index_t taps)
+        : group_(layer.group_in()), whole_(group_ == kernels.vector_floats), taps_(whole_ ? taps : 1) {}
 
-    index_t vector(index_t point, index_t i) const {
-        return whole_ ? (point / taps_ * group_ + i) * taps_ + point % taps_ : point * group_ + i;
-    }
+    index_t vector(index_t point, index_t i) const { return (point / taps_ * group_ + i) * taps_ + point % taps_; }
     index_t input(index_t lane, index_t i) const { return whole_ ? i : (lane ^ i) % group_; }
 
   private:
-    index_t group_, taps_;
+    index_t group_;
     bool whole_;  // groups are whole vectors
+    index_t taps_;
 };
 
 // The scale stays with the epilogue.
-void pack_groups(const PackCall& call, index_t points, void (*pack_panel)(const PackPanelArgs&)) {
+void pack_groups(const PackCall& call, index_t points, index_t taps, void (*pack_panel)(const PackPanelArgs&)) {
     const Layer& layer = call.layer;
     const KernelTable& kernels = call.kernels;
     const index_t group = layer.group_in();
     float* packed = call.floats();
     const index_t vector = kernels.vector_floats;
-    const Order order(layer, kernels);
+    const Order order(layer, kernels, taps);
     AlignedFloats panel(static_cast<std::size_t>(points * group * kernels.tile_cols));
     PackPanelArgs args = pack_args(layer, call.source);
     args.packed = panel.data();
@@ -70,7 +78,7 @@ void pack_groups(const PackCall& call, index_t points, void (*pack_panel)(const 
 void pack_whole_numbers(const PackCall& call, index_t points) {
     const Layer& layer = call.layer;
     const index_t group = layer.group_in(), vector = call.kernels.vector_floats;
-    const Order order(layer, call.kernels);
+    const Order order(layer, call.kernels, layer.window.kernel_w);
     float* packed = call.floats();
     for (index_t k = 0; k < layer.out_channels; k += vector, packed += points * group * vector)
         for (index_t point = 0; point < points; ++point)
@@ -96,7 +104,8 @@ class Grouped final : public ConvAlgorithm {
     double cycles(const ConvCall& call) const override {
         const index_t depth = call.layer.group_in() * points(call.layer);
         return static_cast<double>(call.batch * vectors(call.layer, call.kernels) * call.out.h * call.out.w * depth) /
-               rate(call);
+                   rate(call) +
+               stream_cycles(*this, call);
     }
 
     std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
@@ -105,7 +114,7 @@ class Grouped final : public ConvAlgorithm {
 
     void pack(const PackCall& call) const override {
         if (call.layer.is_int8()) return pack_whole_numbers(call, points(call.layer));
-        pack_groups(call, points(call.layer), call.kernels.pack_direct);
+        pack_groups(call, points(call.layer), call.layer.window.kernel_w, call.kernels.pack_direct);
     }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {
@@ -132,15 +141,18 @@ class GroupedF2 final : public ConvAlgorithm {
 
     bool applies(const Layer& layer, Extent, const KernelTable& kernels) const override {
         const Window& w = layer.window;
-        return has_small_groups(layer, kernels) && layer.group_in() < kernels.vector_floats && !layer.is_int8() &&
-               w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && !w.is_dilated();
+        return has_small_groups(layer, kernels) && !layer.is_int8() && w.kernel_h == 3 && w.kernel_w == 3 &&
+               w.stride_h == 1 && w.stride_w == 1 && !w.is_dilated();
     }
 
     double cycles(const ConvCall& call) const override {
-        // Blocks of two tiles.
+        const bool whole = call.layer.group_in() == call.kernels.vector_floats;
+        const index_t width = whole ? 2 : 4;  // else blocks of two tiles
         const double outputs = static_cast<double>(call.batch * vectors(call.layer, call.kernels) *
-                                                   ceil_div(call.out.h, 2) * ceil_div(call.out.w, 4) * 8);
-        return outputs * (static_cast<double>(4 * call.layer.group_in()) / rate(call) + kTransformCycles);
+                                                   ceil_div(call.out.h, 2) * ceil_div(call.out.w, width) * 2 * width);
+        return outputs * (static_cast<double>(4 * call.layer.group_in()) / rate(call) +
+                          (whole ? kVectorTransformCycles : kTransformCycles)) +
+               stream_cycles(*this, call);
     }
 
     std::size_t packed_bytes(const Layer& layer, const KernelTable& kernels) const override {
@@ -148,7 +160,7 @@ class GroupedF2 final : public ConvAlgorithm {
     }
 
     void pack(const PackCall& call) const override {
-        pack_groups(call, points(call.kernels), winograd_f2_kernels(call.kernels).pack);
+        pack_groups(call, points(call.kernels), 1, winograd_f2_kernels(call.kernels).pack);
     }
 
     std::unique_ptr<Step> make_step(const StepContext& context, std::size_t layer) const override {

@@ -15,7 +15,7 @@ struct GroupedArgs {
     WindowArgs window;
     // [channels / vector_floats, rounded up][points][group][vector_floats]: entry (i, l) is that of input channel
     // (l ^ i) % group. Points are the kernel's taps, of F(2x2, 3x3) its 16 products.
-    // Of groups of a whole vector: [groups][kernel_h][group][kernel_w][vector_floats], (i, l) of input channel i.
+    // Of groups of a whole vector: (i, l) of input channel i, and taps as [groups][kernel_h][group][kernel_w][vector].
     const float* weight;
     const float* scale;  // channels floats
     const float* bias;   // channels floats

@@ -179,13 +179,5 @@ void grouped_f2_of(const GroupedArgs& g) {
         }
 }
 
-// Kernels of 3x3, stride 1, no dilation.
-template <class E>
-void grouped_f2(const GroupedArgs& g) {
-    with_group(g.group, [&]<int Group>() {
-        if constexpr (Group < kVectorFloats) grouped_f2_of<E, Group>(g);
-    });
-}
-
 }  // namespace
 }  // namespace resfuse

@@ -4,7 +4,7 @@
 #include "kernels/activation/activation.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/grouped/grouped.h"
-#include "kernels/grouped/grouped_f2.h"
+#include "kernels/grouped/vector_f2.h"
 #include "kernels/isa/winograd_kinds.h"
 #include "kernels/layout/layout.h"
 #include "kernels/layout/transpose.h"
