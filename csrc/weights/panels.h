@@ -35,9 +35,9 @@ struct Runs {
 };
 Runs runs_of(const Layer& layer, const KernelTable& kernels, bool pairs = false);
 
-// Groups of as many output as input channels that divide a vector: lanes of vectors, which the
-// kernels of kernels/grouped compute. Their values lie by channel, those of all other convolutions by panel. Of bytes
-// also few enough products for exact sums in floats.
+// Groups of as many output as input channels that divide a vector: lanes of vectors, which the kernels of
+// kernels/grouped compute. Their values lie by channel, those of all other convolutions by panel. Of bytes also few
+// enough products for exact sums in floats.
 bool has_small_groups(const Layer& layer, const KernelTable& kernels);
 
 }  // namespace resfuse

@@ -125,7 +125,7 @@ class Executor:
         outputs = self._empty(call, planes)
         if inputs[0].shape[0] > 0:
             records = _records.get()
-            arrays = [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
+            arrays = _arrays(inputs, outputs)
             seconds = self.weights(parameters).run(parameters, call.plan, *arrays, records is not None)
             if records is not None:
                 records.append(RunRecord(self.spec, call.plan, seconds, self, inputs, parameters))
@@ -146,8 +146,7 @@ class Executor:
             return None
         call = self._call(inputs, planes)
         outputs = self._empty(call, planes)
-        arrays = [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
-        if not weights.run_if(call.plan, *arrays, present):
+        if not weights.run_if(call.plan, *_arrays(inputs, outputs), present):
             return None
         self.last_plan = call.plan
         return outputs
@@ -204,6 +203,12 @@ def check_shapes(spec: ProgramSpec, inputs: Sequence[torch.Tensor]) -> None:
             raise ValueError(f"inputs[{i}]: got shape {list(x.shape)}, want [N, {channels}, H, W]")
         if x.shape[0] != inputs[0].shape[0]:
             raise ValueError(f"inputs[{i}]: got a batch of {x.shape[0]}, want {inputs[0].shape[0]} as in inputs[0]")
+
+
+def _arrays(
+    inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]]:
+    return [view(x) for x in inputs], [_four_dimensional(view(y)) for y in outputs]
 
 
 def _four_dimensional(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -252,14 +252,16 @@ class Binding:
         nodes = list(lowered.graph.nodes)
         self._placeholders = [n.name for n in nodes if n.op == "placeholder"]
         self._attributes = [(n.name, str(n.target)) for n in nodes if n.op == "get_attr"]
-        self._outputs = template(next(n for n in nodes if n.op == "output").args[0])
+        output = next(n for n in nodes if n.op == "output")
+        self._outputs = template(output.args[0])
         self._result = None if lowered.trace is None else lowered.trace.template
         self._computed = ComputedWeights(lowered.computed_weights, model) if lowered.computed_weights else None
         programs = iter(self.programs)
         self._steps: list[BoundProgram | NativeCall] = [
             next(programs) if isinstance(step, ProgramStep) else native_call(step.node, model) for step in lowered.steps
         ]
-        self._freed = self._last_uses()
+        self._freed = self._last_uses(output)
+        self.only_program = self._only_program(output)
         # Values whose gradients others may see, in the memory format that these have: those of native nodes, and what
         # nodes that cannot tell formats make of such, as they hand the gradient's format on.
         self._seen = {*self._placeholders}
@@ -268,13 +270,11 @@ class Binding:
                 self._seen.add(step.name)
         self.refusal: str | None = None  # of the last call: why a program could not compute its inputs
 
-    @property
-    def only_program(self) -> BoundProgram | None:
+    def _only_program(self, output: fx.Node) -> BoundProgram | None:
         """The program that computes all results from the model's own parameters, if there is one."""
         bound = self._steps[0] if len(self._steps) == 1 else None
         if not isinstance(bound, BoundProgram) or self._computed is not None or not bound.reads_own_parameters:
             return None
-        output = next(node for node in self.lowered.graph.nodes if node.op == "output")
         made = {*bound.outputs, *(name for name, _ in bound.aliases)}
         return bound if made.issuperset(node.name for node in output.all_input_nodes) else None
 
@@ -284,13 +284,12 @@ class Binding:
         calls = [c for step in self._steps for c in (step.calls if isinstance(step, BoundProgram) else [step])]
         return any(call.pools for call in calls)
 
-    def _last_uses(self) -> list[list[str]]:
+    def _last_uses(self, output: fx.Node) -> list[list[str]]:
         """For each step, the values that no later step reads; a program keeps its own to itself."""
         inner = {name for bound in self.programs for name in bound.inner}
         last: dict[str, int] = {}
         for index, step in enumerate(self.lowered.steps):
             last.update(dict.fromkeys(_reads(step), index))
-        output = next(node for node in self.lowered.graph.nodes if node.op == "output")
         for node in output.all_input_nodes:
             last.pop(node.name, None)
         freed: list[list[str]] = [[] for _ in self.lowered.steps]
