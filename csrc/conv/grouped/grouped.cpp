@@ -25,10 +25,13 @@ index_t vectors(const Layer& layer, const KernelTable& kernels) {
     return ceil_div(layer.out_channels, kernels.vector_floats);
 }
 
+bool are_whole_vectors(const Layer& layer, const KernelTable& kernels) {
+    return layer.group_in() == kernels.vector_floats;
+}
+
 // Weights of groups of a whole vector stream into L2 from beyond it, however few they are: each layer has others.
 double stream_cycles(const ConvAlgorithm& algorithm, const ConvCall& call) {
-    const bool whole = call.layer.group_in() == call.kernels.vector_floats;
-    return whole ? streamed_bytes(algorithm, call) / call.bytes_per_cycle : 0.0;
+    return are_whole_vectors(call.layer, call.kernels) ? streamed_bytes(algorithm, call) / call.bytes_per_cycle : 0.0;
 }
 
 std::size_t bytes_of(const Layer& layer, index_t points, const KernelTable& kernels) {
@@ -40,7 +43,7 @@ class Order {
   public:
     // `taps`: of a row of the kernel; 1 of Winograd's products, which have no neighbours.
     Order(const Layer& layer, const KernelTable& kernels, index_t taps)
-        : group_(layer.group_in()), whole_(group_ == kernels.vector_floats), taps_(whole_ ? taps : 1) {}
+        : group_(layer.group_in()), whole_(are_whole_vectors(layer, kernels)), taps_(whole_ ? taps : 1) {}
 
     index_t vector(index_t point, index_t i) const { return (point / taps_ * group_ + i) * taps_ + point % taps_; }
     index_t input(index_t lane, index_t i) const { return whole_ ? i : (lane ^ i) % group_; }
@@ -146,7 +149,7 @@ class GroupedF2 final : public ConvAlgorithm {
     }
 
     double cycles(const ConvCall& call) const override {
-        const bool whole = call.layer.group_in() == call.kernels.vector_floats;
+        const bool whole = are_whole_vectors(call.layer, call.kernels);
         const index_t width = whole ? 2 : 4;  // else blocks of two tiles
         const double outputs = static_cast<double>(call.batch * vectors(call.layer, call.kernels) *
                                                    ceil_div(call.out.h, 2) * ceil_div(call.out.w, width) * 2 * width);

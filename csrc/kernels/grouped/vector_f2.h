@@ -42,14 +42,12 @@ template <int Tiles>
 template <class E>
 class VectorTiles {
   public:
-    using Storage = typename E::Storage;
-
     VectorTiles(const GroupedArgs& g, index_t channel)
         : g_(g),
           channel_(channel),
           across_((g.out_width + F2::out - 1) / F2::out),
           down_((g.out_row_end - g.out_row_begin + F2::out - 1) / F2::out),
-          epilogue_(g, channel, kVectorFloats) {}
+          results_(GroupedElements<E>(g).results(0, channel, kVectorFloats)) {}
 
     index_t count() const { return across_ * down_; }
 
@@ -86,7 +84,7 @@ class VectorTiles {
             F2::output(column, 1, y);
 #pragma GCC unroll 2
             for (int r = 0; r < F2::out; ++r)
-                if (oy + r < g_.out_row_end && ox + c < g_.out_width) write(y[r], (oy + r) * g_.out_width + ox + c);
+                if (oy + r < g_.out_row_end && ox + c < g_.out_width) results_(y[r], (oy + r) * g_.out_width + ox + c);
         }
     }
 
@@ -94,15 +92,9 @@ class VectorTiles {
     index_t row(index_t tile) const { return g_.out_row_begin + tile / across_ * F2::out; }
     index_t column(index_t tile) const { return tile % across_ * F2::out; }
 
-    void write(Vec v, index_t pixel) const {
-        const Storage* const residual = g_.residual ? static_cast<const Storage*>(g_.residual) : nullptr;
-        epilogue_.finish(v, residual ? residual + pixel * g_.residual_pixel + channel_ : nullptr,
-                         static_cast<Storage*>(g_.y) + pixel * g_.y_pixel + channel_);
-    }
-
     const GroupedArgs& g_;
     index_t channel_, across_, down_;
-    GroupEpilogue<E> epilogue_;
+    typename GroupedElements<E>::Results results_;
 };
 
 template <class E>
